@@ -1,0 +1,339 @@
+//! Safetensors folders: one file, or shards with an index; memory-mapped in, sharded out.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, View};
+use serde_json::{Value, json};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Largest shard written, in bytes.
+pub const MAX_SHARD_BYTES: usize = 5_000_000_000;
+
+/// Why a checkpoint cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SafetensorsError {
+    #[error("{dir} is not a folder; expected a checkpoint with config.json and {SINGLE}")]
+    NoFolder { dir: PathBuf },
+    #[error("{dir} holds neither {SINGLE} nor {INDEX}")]
+    NoWeights { dir: PathBuf },
+    #[error("cannot read {path}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot write {path}: {source}")]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is no whole safetensors file ({message}); it may be truncated, copy it again")]
+    Corrupt { path: PathBuf, message: String },
+    #[error("{path}: {message}")]
+    Index { path: PathBuf, message: String },
+    #[error("{path} names the shard {shard:?}, which lies outside its folder; refused")]
+    Outside { path: PathBuf, shard: String },
+    #[error("{path} names the shard {shard:?}, which is not there")]
+    AbsentShard { path: PathBuf, shard: String },
+    #[error("{path} says that {shard:?} holds {tensor}, but it does not")]
+    AbsentTensor {
+        path: PathBuf,
+        shard: String,
+        tensor: String,
+    },
+    #[error("{path}: tensor {tensor} has dtype {dtype}; known are F32, F16 and BF16")]
+    Dtype {
+        path: PathBuf,
+        tensor: String,
+        dtype: String,
+    },
+    #[error("{path}: tensor {tensor} holds NaN or infinity")]
+    NonFinite { path: PathBuf, tensor: String },
+}
+
+/// An opened checkpoint: every tensor's place in a memory-mapped file.
+pub struct Checkpoint {
+    dir: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    file: usize,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    start: usize,
+    end: usize,
+}
+
+impl Checkpoint {
+    /// Opens the weights of a folder; nothing but headers is read.
+    pub fn open(dir: &Path) -> Result<Self, SafetensorsError> {
+        if !dir.is_dir() {
+            return Err(SafetensorsError::NoFolder { dir: dir.into() });
+        }
+        let mut checkpoint = Self {
+            dir: dir.into(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        let index = dir.join(INDEX);
+        if index.is_file() {
+            checkpoint.open_index(&index)?;
+        } else if dir.join(SINGLE).is_file() {
+            checkpoint.add_file(&dir.join(SINGLE))?;
+        } else {
+            return Err(SafetensorsError::NoWeights { dir: dir.into() });
+        }
+        Ok(checkpoint)
+    }
+
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self, SafetensorsError> {
+        let mut checkpoint = Self {
+            dir: path.into(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        checkpoint.add_file(path)?;
+        Ok(checkpoint)
+    }
+
+    fn open_index(&mut self, path: &Path) -> Result<(), SafetensorsError> {
+        let malformed = |message: String| SafetensorsError::Index {
+            path: path.into(),
+            message,
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| SafetensorsError::Read {
+            path: path.into(),
+            source,
+        })?;
+        let index: Value =
+            serde_json::from_str(&text).map_err(|e| malformed(format!("not valid JSON: {e}")))?;
+        let map = index
+            .get("weight_map")
+            .and_then(Value::as_object)
+            .ok_or_else(|| malformed("has no weight_map object".into()))?;
+        let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (tensor, shard) in map {
+            let shard = shard
+                .as_str()
+                .ok_or_else(|| malformed(format!("weight_map: {tensor} names no file")))?;
+            shards.entry(shard.into()).or_default().push(tensor.clone());
+        }
+        for (shard, tensors) in shards {
+            let mut parts = Path::new(&shard).components();
+            if !matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            ) {
+                return Err(SafetensorsError::Outside {
+                    path: path.into(),
+                    shard,
+                });
+            }
+            let file = self.dir.join(&shard);
+            if !file.is_file() {
+                return Err(SafetensorsError::AbsentShard {
+                    path: path.into(),
+                    shard,
+                });
+            }
+            self.add_file(&file)?;
+            if let Some(tensor) = tensors.into_iter().find(|t| !self.tensors.contains_key(t)) {
+                return Err(SafetensorsError::AbsentTensor {
+                    path: path.into(),
+                    shard,
+                    tensor,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), SafetensorsError> {
+        let read = |source| SafetensorsError::Read {
+            path: path.into(),
+            source,
+        };
+        let file = File::open(path).map_err(read)?;
+        // SAFETY: the map is only read; a checkpoint that another process rewrites in place
+        // while it is loaded is not supported (ours are written aside and renamed).
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let corrupt = |e: safetensors::SafeTensorError| SafetensorsError::Corrupt {
+            path: path.into(),
+            message: e.to_string(),
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(corrupt)?;
+        let data_start = header + 8;
+        let index = self.files.len();
+        for (name, info) in metadata.tensors() {
+            self.tensors.insert(
+                name,
+                Entry {
+                    file: index,
+                    shape: info.shape.clone(),
+                    dtype: info.dtype,
+                    start: data_start + info.data_offsets.0,
+                    end: data_start + info.data_offsets.1,
+                },
+            );
+        }
+        let needed = data_start + metadata.data_len();
+        if map.len() != needed {
+            return Err(SafetensorsError::Corrupt {
+                path: path.into(),
+                message: format!("its header asks for {needed} bytes, it has {}", map.len()),
+            });
+        }
+        self.files.push((path.into(), map));
+        Ok(())
+    }
+
+    /// Names and shapes of all tensors.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors
+            .iter()
+            .map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
+    }
+
+    /// The folder or file that was opened.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A tensor's values in `dtype`, or `None` where the checkpoint lacks it.
+    pub fn load(&self, name: &str, dtype: DType) -> Result<Option<TensorData>, SafetensorsError> {
+        let Some(entry) = self.tensors.get(name) else {
+            return Ok(None);
+        };
+        let (path, map) = &self.files[entry.file];
+        let found = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                return Err(SafetensorsError::Dtype {
+                    path: path.clone(),
+                    tensor: name.into(),
+                    dtype: format!("{other:?}"),
+                });
+            }
+        };
+        let bytes = &map[entry.start..entry.end];
+        if !all_finite(bytes, entry.dtype) {
+            return Err(SafetensorsError::NonFinite {
+                path: path.clone(),
+                tensor: name.into(),
+            });
+        }
+        let data = TensorData::from_bytes_vec(bytes.to_vec(), entry.shape.clone(), found);
+        Ok(Some(data.convert_dtype(dtype)))
+    }
+}
+
+/// Whether no exponent is all ones, read straight from the little-endian bytes.
+fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
+    match dtype {
+        Dtype::F32 => bytes
+            .chunks_exact(4)
+            .all(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 != 0x7f80_0000),
+        Dtype::BF16 => bytes
+            .chunks_exact(2)
+            .all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 != 0x7f80),
+        _ => bytes
+            .chunks_exact(2)
+            .all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 != 0x7c00),
+    }
+}
+
+/// A tensor to be written: its values are fetched from the device only when its turn comes.
+pub struct LazyTensor<'a> {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: DType,
+    pub fetch: Box<dyn Fn() -> TensorData + 'a>,
+}
+
+impl LazyTensor<'_> {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+impl View for &LazyTensor<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let data = (self.fetch)().convert_dtype(self.dtype);
+        Cow::Owned(data.as_bytes().to_vec())
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes()
+    }
+}
+
+/// Writes tensors as `model.safetensors`, or as shards of at most `max_shard` bytes with an index.
+pub fn write(
+    dir: &Path,
+    tensors: &[LazyTensor<'_>],
+    max_shard: usize,
+) -> Result<(), SafetensorsError> {
+    let mut shards: Vec<Vec<&LazyTensor<'_>>> = vec![Vec::new()];
+    let mut size = 0;
+    for tensor in tensors {
+        if size > 0 && size + tensor.bytes() > max_shard {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += tensor.bytes();
+        if let Some(shard) = shards.last_mut() {
+            shard.push(tensor);
+        }
+    }
+    if let [only] = shards.as_slice() {
+        return write_file(&dir.join(SINGLE), only);
+    }
+    let mut weight_map = BTreeMap::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        write_file(&dir.join(&name), shard)?;
+        for tensor in shard {
+            weight_map.insert(tensor.name.clone(), name.clone());
+        }
+    }
+    let total: usize = tensors.iter().map(LazyTensor::bytes).sum();
+    let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    let path = dir.join(INDEX);
+    std::fs::write(&path, format!("{index:#}\n"))
+        .map_err(|source| SafetensorsError::Write { path, source })
+}
+
+/// Writes tensors into one safetensors file and flushes it to the disk.
+pub fn write_file(path: &Path, tensors: &[&LazyTensor<'_>]) -> Result<(), SafetensorsError> {
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let views = tensors.iter().map(|t| (t.name.as_str(), *t));
+    let failed = |source| SafetensorsError::Write {
+        path: path.into(),
+        source,
+    };
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|e| failed(std::io::Error::other(e.to_string())))?;
+    File::open(path).and_then(|f| f.sync_all()).map_err(failed)
+}

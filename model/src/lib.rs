@@ -4,5 +4,6 @@
 pub mod chat_template;
 pub mod checkpoint;
 pub mod generate;
+
 pub mod llama;
 pub mod tokenizer;

@@ -1,0 +1,237 @@
+//! Preference losses of summed response log-probabilities, with their gradients, in f64.
+//!
+//! SPPO follows arXiv 2405.00675 and its published trainer; the others follow TRL. A batch has few
+//! rows, so losses live on the host and the learner only needs d loss / d log-probability.
+
+use serde::{Deserialize, Serialize};
+
+/// The losses by the names that the configuration uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// ½[(Δw − η(p_win(w) − ½))² + (Δl − η(p_win(l) − ½))²], η = 1/β.
+    Sppo,
+    /// The same with targets ±η(P[w][l] − ½).
+    SppoSingle,
+    /// TRL's form: targets ±η/2 and no factor ½.
+    SppoHard,
+    /// −ln σ(β(Δw − Δl)).
+    #[serde(alias = "sigmoid")]
+    Dpo,
+    /// max(0, 1 − β(Δw − Δl)).
+    Hinge,
+    /// (Δw − Δl − 1/(2β))².
+    Ipo,
+    /// 1 − σ(β(Δw − KL_l)) and 1 − σ(β(KL_w − Δl)), each KL a batch mean, not below 0.
+    KtoPair,
+}
+
+impl LossKind {
+    /// Whether rows need their win probabilities.
+    pub fn needs_probabilities(self) -> bool {
+        matches!(self, Self::Sppo | Self::SppoSingle)
+    }
+
+    /// Whether a row's loss depends on the other rows of its batch.
+    pub fn couples_rows(self) -> bool {
+        self == Self::KtoPair
+    }
+}
+
+/// The three probabilities of one pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PairProbabilities {
+    /// P[chosen][rejected].
+    pub chosen: f64,
+    /// p_win(chosen): mean over all candidates.
+    pub win: f64,
+    /// p_win(rejected).
+    pub lose: f64,
+}
+
+/// Summed response log-probabilities of a batch, one entry a pair.
+#[derive(Clone, Debug, Default)]
+pub struct PairLogps {
+    pub policy_chosen: Vec<f64>,
+    pub policy_rejected: Vec<f64>,
+    pub reference_chosen: Vec<f64>,
+    pub reference_rejected: Vec<f64>,
+    pub probabilities: Vec<PairProbabilities>,
+}
+
+/// A batch's losses and the gradient of their mean.
+#[derive(Clone, Debug, Default)]
+pub struct LossOutput {
+    /// One entry a pair; two (all chosen, then all rejected) for `kto_pair`.
+    pub losses: Vec<f64>,
+    pub mean: f64,
+    /// d mean / d policy_chosen.
+    pub grad_chosen: Vec<f64>,
+    /// d mean / d policy_rejected.
+    pub grad_rejected: Vec<f64>,
+}
+
+impl PairLogps {
+    /// Number of pairs.
+    pub fn len(&self) -> usize {
+        self.policy_chosen.len()
+    }
+
+    /// Whether there are no pairs.
+    pub fn is_empty(&self) -> bool {
+        self.policy_chosen.is_empty()
+    }
+
+    fn deltas(&self) -> (Vec<f64>, Vec<f64>) {
+        let minus = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect();
+        (
+            minus(&self.policy_chosen, &self.reference_chosen),
+            minus(&self.policy_rejected, &self.reference_rejected),
+        )
+    }
+
+    /// β·Δ of chosen and of rejected: the implicit rewards that are logged.
+    pub fn rewards(&self, beta: f64) -> (Vec<f64>, Vec<f64>) {
+        let (chosen, rejected) = self.deltas();
+        let scale = |deltas: Vec<f64>| deltas.into_iter().map(|d| beta * d).collect();
+        (scale(chosen), scale(rejected))
+    }
+
+    /// The loss of this batch.
+    pub fn loss(&self, kind: LossKind, beta: f64) -> LossOutput {
+        let (chosen, rejected) = self.deltas();
+        if kind == LossKind::KtoPair {
+            return kto_pair(&chosen, &rejected, beta);
+        }
+        let rows = self.len() as f64;
+        let mut output = LossOutput::default();
+        for i in 0..self.len() {
+            let p = self.probabilities.get(i).copied().unwrap_or_default();
+            let row = row_loss(kind, beta, chosen[i], rejected[i], p);
+            output.losses.push(row.0);
+            output.grad_chosen.push(row.1 / rows);
+            output.grad_rejected.push(row.2 / rows);
+        }
+        output.mean = output.losses.iter().sum::<f64>() / rows;
+        output
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// One pair's loss and its derivatives by Δw and Δl.
+fn row_loss(kind: LossKind, beta: f64, w: f64, l: f64, p: PairProbabilities) -> (f64, f64, f64) {
+    let eta = 1.0 / beta;
+    let squares = |factor: f64, target_w: f64, target_l: f64| {
+        let (a, b) = (w - target_w, l - target_l);
+        (factor * (a * a + b * b), 2.0 * factor * a, 2.0 * factor * b)
+    };
+    let contrast = |(value, slope): (f64, f64)| (value, slope, -slope);
+    let margin = beta * (w - l);
+    match kind {
+        LossKind::Sppo => squares(0.5, eta * (p.win - 0.5), eta * (p.lose - 0.5)),
+        LossKind::SppoSingle => squares(0.5, eta * (p.chosen - 0.5), eta * (0.5 - p.chosen)),
+        LossKind::SppoHard => squares(1.0, 0.5 * eta, -0.5 * eta),
+        LossKind::Dpo => {
+            // ln(1 + e^−m) without overflow.
+            let value = (-margin.abs()).exp().ln_1p() + (-margin).max(0.0);
+            contrast((value, -beta * sigmoid(-margin)))
+        }
+        LossKind::Hinge if margin < 1.0 => contrast((1.0 - margin, -beta)),
+        LossKind::Hinge => (0.0, 0.0, 0.0),
+        LossKind::Ipo => {
+            let gap = w - l - 0.5 * eta;
+            contrast((gap * gap, 2.0 * gap))
+        }
+        // Handled with its whole batch.
+        LossKind::KtoPair => (f64::NAN, f64::NAN, f64::NAN),
+    }
+}
+
+/// As in TRL, gradients flow through the batch means too.
+fn kto_pair(chosen: &[f64], rejected: &[f64], beta: f64) -> LossOutput {
+    let rows = chosen.len() as f64;
+    let kl = |deltas: &[f64]| (deltas.iter().sum::<f64>() / rows).max(0.0);
+    let (kl_chosen, kl_rejected) = (kl(chosen), kl(rejected));
+    let won: Vec<f64> = chosen
+        .iter()
+        .map(|d| sigmoid(beta * (d - kl_rejected)))
+        .collect();
+    let lost: Vec<f64> = rejected
+        .iter()
+        .map(|d| sigmoid(beta * (kl_chosen - d)))
+        .collect();
+    let slope = |s: &f64| beta * s * (1.0 - s) / (2.0 * rows);
+    let through = |kl: f64, values: &[f64]| match kl > 0.0 {
+        true => values.iter().map(slope).sum::<f64>() / rows,
+        false => 0.0,
+    };
+    let (to_chosen, to_rejected) = (through(kl_chosen, &lost), through(kl_rejected, &won));
+    let losses: Vec<f64> = won.iter().chain(&lost).map(|s| 1.0 - s).collect();
+    LossOutput {
+        mean: losses.iter().sum::<f64>() / (2.0 * rows),
+        grad_chosen: won.iter().map(|s| -slope(s) - to_chosen).collect(),
+        grad_rejected: lost.iter().map(|s| slope(s) + to_rejected).collect(),
+        losses,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logps() -> PairLogps {
+        PairLogps {
+            policy_chosen: vec![-10.0, -20.0, -7.5],
+            policy_rejected: vec![-12.0, -18.0, -9.0],
+            reference_chosen: vec![-11.0, -21.5, -7.0],
+            reference_rejected: vec![-11.5, -17.0, -9.5],
+            probabilities: vec![
+                PairProbabilities {
+                    chosen: 0.9,
+                    win: 0.7,
+                    lose: 0.2,
+                };
+                3
+            ],
+        }
+    }
+
+    /// The gradients of every loss against central differences.
+    #[test]
+    fn gradients_are_derivatives() {
+        use LossKind::*;
+        for kind in [Sppo, SppoSingle, SppoHard, Dpo, Hinge, Ipo, KtoPair] {
+            let beta = 0.1;
+            let output = logps().loss(kind, beta);
+            let h = 1e-5;
+            for i in 0..3 {
+                let at = |side: usize, shift: f64| {
+                    let mut moved = logps();
+                    match side {
+                        0 => moved.policy_chosen[i] += shift,
+                        _ => moved.policy_rejected[i] += shift,
+                    }
+                    moved.loss(kind, beta).mean
+                };
+                for (side, grad) in [output.grad_chosen[i], output.grad_rejected[i]]
+                    .into_iter()
+                    .enumerate()
+                {
+                    let slope = (at(side, h) - at(side, -h)) / (2.0 * h);
+                    assert!((slope - grad).abs() < 1e-6, "{kind:?} {i} {side}: {slope} {grad}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dpo_does_not_overflow() {
+        let mut far = logps();
+        far.policy_chosen[0] = -1e6;
+        let output = far.loss(LossKind::Dpo, 1.0);
+        assert!(output.mean.is_finite() && output.grad_chosen[0].is_finite());
+    }
+}

@@ -1,0 +1,9 @@
+//! Batched sampling with a key-value cache.
+
+mod batch;
+mod defaults;
+pub mod sampling;
+
+pub use batch::{FinishReason, GenerateError, Request, Sample, generate};
+pub use defaults::{GenerationDefaults, GenerationDefaultsError};
+pub use sampling::SamplingParams;

@@ -1,0 +1,58 @@
+//! `generation_config.json`: the stop tokens and sampling settings a model comes with.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::llama::LlamaConfig;
+use crate::llama::config::token_ids;
+
+/// Why a `generation_config.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationDefaultsError {
+    #[error("cannot read {path}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is no JSON object of settings: {message}")]
+    Malformed { path: PathBuf, message: String },
+}
+
+/// What `generation_config.json` says; the model's own config where it is silent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// Ids that end a response.
+    pub stop_ids: Vec<u32>,
+}
+
+impl GenerationDefaults {
+    /// Reads a checkpoint folder's file; an absent one leaves the model config's end tokens.
+    pub fn from_dir(dir: &Path, config: &LlamaConfig) -> Result<Self, GenerationDefaultsError> {
+        let fallback = Self {
+            stop_ids: config.eos_token_id.clone(),
+        };
+        let path = dir.join("generation_config.json");
+        if !path.is_file() {
+            return Ok(fallback);
+        }
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| GenerationDefaultsError::Read {
+                path: path.clone(),
+                source,
+            })?;
+        let malformed = |message: String| GenerationDefaultsError::Malformed {
+            path: path.clone(),
+            message,
+        };
+        let value: Value = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+        let map = value
+            .as_object()
+            .ok_or_else(|| malformed("found another JSON value".into()))?;
+        let stop_ids = token_ids(map, "eos_token_id").map_err(|e| malformed(e.to_string()))?;
+        Ok(match stop_ids.is_empty() {
+            true => fallback,
+            false => Self { stop_ids },
+        })
+    }
+}

@@ -1,0 +1,466 @@
+//! `config.json` of a Llama checkpoint, read strictly: what this crate does not compute is refused.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+/// Why a `config.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}; a model folder needs a config.json")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is not valid JSON: {source}")]
+    Json {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("config.json: {key} is {found}; {wanted}")]
+    Value {
+        key: String,
+        found: String,
+        wanted: String,
+    },
+    #[error("config.json: {key} is missing; {wanted}")]
+    Missing { key: String, wanted: String },
+    #[error("config.json: {key} = {found} is not supported; {hint}")]
+    Unsupported {
+        key: String,
+        found: String,
+        hint: String,
+    },
+}
+
+/// Frequency scaling of Llama 3.1 and later (`rope_type: "llama3"`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeScaling {
+    pub factor: f64,
+    pub low_freq_factor: f64,
+    pub high_freq_factor: f64,
+    /// Context length in tokens that the base model was trained with.
+    pub original_max_position_embeddings: usize,
+}
+
+/// Shape and constants of a Llama, named as in transformers' `LlamaConfig`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlamaConfig {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    /// Width of one head; independent of `hidden_size / num_attention_heads`.
+    pub head_dim: usize,
+    pub vocab_size: usize,
+    /// Longest sequence in tokens.
+    pub max_position_embeddings: usize,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    pub rope_scaling: Option<RopeScaling>,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub tie_word_embeddings: bool,
+    pub initializer_range: f64,
+    pub bos_token_id: Option<u32>,
+    /// One or more ids that end a sequence.
+    pub eos_token_id: Vec<u32>,
+    pub pad_token_id: Option<u32>,
+    /// The file as it was read, so that saving keeps what this crate does not use.
+    pub raw: Map<String, Value>,
+}
+
+/// Fields that change what a Llama computes, with the only value that this crate computes.
+const NEUTRAL: &[(&str, &[&str])] = &[
+    ("quantization_config", &["null"]),
+    ("sliding_window", &["null"]),
+    ("partial_rotary_factor", &["null", "1", "1.0"]),
+    ("attention_dropout", &["null", "0", "0.0"]),
+    ("pretraining_tp", &["null", "1"]),
+    ("num_local_experts", &["null", "0"]),
+    ("attn_logit_softcapping", &["null"]),
+    ("final_logit_softcapping", &["null"]),
+    ("logits_scaling", &["null", "1", "1.0"]),
+    ("logit_scale", &["null", "1", "1.0"]),
+    ("residual_multiplier", &["null", "1", "1.0"]),
+    ("embedding_multiplier", &["null", "1", "1.0"]),
+    ("attention_multiplier", &["null"]),
+    ("use_qk_norm", &["null", "false"]),
+    ("qk_norm", &["null", "false"]),
+    ("clip_qkv", &["null"]),
+    ("no_rope_layers", &["null", "[]"]),
+];
+
+impl LlamaConfig {
+    /// Reads `config.json` of a checkpoint folder.
+    pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|source| ConfigError::Json { path, source })?;
+        let Value::Object(map) = value else {
+            return Err(ConfigError::Value {
+                key: "the file".into(),
+                found: "no JSON object".into(),
+                wanted: "expected an object of settings".into(),
+            });
+        };
+        Self::from_map(map)
+    }
+
+    /// Reads a parsed `config.json`; both spellings of the rope settings are known.
+    pub fn from_map(raw: Map<String, Value>) -> Result<Self, ConfigError> {
+        refuse_unsupported(&raw)?;
+        let heads = size(&raw, "num_attention_heads", None)?;
+        let hidden = size(&raw, "hidden_size", None)?;
+        let kv_heads = size(&raw, "num_key_value_heads", Some(heads))?;
+        if heads % kv_heads != 0 {
+            return Err(ConfigError::Value {
+                key: "num_key_value_heads".into(),
+                found: kv_heads.to_string(),
+                wanted: format!("it must divide num_attention_heads = {heads}"),
+            });
+        }
+        if is_absent(raw.get("head_dim")) && hidden % heads != 0 {
+            return Err(ConfigError::Value {
+                key: "hidden_size".into(),
+                found: hidden.to_string(),
+                wanted: format!(
+                    "without head_dim it must be a multiple of num_attention_heads = {heads}"
+                ),
+            });
+        }
+        let head_dim = size(&raw, "head_dim", Some(hidden / heads))?;
+        if head_dim % 2 != 0 {
+            return Err(ConfigError::Value {
+                key: "head_dim".into(),
+                found: head_dim.to_string(),
+                wanted: "rotary embedding needs an even head size".into(),
+            });
+        }
+        let (rope_theta, rope_scaling) = rope(&raw)?;
+        let config = Self {
+            hidden_size: hidden,
+            intermediate_size: size(&raw, "intermediate_size", None)?,
+            num_hidden_layers: size(&raw, "num_hidden_layers", None)?,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            vocab_size: size(&raw, "vocab_size", None)?,
+            max_position_embeddings: size(&raw, "max_position_embeddings", Some(2048))?,
+            rms_norm_eps: number(&raw, "rms_norm_eps", Some(1e-6))?,
+            rope_theta,
+            rope_scaling,
+            attention_bias: flag(&raw, "attention_bias")?,
+            mlp_bias: flag(&raw, "mlp_bias")?,
+            tie_word_embeddings: flag(&raw, "tie_word_embeddings")?,
+            initializer_range: number(&raw, "initializer_range", Some(0.02))?,
+            bos_token_id: token_ids(&raw, "bos_token_id")?.first().copied(),
+            eos_token_id: token_ids(&raw, "eos_token_id")?,
+            pad_token_id: token_ids(&raw, "pad_token_id")?.first().copied(),
+            raw,
+        };
+        Ok(config)
+    }
+
+    /// The `config.json` to write beside weights of `torch_dtype` ("float32" or "bfloat16"):
+    /// what was read, with the classic spelling of the rope settings.
+    pub fn to_json(&self, torch_dtype: &str) -> Value {
+        let mut map = self.raw.clone();
+        // Newer spellings would contradict the classic ones beside them.
+        for newer in ["rope_parameters", "dtype", "rope_type"] {
+            map.remove(newer);
+        }
+        let scaling = self.rope_scaling.as_ref().map_or(Value::Null, |s| {
+            json!({
+                "rope_type": "llama3",
+                "factor": s.factor,
+                "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_max_position_embeddings,
+            })
+        });
+        let eos = match self.eos_token_id.as_slice() {
+            [] => Value::Null,
+            [one] => json!(one),
+            many => json!(many),
+        };
+        let fields = json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "initializer_range": self.initializer_range,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos,
+            "pad_token_id": self.pad_token_id,
+            "torch_dtype": torch_dtype,
+        });
+        if let Value::Object(fields) = fields {
+            map.extend(fields);
+        }
+        Value::Object(map)
+    }
+}
+
+fn is_absent(value: Option<&Value>) -> bool {
+    value.is_none_or(Value::is_null)
+}
+
+fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
+    let unsupported = |key: &str, found: &Value, hint: &str| ConfigError::Unsupported {
+        key: key.into(),
+        found: found.to_string(),
+        hint: hint.into(),
+    };
+    match raw.get("model_type") {
+        Some(Value::String(kind)) if kind == "llama" => {}
+        Some(other) => {
+            return Err(unsupported(
+                "model_type",
+                other,
+                "only \"llama\" can be loaded as a policy",
+            ));
+        }
+        None => {
+            return Err(ConfigError::Missing {
+                key: "model_type".into(),
+                wanted: "expected \"llama\"".into(),
+            });
+        }
+    }
+    if let Some(act) = raw.get("hidden_act")
+        && act != "silu"
+        && act != "swish"
+    {
+        return Err(unsupported("hidden_act", act, "Llama uses \"silu\""));
+    }
+    for (key, neutral) in NEUTRAL {
+        if let Some(value) = raw.get(*key)
+            && !neutral.contains(&value.to_string().as_str())
+        {
+            return Err(unsupported(
+                key,
+                value,
+                "it changes what the model computes and this program does not compute it",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// `rope_theta` and the scaling, from `rope_parameters` (new) or `rope_theta` + `rope_scaling`.
+fn rope(raw: &Map<String, Value>) -> Result<(f64, Option<RopeScaling>), ConfigError> {
+    let object = |key: &str| match raw.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(map)),
+        Some(other) => Err(ConfigError::Value {
+            key: key.into(),
+            found: other.to_string(),
+            wanted: "expected an object".into(),
+        }),
+    };
+    let parameters = object("rope_parameters")?;
+    let scaling = object("rope_scaling")?.or(parameters);
+    let theta_from = match parameters {
+        Some(map) if map.contains_key("rope_theta") => map,
+        _ => raw,
+    };
+    let theta = number(theta_from, "rope_theta", Some(10_000.0))?;
+    let Some(map) = scaling else {
+        return Ok((theta, None));
+    };
+    let kind = map
+        .get("rope_type")
+        .or_else(|| map.get("type"))
+        .and_then(Value::as_str)
+        .unwrap_or("default");
+    match kind {
+        "default" => Ok((theta, None)),
+        "llama3" => Ok((
+            theta,
+            Some(RopeScaling {
+                factor: number(map, "factor", None)?,
+                low_freq_factor: number(map, "low_freq_factor", None)?,
+                high_freq_factor: number(map, "high_freq_factor", None)?,
+                original_max_position_embeddings: size(
+                    map,
+                    "original_max_position_embeddings",
+                    None,
+                )?,
+            }),
+        )),
+        other => Err(ConfigError::Unsupported {
+            key: "rope_scaling.rope_type".into(),
+            found: format!("{other:?}"),
+            hint: "known are \"default\" and \"llama3\"".into(),
+        }),
+    }
+}
+
+fn size(map: &Map<String, Value>, key: &str, default: Option<usize>) -> Result<usize, ConfigError> {
+    let wanted = "expected a whole number above 0";
+    match (map.get(key), default) {
+        (None | Some(Value::Null), Some(default)) => Ok(default),
+        (None, None) => Err(ConfigError::Missing {
+            key: key.into(),
+            wanted: wanted.into(),
+        }),
+        (Some(value), _) => value
+            .as_u64()
+            .filter(|&n| n > 0 && n < (1 << 40))
+            .map(|n| n as usize)
+            .ok_or_else(|| ConfigError::Value {
+                key: key.into(),
+                found: value.to_string(),
+                wanted: wanted.into(),
+            }),
+    }
+}
+
+fn number(map: &Map<String, Value>, key: &str, default: Option<f64>) -> Result<f64, ConfigError> {
+    let wanted = "expected a number above 0";
+    match (map.get(key), default) {
+        (None | Some(Value::Null), Some(default)) => Ok(default),
+        (None, None) => Err(ConfigError::Missing {
+            key: key.into(),
+            wanted: wanted.into(),
+        }),
+        (Some(value), _) => value
+            .as_f64()
+            .filter(|x| x.is_finite() && *x > 0.0)
+            .ok_or_else(|| ConfigError::Value {
+                key: key.into(),
+                found: value.to_string(),
+                wanted: wanted.into(),
+            }),
+    }
+}
+
+fn flag(map: &Map<String, Value>, key: &str) -> Result<bool, ConfigError> {
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(other) => Err(ConfigError::Value {
+            key: key.into(),
+            found: other.to_string(),
+            wanted: "expected true or false".into(),
+        }),
+    }
+}
+
+/// Token ids given as one number, a list, or null.
+pub(crate) fn token_ids(map: &Map<String, Value>, key: &str) -> Result<Vec<u32>, ConfigError> {
+    let error = |found: &Value| ConfigError::Value {
+        key: key.into(),
+        found: found.to_string(),
+        wanted: "expected a token id or a list of them".into(),
+    };
+    let id = |value: &Value| {
+        value
+            .as_u64()
+            .and_then(|n| u32::try_from(n).ok())
+            .ok_or_else(|| error(value))
+    };
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Map<String, Value> {
+        match json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 160,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": 100, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        }) {
+            Value::Object(map) => map,
+            _ => unreachable!(),
+        }
+    }
+
+    fn with(key: &str, value: Value) -> Result<LlamaConfig, ConfigError> {
+        let mut map = base();
+        map.insert(key.into(), value);
+        LlamaConfig::from_map(map)
+    }
+
+    #[test]
+    fn both_rope_spellings_agree() {
+        let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192});
+        let classic = with("rope_scaling", scaling.clone()).unwrap();
+        let mut newer = scaling;
+        newer["rope_theta"] = json!(500000.0);
+        let mut map = base();
+        map.remove("rope_theta");
+        map.insert("rope_parameters".into(), newer);
+        let newer = LlamaConfig::from_map(map).unwrap();
+        assert_eq!(classic.rope_scaling, newer.rope_scaling);
+        assert_eq!(classic.rope_theta, newer.rope_theta);
+        let written = newer.to_json("float32");
+        assert!(written.get("rope_parameters").is_none());
+        assert_eq!(written["rope_scaling"]["factor"], json!(8.0));
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused_by_name() {
+        for (key, value) in [
+            ("model_type", json!("mistral")),
+            ("hidden_act", json!("gelu")),
+            ("sliding_window", json!(4096)),
+            ("quantization_config", json!({"bits": 4})),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})),
+        ] {
+            let message = with(key, value).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+            assert!(message.contains("not supported"), "{message}");
+        }
+    }
+
+    #[test]
+    fn bad_numbers_name_their_key() {
+        for (key, value) in [
+            ("hidden_size", json!(0)),
+            ("vocab_size", json!("many")),
+            ("num_key_value_heads", json!(3)),
+            ("head_dim", json!(15)),
+            ("rms_norm_eps", json!(-1.0)),
+            ("eos_token_id", json!("x")),
+        ] {
+            let message = with(key, value).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn eos_is_an_id_or_a_list() {
+        assert_eq!(with("eos_token_id", json!(7)).unwrap().eos_token_id, [7]);
+        assert_eq!(
+            with("eos_token_id", json!([7, 9])).unwrap().eos_token_id,
+            [7, 9]
+        );
+    }
+}

@@ -1,0 +1,50 @@
+//! The two layers that Llama is made of, computed as transformers computes them.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+/// `y = x · weightᵀ + bias`, weight in the file's layout `[out, in]`.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    pub weight: Param<Tensor<B, 2>>,
+    pub bias: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> Linear<B> {
+    /// `[tokens, in]` → `[tokens, out]`.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let y = x.matmul(self.weight.val().transpose());
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        }
+    }
+}
+
+/// Root-mean-square normalisation: in f32, cast back, then scaled (the order of transformers).
+#[derive(Module, Debug)]
+pub struct RmsNorm<B: Backend> {
+    pub weight: Param<Tensor<B, 1>>,
+    pub eps: f64,
+}
+
+impl<B: Backend> RmsNorm<B> {
+    /// `[tokens, hidden]` → the same shape and dtype.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let dtype = x.dtype();
+        let x = to_f32(x);
+        let mean_square = x.clone().powi_scalar(2).mean_dim(1);
+        let normed = x / (mean_square + self.eps).sqrt();
+        from_f32(normed, dtype) * self.weight.val().unsqueeze()
+    }
+}
+
+/// `x` in f32; no operation where it is f32 already.
+pub fn to_f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    from_f32(x, DType::F32)
+}
+
+/// `x` in `dtype`; no operation where it has that dtype already.
+pub fn from_f32<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
+}

@@ -1,0 +1,120 @@
+//! Rotary position embedding in Hugging Face's rotate-half layout.
+
+use burn::module::Module;
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+
+use super::config::{LlamaConfig, RopeScaling};
+
+/// Cosines and sines of every position, f32 `[context, head_dim / 2]`.
+#[derive(Module, Debug)]
+pub struct Rope<B: Backend> {
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+}
+
+/// Cosines and sines of the positions of one batch, `[tokens, 1, head_dim / 2]`.
+#[derive(Clone, Debug)]
+pub struct RopeRows<B: Backend> {
+    cos: Tensor<B, 3>,
+    sin: Tensor<B, 3>,
+}
+
+/// Inverse frequencies `[head_dim / 2]`, scaled as `rope_type: "llama3"` asks.
+pub fn inverse_frequencies(config: &LlamaConfig) -> Vec<f64> {
+    let half = config.head_dim / 2;
+    (0..half)
+        .map(|i| {
+            // transformers computes these in f32.
+            let exponent = (2 * i) as f32 / config.head_dim as f32;
+            let base = 1.0 / (config.rope_theta as f32).powf(exponent);
+            match &config.rope_scaling {
+                None => base as f64,
+                Some(scaling) => scale_frequency(base as f64, scaling),
+            }
+        })
+        .collect()
+}
+
+fn scale_frequency(frequency: f64, scaling: &RopeScaling) -> f64 {
+    let original = scaling.original_max_position_embeddings as f64;
+    let wavelength = 2.0 * std::f64::consts::PI / frequency;
+    if wavelength < original / scaling.high_freq_factor {
+        return frequency;
+    }
+    if wavelength > original / scaling.low_freq_factor {
+        return frequency / scaling.factor;
+    }
+    let smooth = (original / wavelength - scaling.low_freq_factor)
+        / (scaling.high_freq_factor - scaling.low_freq_factor);
+    (1.0 - smooth) * frequency / scaling.factor + smooth * frequency
+}
+
+impl<B: Backend> Rope<B> {
+    /// Tables for `max_position_embeddings` positions.
+    pub fn new(config: &LlamaConfig, device: &B::Device) -> Self {
+        let frequencies = inverse_frequencies(config);
+        let positions = config.max_position_embeddings;
+        let angles = || {
+            (0..positions).flat_map(|p| frequencies.iter().map(move |f| (p as f32) * (*f as f32)))
+        };
+        let table = |values: Vec<f32>| {
+            Tensor::from_data(
+                TensorData::new(values, [positions, frequencies.len()]),
+                (device, DType::F32),
+            )
+        };
+        Self {
+            cos: table(angles().map(f32::cos).collect()),
+            sin: table(angles().map(f32::sin).collect()),
+        }
+    }
+
+    /// The rows of `positions` `[tokens]`, in `dtype`.
+    pub fn rows(&self, positions: Tensor<B, 1, Int>, dtype: DType) -> RopeRows<B> {
+        let pick = |table: &Tensor<B, 2>| {
+            table
+                .clone()
+                .select(0, positions.clone())
+                .cast(dtype)
+                .unsqueeze_dim(1)
+        };
+        RopeRows {
+            cos: pick(&self.cos),
+            sin: pick(&self.sin),
+        }
+    }
+}
+
+impl<B: Backend> RopeRows<B> {
+    /// Rotates `x` `[tokens, heads, head_dim]` to its positions.
+    pub fn apply(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [tokens, heads, width] = x.dims();
+        let half = width / 2;
+        let first = x.clone().slice([0..tokens, 0..heads, 0..half]);
+        let second = x.slice([0..tokens, 0..heads, half..width]);
+        let rotated_first = first.clone() * self.cos.clone() - second.clone() * self.sin.clone();
+        let rotated_second = second * self.cos.clone() + first * self.sin.clone();
+        Tensor::cat(vec![rotated_first, rotated_second], 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_scaling_keeps_short_and_stretches_long_waves() {
+        let scaling = RopeScaling {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        assert_eq!(scale_frequency(1.0, &scaling), 1.0);
+        assert_eq!(scale_frequency(1e-6, &scaling), 1e-6 / 8.0);
+        // Half way in 1/wavelength: wavelength 8192 / 2.5 gives smooth = 0.5.
+        let f = 2.0 * std::f64::consts::PI * 2.5 / 8192.0;
+        let expected = 0.5 * f / 8.0 + 0.5 * f;
+        assert!((scale_frequency(f, &scaling) - expected).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,250 @@
+//! The Llama decoder as a Burn module; field names give the Hugging Face parameter names.
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
+
+use super::kv_cache::{KvCache, LayerCache};
+use super::layout::{Grid, PackedBatch};
+use super::nn::{Linear, RmsNorm, from_f32, to_f32};
+use super::rope::{Rope, RopeRows};
+
+/// A Llama decoder with its vocabulary projection.
+#[derive(Module, Debug)]
+pub struct Llama<B: Backend> {
+    /// Token embeddings `[vocab, hidden]`.
+    pub embed_tokens: Param<Tensor<B, 2>>,
+    pub layers: Vec<Block<B>>,
+    pub norm: RmsNorm<B>,
+    /// `None` where the projection is tied to the embeddings.
+    pub lm_head: Option<Linear<B>>,
+    pub(crate) rope: Rope<B>,
+}
+
+/// One decoder block: attention and feed-forward, each behind a norm and added to its input.
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    pub input_layernorm: RmsNorm<B>,
+    pub self_attn: Attention<B>,
+    pub post_attention_layernorm: RmsNorm<B>,
+    pub mlp: Mlp<B>,
+}
+
+/// Grouped-query attention: `heads` queries share `kv_heads` keys and values.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    pub q_proj: Linear<B>,
+    pub k_proj: Linear<B>,
+    pub v_proj: Linear<B>,
+    pub o_proj: Linear<B>,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+/// SwiGLU feed-forward.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    pub gate_proj: Linear<B>,
+    pub up_proj: Linear<B>,
+    pub down_proj: Linear<B>,
+}
+
+/// Everything about one step of cached decoding that is the same in every layer.
+pub struct CachedStep<B: Backend> {
+    /// Position of each new token within its sequence `[rows · new]`.
+    pub positions: Tensor<B, 1, Int>,
+    /// Additive mask over the slots in use, f32 `[rows, 1, new, used + new]`.
+    pub mask: Tensor<B, 4>,
+    pub rows: usize,
+}
+
+impl<B: Backend> Llama<B> {
+    /// The dtype of weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.embed_tokens.val().dtype()
+    }
+
+    /// The device that the weights live on.
+    pub fn device(&self) -> B::Device {
+        self.embed_tokens.val().device()
+    }
+
+    /// Embeddings of `ids` `[tokens]` → `[tokens, hidden]`.
+    pub fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.embed_tokens.val().select(0, ids)
+    }
+
+    /// Cosines and sines for the positions of `batch`, shared by all blocks.
+    pub fn rope_rows(&self, batch: &PackedBatch<B>) -> RopeRows<B> {
+        self.rope.rows(batch.positions.clone(), self.dtype())
+    }
+
+    /// Output of the last block, before the final norm, `[tokens, hidden]`.
+    pub fn forward_blocks(&self, batch: &PackedBatch<B>) -> Tensor<B, 2> {
+        let rope = self.rope_rows(batch);
+        let mut hidden = self.embed(batch.ids.clone());
+        for block in &self.layers {
+            hidden = block.forward(hidden, &rope, batch);
+        }
+        hidden
+    }
+
+    /// Logits of normed hidden states, f32 `[rows, hidden]` → `[rows, vocab]`.
+    pub fn project(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let logits = match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => hidden.matmul(self.embed_tokens.val().transpose()),
+        };
+        to_f32(logits)
+    }
+
+    /// Logits of every token, f32 `[tokens, vocab]`.
+    pub fn logits(&self, batch: &PackedBatch<B>) -> Tensor<B, 2> {
+        self.project(self.norm.forward(self.forward_blocks(batch)))
+    }
+
+    /// Runs new tokens `[rows · new]` behind what `cache` holds; the last token's logits of each
+    /// row, f32 `[rows, vocab]`.
+    pub fn decode(
+        &self,
+        ids: Tensor<B, 1, Int>,
+        step: &CachedStep<B>,
+        cache: &mut KvCache<B>,
+    ) -> Tensor<B, 2> {
+        let new = ids.dims()[0] / step.rows;
+        let rope = self.rope.rows(step.positions.clone(), self.dtype());
+        let used = cache.used();
+        let mut hidden = self.embed(ids);
+        for (index, block) in self.layers.iter().enumerate() {
+            hidden = block.decode(hidden, &rope, step, used, cache.layer(index));
+        }
+        cache.advance(new);
+        let width = hidden.dims()[1];
+        let last = hidden
+            .reshape([step.rows, new, width])
+            .slice([0..step.rows, new - 1..new, 0..width])
+            .reshape([step.rows, width]);
+        self.project(self.norm.forward(last))
+    }
+}
+
+impl<B: Backend> Block<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`.
+    pub fn forward(
+        &self,
+        hidden: Tensor<B, 2>,
+        rope: &RopeRows<B>,
+        batch: &PackedBatch<B>,
+    ) -> Tensor<B, 2> {
+        let normed = self.input_layernorm.forward(hidden.clone());
+        let hidden = hidden + self.self_attn.forward(normed, rope, &batch.grid);
+        self.feed_forward(hidden)
+    }
+
+    fn decode(
+        &self,
+        hidden: Tensor<B, 2>,
+        rope: &RopeRows<B>,
+        step: &CachedStep<B>,
+        used: usize,
+        cache: &mut LayerCache<B>,
+    ) -> Tensor<B, 2> {
+        let normed = self.input_layernorm.forward(hidden.clone());
+        let hidden = hidden + self.self_attn.decode(normed, rope, step, used, cache);
+        self.feed_forward(hidden)
+    }
+
+    fn feed_forward(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let normed = self.post_attention_layernorm.forward(hidden.clone());
+        hidden + self.mlp.forward(normed)
+    }
+}
+
+impl<B: Backend> Attention<B> {
+    /// Causal self-attention within each sequence, `[tokens, hidden]` → `[tokens, hidden]`.
+    fn forward(&self, x: Tensor<B, 2>, rope: &RopeRows<B>, grid: &Grid<B>) -> Tensor<B, 2> {
+        let (q, k, v) = self.project_rotated(x, rope);
+        let (q, k, v) = (grid.pad(q), grid.pad(k), grid.pad(v));
+        let mask = grid.mask.clone().unsqueeze::<4>();
+        let mixed = self.attend(q, k.swap_dims(1, 2), v.swap_dims(1, 2), mask);
+        self.o_proj.forward(grid.unpad(mixed))
+    }
+
+    /// The same for new tokens `[rows · new, hidden]` behind cached ones.
+    fn decode(
+        &self,
+        x: Tensor<B, 2>,
+        rope: &RopeRows<B>,
+        step: &CachedStep<B>,
+        used: usize,
+        cache: &mut LayerCache<B>,
+    ) -> Tensor<B, 2> {
+        let (rows, new) = (step.rows, x.dims()[0] / step.rows);
+        let (q, k, v) = self.project_rotated(x, rope);
+        let split = |x: Tensor<B, 3>, heads| x.reshape([rows, new, heads, self.head_dim]);
+        let (k, v) = cache.append(
+            used,
+            split(k, self.kv_heads).swap_dims(1, 2),
+            split(v, self.kv_heads).swap_dims(1, 2),
+        );
+        let mixed = self.attend(split(q, self.heads), k, v, step.mask.clone());
+        self.o_proj.forward(mixed)
+    }
+
+    /// Queries, keys and values `[tokens, heads, head_dim]`, the first two rotated.
+    fn project_rotated(
+        &self,
+        x: Tensor<B, 2>,
+        rope: &RopeRows<B>,
+    ) -> (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>) {
+        let tokens = x.dims()[0];
+        let split = |x: Tensor<B, 2>, heads| x.reshape([tokens, heads, self.head_dim]);
+        let q = split(self.q_proj.forward(x.clone()), self.heads);
+        let k = split(self.k_proj.forward(x.clone()), self.kv_heads);
+        let v = split(self.v_proj.forward(x), self.kv_heads);
+        (rope.apply(q), rope.apply(k), v)
+    }
+
+    /// Queries `[rows, new, heads, head_dim]` over keys and values
+    /// `[rows, kv_heads, slots, head_dim]` under an additive mask `[rows | 1, 1, new, slots]`
+    /// → `[rows · new, heads · head_dim]`.
+    ///
+    /// The queries of a group lie below each other as rows of one matrix, so that keys and values
+    /// are never copied per head.
+    fn attend(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        mask: Tensor<B, 4>,
+    ) -> Tensor<B, 2> {
+        let [rows, new, heads, width] = q.dims();
+        let group = heads / self.kv_heads;
+        let dtype = q.dtype();
+        let q = q
+            .reshape([rows, new, self.kv_heads, group, width])
+            .permute([0, 2, 3, 1, 4])
+            .reshape([rows, self.kv_heads, group * new, width]);
+        let mask = if new == 1 {
+            mask
+        } else {
+            mask.repeat_dim(2, group)
+        };
+        let scale = 1.0 / (width as f64).sqrt();
+        let scores = to_f32(q.matmul(k.transpose())) * scale + mask;
+        let weights = from_f32(softmax(scores, 3), dtype);
+        weights
+            .matmul(v)
+            .reshape([rows, self.kv_heads, group, new, width])
+            .permute([0, 3, 1, 2, 4])
+            .reshape([rows * new, heads * width])
+    }
+}
+
+impl<B: Backend> Mlp<B> {
+    fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let gate = silu(self.gate_proj.forward(x.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(x))
+    }
+}

@@ -1,0 +1,92 @@
+//! Logits and greedy tokens of a small sharded bf16 checkpoint, against transformers.
+
+use burn::tensor::{DType, backend::Backend};
+use sppo_model::checkpoint::Checkpoint;
+use sppo_model::generate::{Request, SamplingParams, generate};
+use sppo_model::llama::{Llama, PackedBatch};
+
+use super::{ids, json, path};
+
+/// The token ids and expected logits of the golden cases.
+fn cases() -> Vec<(Vec<u32>, Vec<f32>)> {
+    let bytes = std::fs::read(path("llama/expected.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let reference = Checkpoint::open_file(&path("llama/expected.safetensors")).unwrap();
+    let mut cases = Vec::new();
+    while let Ok(ids) = tensors.tensor(&format!("ids.{}", cases.len())) {
+        let width = ids.data().len() / ids.shape().iter().product::<usize>();
+        let ids = ids.data().chunks_exact(width).map(|b| b[0] as u32 | (b[1] as u32) << 8);
+        let logits = reference
+            .load(&format!("logits.{}", cases.len()), DType::F32)
+            .unwrap()
+            .unwrap();
+        cases.push((ids.collect(), logits.to_vec().unwrap()));
+    }
+    assert!(!cases.is_empty());
+    cases
+}
+
+fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() <= tolerance, "at {i}: {a} is not {b}");
+    }
+}
+
+fn logits<B: Backend>(device: &B::Device) {
+    let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    for (ids, expected) in cases() {
+        let batch = PackedBatch::new(&[&ids], device);
+        let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
+        assert_close(&found, &expected, 1e-4);
+    }
+}
+
+/// All cases packed into one batch of different lengths give what each gives alone.
+fn packing_changes_nothing<B: Backend>(device: &B::Device) {
+    let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let cases = cases();
+    let sequences: Vec<&[u32]> = cases.iter().map(|c| c.0.as_slice()).collect();
+    let batch = PackedBatch::new(&sequences, device);
+    let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
+    let expected: Vec<f32> = cases.iter().flat_map(|c| c.1.clone()).collect();
+    assert_close(&found, &expected, 1e-4);
+    for (i, (ids, _)) in cases.iter().enumerate() {
+        let alone = model.logits(&PackedBatch::new(&[ids], device));
+        let alone: Vec<f32> = alone.into_data().to_vec().unwrap();
+        let start = batch.starts[i] * (alone.len() / ids.len());
+        assert_close(&found[start..start + alone.len()], &alone, 1e-5);
+    }
+}
+
+fn greedy_tokens<B: Backend>(device: &B::Device) {
+    let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let params = SamplingParams {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        max_new_tokens: 24,
+        stop_ids: vec![],
+        seed: 0,
+    };
+    let requests: Vec<Request> = cases()
+        .into_iter()
+        .enumerate()
+        .map(|(i, (prompt, _))| Request {
+            id: i.to_string(),
+            prompt,
+            samples: 2,
+        })
+        .collect();
+    let found = generate(&model, &config, &requests, &params, |_| true)
+        .unwrap()
+        .unwrap();
+    let expected = json("llama/expected.json");
+    for (i, samples) in found.iter().enumerate() {
+        for sample in samples {
+            assert_eq!(sample.tokens, ids(&expected["greedy_24"][i]), "case {i}");
+        }
+    }
+}
+
+crate::on_every_backend!(logits, packing_changes_nothing, greedy_tokens);

@@ -1,0 +1,3 @@
+//! End-to-end tests: the golden cases on every backend that was built in, and the binary itself.
+
+mod golden;

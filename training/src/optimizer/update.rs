@@ -1,0 +1,101 @@
+//! One parameter's update, on its flat f32 master weights.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+/// torch.optim.RMSprop: v = αv + (1 − α)g², w −= lr · g / (√v + eps).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsProp {
+    pub alpha: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+/// torch.optim.AdamW: decoupled weight decay, bias correction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+/// torch.optim.SGD without momentum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    pub weight_decay: f64,
+}
+
+/// The optimizers by their configuration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Optimizer {
+    RmsProp(RmsProp),
+    AdamW(AdamW),
+    Sgd(Sgd),
+}
+
+impl Optimizer {
+    /// State tensors a parameter needs, each as large as the parameter.
+    pub fn slots(&self) -> usize {
+        match self {
+            Self::RmsProp(_) => 1,
+            Self::AdamW(_) => 2,
+            Self::Sgd(_) => 0,
+        }
+    }
+
+    /// Updates flat f32 `master` `[n]` by `grad` `[n]`; `slots` holds this parameter's state
+    /// (empty before the first step) and `step` counts from 1.
+    pub fn update<B: Backend>(
+        &self,
+        master: Tensor<B, 1>,
+        grad: Tensor<B, 1>,
+        slots: &mut Vec<Tensor<B, 1>>,
+        rate: f64,
+        step: usize,
+    ) -> Tensor<B, 1> {
+        while slots.len() < self.slots() {
+            slots.push(Tensor::zeros_like(&master));
+        }
+        match self {
+            Self::RmsProp(o) => {
+                let grad = coupled_decay(grad, &master, o.weight_decay);
+                let square = grad.clone() * grad.clone();
+                let v = blend(slots.remove(0), square, o.alpha);
+                slots.push(v.clone());
+                master - grad * rate / (v.sqrt() + o.eps)
+            }
+            Self::AdamW(o) => {
+                let square = grad.clone() * grad.clone();
+                let v = blend(slots.remove(1), square, o.beta2);
+                let m = blend(slots.remove(0), grad, o.beta1);
+                slots.extend([m.clone(), v.clone()]);
+                let correct = |beta: f64| 1.0 - beta.powi(step as i32);
+                let scale = (v / correct(o.beta2)).sqrt() + o.eps;
+                let decayed = match o.weight_decay == 0.0 {
+                    true => master,
+                    false => master * (1.0 - rate * o.weight_decay),
+                };
+                decayed - m * (rate / correct(o.beta1)) / scale
+            }
+            Self::Sgd(o) => {
+                let grad = coupled_decay(grad, &master, o.weight_decay);
+                master - grad * rate
+            }
+        }
+    }
+}
+
+fn blend<B: Backend>(old: Tensor<B, 1>, new: Tensor<B, 1>, keep: f64) -> Tensor<B, 1> {
+    old * keep + new * (1.0 - keep)
+}
+
+fn coupled_decay<B: Backend>(
+    grad: Tensor<B, 1>,
+    master: &Tensor<B, 1>,
+    decay: f64,
+) -> Tensor<B, 1> {
+    match decay == 0.0 {
+        true => grad,
+        false => grad + master.clone() * decay,
+    }
+}

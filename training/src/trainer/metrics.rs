@@ -1,0 +1,157 @@
+//! metrics.jsonl: one line an optimizer step.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::TrainError;
+use crate::loss::{LossOutput, PairLogps};
+
+/// Means over the pairs of a step, named as TRL names them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PairMetrics {
+    #[serde(rename = "rewards/chosen")]
+    pub rewards_chosen: f64,
+    #[serde(rename = "rewards/rejected")]
+    pub rewards_rejected: f64,
+    /// Part of the pairs whose chosen response has the higher reward.
+    #[serde(rename = "rewards/accuracies")]
+    pub accuracies: f64,
+    #[serde(rename = "rewards/margins")]
+    pub margins: f64,
+    #[serde(rename = "logps/chosen")]
+    pub logps_chosen: f64,
+    #[serde(rename = "logps/rejected")]
+    pub logps_rejected: f64,
+    /// The loss of these pairs; in metrics.jsonl only for evaluations.
+    #[serde(skip)]
+    pub loss: f64,
+}
+
+impl PairMetrics {
+    /// Of a whole window.
+    pub fn new(logps: &PairLogps, output: &LossOutput, beta: f64) -> Self {
+        let (chosen, rejected) = logps.rewards(beta);
+        let wins = chosen.iter().zip(&rejected).filter(|(c, r)| c > r).count();
+        let count = logps.len() as f64;
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / count;
+        Self {
+            rewards_chosen: mean(&chosen),
+            rewards_rejected: mean(&rejected),
+            accuracies: wins as f64 / count,
+            margins: mean(&chosen) - mean(&rejected),
+            logps_chosen: mean(&logps.policy_chosen),
+            logps_rejected: mean(&logps.policy_rejected),
+            loss: output.mean,
+        }
+    }
+}
+
+/// One line of metrics.jsonl.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepMetrics {
+    /// Counted from 1.
+    pub step: usize,
+    /// Passes over the rows, with the part of the running one.
+    pub epoch: f64,
+    pub loss: f64,
+    pub learning_rate: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    #[serde(flatten)]
+    pub pairs: Option<PairMetrics>,
+    /// Of prompts and responses, no padding.
+    pub tokens: usize,
+    pub tokens_per_second: f64,
+    pub step_seconds: f64,
+    pub peak_memory_bytes: u64,
+    /// Whether the step was skipped because its loss or gradient was not finite.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+    /// On the held-out pairs, where an evaluation was due.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "eval_line")]
+    pub eval: Option<PairMetrics>,
+}
+
+fn eval_line<S: serde::Serializer>(
+    eval: &Option<PairMetrics>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let with_loss = eval.as_ref().map(|metrics| {
+        let mut value = serde_json::to_value(metrics).unwrap_or_default();
+        value["loss"] = metrics.loss.into();
+        value
+    });
+    with_loss.serialize(serializer)
+}
+
+/// The open metrics.jsonl.
+pub(super) struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsFile {
+    /// Opens `<dir>/metrics.jsonl` and keeps its first `lines` lines: a resumed run writes the
+    /// steps behind its checkpoint again.
+    pub fn open(dir: &Path, lines: usize) -> Result<Self, TrainError> {
+        let path = dir.join("metrics.jsonl");
+        let failed = |action| {
+            let path = path.clone();
+            move |source| TrainError::Io {
+                action,
+                path,
+                source,
+            }
+        };
+        std::fs::create_dir_all(dir).map_err(failed("make the folder of"))?;
+        let old = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(failed("read")(e)),
+        };
+        let kept: usize = old
+            .split_inclusive(|&b| b == b'\n')
+            .take(lines)
+            .map(<[u8]>::len)
+            .sum();
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(failed("open"))?;
+        file.set_len(kept as u64).map_err(failed("cut"))?;
+        Ok(Self { path, file })
+    }
+
+    /// Appends one line and hands it to the operating system.
+    pub fn append(&mut self, line: &StepMetrics) -> Result<(), TrainError> {
+        // Values that JSON cannot hold (NaN) become null.
+        let text = serde_json::to_string(line).map_err(std::io::Error::other);
+        text.and_then(|text| self.file.write_all(format!("{text}\n").as_bytes()))
+            .map_err(|source| self.failed(source))
+    }
+
+    /// Waits until all lines are on the disk.
+    pub fn sync(&self) -> Result<(), TrainError> {
+        self.file.sync_all().map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> TrainError {
+        TrainError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+/// Highest resident memory of this process so far; 0 where the system does not tell.
+pub(super) fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}

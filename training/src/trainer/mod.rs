@@ -1,0 +1,244 @@
+//! The training loop: order, accumulation, schedule, metrics, checkpoints, exact resume.
+//!
+//! What a row is worth is the objective's business: preference pairs or supervised examples.
+
+mod checkpoint;
+mod metrics;
+mod objective;
+mod order;
+mod preference;
+mod reference;
+mod supervised;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
+use sppo_model::llama::{CheckpointError, LlamaConfig};
+
+pub use checkpoint::{Saved, fingerprint, latest_checkpoint, model_fingerprint};
+pub use metrics::{PairMetrics, StepMetrics};
+pub use objective::{Objective, WindowReport};
+pub use preference::{PreferenceObjective, PreferencePair, tokenise_pairs};
+pub use reference::reference_logps;
+pub use supervised::{SupervisedObjective, tokenise_supervised};
+
+use crate::config::OnNonFinite;
+use crate::data::DataError;
+use crate::learner::{Learner, LearnerError};
+use crate::optimizer::Schedule;
+use crate::tokenise::TokeniseError;
+use metrics::MetricsFile;
+
+/// Why training ended.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Learner(#[from] LearnerError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is damaged: {message}; remove that folder to go on from the one before", path = path.display())]
+    Damaged { path: PathBuf, message: String },
+    #[error(
+        "step {step}: the {what} is not finite (rows {}); the weights of the step before are kept. Lower the learning rate, set train.max_grad_norm, or train.on_non_finite = \"skip\"",
+        rows.join(", ")
+    )]
+    NonFinite {
+        step: usize,
+        what: &'static str,
+        rows: Vec<String>,
+    },
+    #[error("row {row}: {source}")]
+    Row { row: String, source: TokeniseError },
+    #[error("row {row}: {message}")]
+    BadRow { row: String, message: String },
+}
+
+impl TrainError {
+    /// Whether the user's input is at fault rather than the run.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Row { .. } | Self::BadRow { .. } => true,
+            Self::Data(error) => !matches!(error, DataError::Io { .. }),
+            _ => false,
+        }
+    }
+}
+
+/// Everything about a training but the model and the rows.
+#[derive(Clone, Debug)]
+pub struct TrainSettings {
+    /// Receives metrics.jsonl, checkpoints/ and model/.
+    pub output_dir: PathBuf,
+    /// Hash of all that the result depends on; a checkpoint of another key is not resumed.
+    pub key: String,
+    pub epochs: usize,
+    pub stop_at_epoch: Option<usize>,
+    /// Rows that go through the model together.
+    pub batch_size: usize,
+    pub gradient_accumulation: usize,
+    pub schedule: Schedule,
+    pub shuffle: bool,
+    pub seed: u64,
+    /// Steps between checkpoints; 0 keeps none but on interruption.
+    pub checkpoint_every: usize,
+    pub keep_checkpoints: usize,
+    /// Steps between evaluations on the objective's own held-out rows; 0 is off.
+    pub eval_every: usize,
+    pub skip_non_finite: bool,
+    pub save_dtype: DType,
+    /// Words for the model card: what was trained and from what.
+    pub summary: String,
+}
+
+impl TrainSettings {
+    /// Rows of one optimizer step.
+    pub fn window(&self) -> usize {
+        self.batch_size * self.gradient_accumulation
+    }
+
+    /// Optimizer steps of one pass over `rows`.
+    pub fn steps_per_epoch(&self, rows: usize) -> usize {
+        rows.div_ceil(self.window())
+    }
+
+    /// Optimizer steps that are taken.
+    pub fn steps(&self, rows: usize) -> usize {
+        let epochs = self.stop_at_epoch.unwrap_or(self.epochs).min(self.epochs);
+        epochs * self.steps_per_epoch(rows)
+    }
+}
+
+/// The folder that a trained model is described by: its config, and where its tokenizer lies.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelFiles<'a> {
+    pub config: &'a LlamaConfig,
+    /// Folder whose tokenizer and generation files go along unchanged.
+    pub template: &'a Path,
+}
+
+/// How a training ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The model is at this path.
+    Finished(PathBuf),
+    /// Stopped by the user behind this many steps; the state is saved.
+    Interrupted(usize),
+}
+
+/// Runs `objective` on `learner` to the end, from step `start`; writes metrics, checkpoints and
+/// the trained model. `progress` hears of every step and of the number of steps in all.
+pub fn train<B: AutodiffBackend, O: Objective<B>>(
+    learner: &mut Learner<B>,
+    objective: &mut O,
+    settings: &TrainSettings,
+    files: ModelFiles<'_>,
+    start: usize,
+    interrupt: &AtomicBool,
+    progress: &mut dyn FnMut(&StepMetrics, usize),
+) -> Result<Outcome, TrainError> {
+    let rows = objective.rows();
+    let per_epoch = settings.steps_per_epoch(rows);
+    let steps = settings.steps(rows);
+    let mut metrics = MetricsFile::open(&settings.output_dir, start)?;
+    let mut saved = start;
+    for step in start..steps {
+        if interrupt.load(Ordering::Relaxed) {
+            metrics.sync()?;
+            if step > saved {
+                checkpoint::save(learner, settings, files, step)?;
+            }
+            return Ok(Outcome::Interrupted(step));
+        }
+        let (epoch, window) = order::window(settings, rows, per_epoch, step);
+        let mut line = one_step(learner, objective, settings, &window, step)?;
+        line.epoch = epoch as f64 + (step % per_epoch + 1) as f64 / per_epoch as f64;
+        if settings.eval_every > 0 && (step + 1) % settings.eval_every == 0 {
+            line.eval = objective.evaluate(learner, settings.batch_size)?;
+        }
+        metrics.append(&line)?;
+        progress(&line, steps);
+        let due = settings.checkpoint_every > 0 && (step + 1) % settings.checkpoint_every == 0;
+        if due && step + 1 < steps {
+            metrics.sync()?;
+            checkpoint::save(learner, settings, files, step + 1)?;
+            saved = step + 1;
+        }
+    }
+    metrics.sync()?;
+    let path = checkpoint::save_final(learner, settings, files, steps)?;
+    Ok(Outcome::Finished(path))
+}
+
+fn one_step<B: AutodiffBackend, O: Objective<B>>(
+    learner: &mut Learner<B>,
+    objective: &mut O,
+    settings: &TrainSettings,
+    window: &[usize],
+    step: usize,
+) -> Result<StepMetrics, TrainError> {
+    let begun = Instant::now();
+    let rate = settings.schedule.rate(step);
+    let report = objective.accumulate(learner, window, settings.batch_size)?;
+    let mut skipped = false;
+    if !report.bad_rows.is_empty() {
+        refuse(settings, step, "loss", &report.bad_rows)?;
+        learner.discard_gradients();
+        skipped = true;
+    }
+    let update = learner.step(rate)?;
+    if !update.updated {
+        let rows = window.iter().map(|&i| objective.row_name(i)).collect::<Vec<_>>();
+        refuse(settings, step, "gradient", &rows)?;
+        skipped = true;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(StepMetrics {
+        step: step + 1,
+        epoch: 0.0,
+        loss: report.loss,
+        learning_rate: rate,
+        grad_norm: update.grad_norm,
+        pairs: report.pairs,
+        tokens: report.tokens,
+        tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
+        step_seconds: seconds,
+        peak_memory_bytes: metrics::peak_memory_bytes(),
+        skipped,
+        eval: None,
+    })
+}
+
+fn refuse(
+    settings: &TrainSettings,
+    step: usize,
+    what: &'static str,
+    rows: &[String],
+) -> Result<(), TrainError> {
+    if settings.skip_non_finite {
+        tracing::warn!(step = step + 1, ?rows, "the {what} is not finite; step skipped");
+        return Ok(());
+    }
+    Err(TrainError::NonFinite {
+        step: step + 1,
+        what,
+        rows: rows.to_vec(),
+    })
+}
+
+impl From<OnNonFinite> for bool {
+    /// Whether a step that is not finite is skipped.
+    fn from(value: OnNonFinite) -> Self {
+        value == OnNonFinite::Skip
+    }
+}

@@ -1,0 +1,240 @@
+//! Preference pairs as a training objective.
+
+use burn::tensor::backend::AutodiffBackend;
+
+use super::{Objective, PairMetrics, TrainError, WindowReport};
+use crate::config::Loss;
+use crate::data::{PairContent, PairRow, ProbabilityKey};
+use crate::learner::Learner;
+use crate::loss::{LossOutput, PairLogps, PairProbabilities};
+use crate::tokenise::{RowTokeniser, TokenisedPair, TokenisedSequence};
+
+/// A pair ready for the learner.
+#[derive(Clone, Debug)]
+pub struct PreferencePair {
+    /// The row's prompt_id.
+    pub name: String,
+    pub pair: TokenisedPair,
+}
+
+/// Turns rows into token ids; pre-tokenised rows need no tokenizer. Every id must be below
+/// `vocab`, every row fit into `context` tokens.
+pub fn tokenise_pairs(
+    rows: &[PairRow],
+    tokeniser: Option<&RowTokeniser>,
+    max_length: usize,
+    vocab: usize,
+    context: usize,
+) -> Result<Vec<PreferencePair>, TrainError> {
+    let tokenise = |row: &PairRow| {
+        let name = row.prompt_id.clone();
+        let in_row = |source| TrainError::Row {
+            row: row.prompt_id.clone(),
+            source,
+        };
+        let bad = |message: String| TrainError::BadRow {
+            row: row.prompt_id.clone(),
+            message,
+        };
+        let probability = |key| row.probability(key).unwrap_or(f64::NAN);
+        let probabilities = [
+            probability(ProbabilityKey::Chosen),
+            probability(ProbabilityKey::Win),
+            probability(ProbabilityKey::Lose),
+        ];
+        let pair = match (&row.content, tokeniser) {
+            (PairContent::Ids { prompt, chosen, rejected }, _) => {
+                TokenisedPair::from_ids(prompt, chosen, rejected, probabilities, max_length)
+                    .map_err(in_row)?
+            }
+            (PairContent::Text { prompt, chosen, rejected }, Some(tokeniser)) => {
+                let sides = tokeniser.pair(prompt, chosen, rejected).map_err(in_row)?;
+                TokenisedPair::new(sides, probabilities)
+            }
+            (PairContent::Text { .. }, None) => {
+                return Err(bad(
+                    "holds text, but the model's folder has no tokenizer with a chat template"
+                        .into(),
+                ));
+            }
+        };
+        for sequence in [&pair.chosen, &pair.rejected] {
+            if let Some(id) = sequence.ids.iter().find(|&&id| id as usize >= vocab) {
+                return Err(bad(format!(
+                    "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
+                )));
+            }
+            if sequence.ids.len() > context {
+                return Err(bad(format!(
+                    "has {} tokens, the model's context {context}; lower train.max_length",
+                    sequence.ids.len()
+                )));
+            }
+        }
+        Ok(PreferencePair { name, pair })
+    };
+    rows.iter().map(tokenise).collect()
+}
+
+/// Pairs with their reference log-probabilities.
+pub struct PreferenceObjective {
+    pairs: Vec<PreferencePair>,
+    /// Of chosen and rejected under the reference model, one entry a pair.
+    reference: Vec<[f64; 2]>,
+    held_out: Vec<PreferencePair>,
+    held_out_reference: Vec<[f64; 2]>,
+    loss: Loss,
+    beta: f64,
+}
+
+impl PreferenceObjective {
+    /// Trains on `pairs`; `reference` holds the reference log-probabilities of chosen and
+    /// rejected, in the same order.
+    pub fn new(
+        pairs: Vec<PreferencePair>,
+        reference: Vec<[f64; 2]>,
+        loss: Loss,
+        beta: f64,
+    ) -> Self {
+        Self {
+            pairs,
+            reference,
+            held_out: Vec::new(),
+            held_out_reference: Vec::new(),
+            loss,
+            beta,
+        }
+    }
+
+    /// Adds pairs to evaluate on.
+    pub fn with_held_out(mut self, pairs: Vec<PreferencePair>, reference: Vec<[f64; 2]>) -> Self {
+        self.held_out = pairs;
+        self.held_out_reference = reference;
+        self
+    }
+
+    /// Chosen, then rejected sequences of the rows.
+    fn sequences<'a>(pairs: &'a [PreferencePair], rows: &[usize]) -> Vec<&'a TokenisedSequence> {
+        let chosen = rows.iter().map(|&i| &pairs[i].pair.chosen);
+        let rejected = rows.iter().map(|&i| &pairs[i].pair.rejected);
+        chosen.chain(rejected).collect()
+    }
+
+    /// The batch that the loss sees, given the policy's log-probabilities of `sequences`.
+    fn batch(
+        pairs: &[PreferencePair],
+        reference: &[[f64; 2]],
+        rows: &[usize],
+        policy: &[f64],
+    ) -> PairLogps {
+        let (chosen, rejected) = policy.split_at(rows.len());
+        PairLogps {
+            policy_chosen: chosen.to_vec(),
+            policy_rejected: rejected.to_vec(),
+            reference_chosen: rows.iter().map(|&i| reference[i][0]).collect(),
+            reference_rejected: rows.iter().map(|&i| reference[i][1]).collect(),
+            probabilities: rows
+                .iter()
+                .map(|&i| PairProbabilities {
+                    chosen: pairs[i].pair.chosen_probs,
+                    win: pairs[i].pair.chosen_probs_win,
+                    lose: pairs[i].pair.chosen_probs_lose,
+                })
+                .collect(),
+        }
+    }
+
+    fn bad_rows(&self, window: &[usize], logps: &PairLogps, output: &LossOutput) -> Vec<String> {
+        if output.mean.is_finite() {
+            return Vec::new();
+        }
+        let bad = |at: usize| {
+            let loss = output.losses.get(at).copied().unwrap_or(f64::NAN);
+            !(loss + logps.policy_chosen[at] + logps.policy_rejected[at]).is_finite()
+        };
+        let rows = window.iter().enumerate();
+        rows.filter(|(at, _)| bad(*at))
+            .map(|(_, &i)| self.pairs[i].name.clone())
+            .collect()
+    }
+}
+
+impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
+    fn rows(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn row_name(&self, index: usize) -> String {
+        self.pairs[index].name.clone()
+    }
+
+    fn accumulate(
+        &mut self,
+        learner: &mut Learner<B>,
+        window: &[usize],
+        batch_size: usize,
+    ) -> Result<WindowReport, TrainError> {
+        let (loss, beta) = (self.loss, self.beta);
+        // A loss that couples rows needs all log-probabilities before the first gradient.
+        let whole = match loss.couples_rows() && window.len() > batch_size {
+            true => {
+                let mut all = PairLogps::default();
+                for rows in window.chunks(batch_size) {
+                    let policy = learner.logps(&Self::sequences(&self.pairs, rows))?;
+                    all.extend(Self::batch(&self.pairs, &self.reference, rows, &policy));
+                }
+                Some(all.loss(loss, beta))
+            }
+            false => None,
+        };
+        let mut all = PairLogps::default();
+        let mut tokens = 0;
+        for (at, rows) in window.chunks(batch_size).enumerate() {
+            let sequences = Self::sequences(&self.pairs, rows);
+            tokens += sequences.iter().map(|s| s.ids.len()).sum::<usize>();
+            let share = rows.len() as f64 / window.len() as f64;
+            let policy = learner.backward(&sequences, |policy| match &whole {
+                Some(output) => {
+                    let from = at * batch_size;
+                    let part = from..from + rows.len();
+                    [&output.grad_chosen[part.clone()], &output.grad_rejected[part]].concat()
+                }
+                None => {
+                    let batch = Self::batch(&self.pairs, &self.reference, rows, policy);
+                    let output = batch.loss(loss, beta);
+                    let scaled = |grads: Vec<f64>| grads.into_iter().map(move |g| g * share);
+                    scaled(output.grad_chosen)
+                        .chain(scaled(output.grad_rejected))
+                        .collect()
+                }
+            })?;
+            all.extend(Self::batch(&self.pairs, &self.reference, rows, &policy));
+        }
+        let output = all.loss(loss, beta);
+        Ok(WindowReport {
+            loss: output.mean,
+            tokens,
+            bad_rows: self.bad_rows(window, &all, &output),
+            pairs: Some(PairMetrics::new(&all, &output, beta)),
+        })
+    }
+
+    fn evaluate(
+        &mut self,
+        learner: &Learner<B>,
+        batch_size: usize,
+    ) -> Result<Option<PairMetrics>, TrainError> {
+        if self.held_out.is_empty() {
+            return Ok(None);
+        }
+        let rows: Vec<usize> = (0..self.held_out.len()).collect();
+        let mut all = PairLogps::default();
+        for rows in rows.chunks(batch_size) {
+            let policy = learner.logps(&Self::sequences(&self.held_out, rows))?;
+            let reference = &self.held_out_reference;
+            all.extend(Self::batch(&self.held_out, reference, rows, &policy));
+        }
+        let output = all.loss(self.loss, self.beta);
+        Ok(Some(PairMetrics::new(&all, &output, self.beta)))
+    }
+}

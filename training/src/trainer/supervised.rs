@@ -1,0 +1,94 @@
+//! Supervised fine-tuning as a training objective: cross-entropy of the response tokens.
+
+use burn::tensor::backend::AutodiffBackend;
+
+use super::{Objective, PairMetrics, TrainError, WindowReport};
+use crate::data::SftRow;
+use crate::learner::Learner;
+use crate::tokenise::{RowTokeniser, TokenisedSequence};
+
+/// Turns prompt/response rows into token ids that fit `vocab` and `context`.
+pub fn tokenise_supervised(
+    rows: &[SftRow],
+    tokeniser: &RowTokeniser,
+    vocab: usize,
+    context: usize,
+) -> Result<Vec<TokenisedSequence>, TrainError> {
+    let tokenise = |(index, row): (usize, &SftRow)| {
+        let name = (index + 1).to_string();
+        let sequence =
+            tokeniser
+                .single(&row.prompt, &row.response)
+                .map_err(|source| TrainError::Row {
+                    row: name.clone(),
+                    source,
+                })?;
+        let message = match sequence.ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(id) => format!(
+                "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
+            ),
+            None if sequence.ids.len() > context => format!(
+                "has {} tokens, the model's context {context}; lower sft.max_length",
+                sequence.ids.len()
+            ),
+            None => return Ok(sequence),
+        };
+        Err(TrainError::BadRow { row: name, message })
+    };
+    rows.iter().enumerate().map(tokenise).collect()
+}
+
+/// Examples whose responses are to become likely.
+pub struct SupervisedObjective {
+    examples: Vec<TokenisedSequence>,
+}
+
+impl SupervisedObjective {
+    /// Trains on `examples`.
+    pub fn new(examples: Vec<TokenisedSequence>) -> Self {
+        Self { examples }
+    }
+}
+
+impl<B: AutodiffBackend> Objective<B> for SupervisedObjective {
+    fn rows(&self) -> usize {
+        self.examples.len()
+    }
+
+    fn row_name(&self, index: usize) -> String {
+        (index + 1).to_string()
+    }
+
+    /// The mean runs over the response tokens of the window, as in transformers.
+    fn accumulate(
+        &mut self,
+        learner: &mut Learner<B>,
+        window: &[usize],
+        batch_size: usize,
+    ) -> Result<WindowReport, TrainError> {
+        let responses = |rows: &[usize]| -> usize {
+            let lengths = rows.iter().map(|&i| self.examples[i].response().len());
+            lengths.sum()
+        };
+        let share = 1.0 / responses(window) as f64;
+        let mut report = WindowReport::default();
+        for rows in window.chunks(batch_size) {
+            let sequences: Vec<&TokenisedSequence> =
+                rows.iter().map(|&i| &self.examples[i]).collect();
+            report.tokens += sequences.iter().map(|s| s.ids.len()).sum::<usize>();
+            let logps = learner.backward(&sequences, |logps| vec![-share; logps.len()])?;
+            report.loss -= logps.iter().sum::<f64>() * share;
+            let bad = rows.iter().zip(&logps).filter(|(_, logp)| !logp.is_finite());
+            report.bad_rows.extend(bad.map(|(i, _)| (i + 1).to_string()));
+        }
+        Ok(report)
+    }
+
+    fn evaluate(
+        &mut self,
+        _learner: &Learner<B>,
+        _batch_size: usize,
+    ) -> Result<Option<PairMetrics>, TrainError> {
+        Ok(None)
+    }
+}
