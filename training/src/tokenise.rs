@@ -1,0 +1,531 @@
+//! Rows of token ids from conversations: what the learner sees of a prompt and its responses.
+//!
+//! Two modes: `clean`, in which training sees exactly the ids that generation sees, and
+//! `official`, the rows of the published SPPO trainer (TRL's `tokenize_row`), to the id.
+
+use serde::{Deserialize, Serialize};
+use sppo_model::chat_template::{ChatTemplate, Message, TemplateError};
+use sppo_model::tokenizer::{Tokenizer, TokenizerError};
+
+/// What can go wrong when a row becomes token ids.
+#[derive(Debug, thiserror::Error)]
+pub enum TokeniseError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(
+        "max_prompt_length {max_prompt_length} and max_length {max_length} leave no room; max_prompt_length must be at least 2 and less than max_length"
+    )]
+    Limits {
+        max_length: usize,
+        max_prompt_length: usize,
+    },
+    #[error(
+        "the tokenizer names no {0}; add it to tokenizer_config.json or use rows = \"clean\" with a template that ends its turns"
+    )]
+    NoSpecial(&'static str),
+    #[error(
+        "the rendered conversation does not begin with its rendered prompt, so the template rewrites earlier turns; use rows = \"clean\""
+    )]
+    PromptChanged,
+    #[error(
+        "the whole conversation has fewer tokens than its prompt alone, so official rows cannot split it; use rows = \"clean\""
+    )]
+    Seam,
+    #[error("the prompt is empty; a response's first token needs a token before it")]
+    EmptyPrompt,
+    #[error("the {0} response is empty; every response needs at least one token")]
+    EmptyResponse(&'static str),
+    #[error(
+        "the pre-tokenised prompt and {side} response have {found} ids together; max_length is {max_length}"
+    )]
+    TooLong {
+        side: &'static str,
+        found: usize,
+        max_length: usize,
+    },
+}
+
+/// How conversations become rows (`rows` in the configuration).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RowMode {
+    /// Prompt ids as generation sees them; response and its end-of-turn token, once.
+    #[default]
+    Clean,
+    /// The published trainer's rows: BOS and EOS doubled, the assistant header in the response.
+    Official,
+}
+
+/// One prompt with one response, as ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenisedSequence {
+    /// Prompt ids, then response ids.
+    pub ids: Vec<u32>,
+    /// Where the response begins in `ids`; both parts are not empty.
+    pub response_start: usize,
+}
+
+impl TokenisedSequence {
+    fn new(prompt: &[u32], response: &[u32]) -> Self {
+        Self {
+            ids: [prompt, response].concat(),
+            response_start: prompt.len(),
+        }
+    }
+
+    /// Ids that are context only.
+    pub fn prompt(&self) -> &[u32] {
+        &self.ids[..self.response_start]
+    }
+
+    /// Ids whose log-probabilities count.
+    pub fn response(&self) -> &[u32] {
+        &self.ids[self.response_start..]
+    }
+}
+
+/// A preference row: two sequences and the probabilities of its judge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenisedPair {
+    /// The winning response; its prompt part may differ from the losing one's in `official` rows.
+    pub chosen: TokenisedSequence,
+    /// The losing response.
+    pub rejected: TokenisedSequence,
+    /// Probability that chosen beats rejected.
+    pub chosen_probs: f64,
+    /// Mean probability that chosen beats a response.
+    pub chosen_probs_win: f64,
+    /// Mean probability that rejected beats a response.
+    pub chosen_probs_lose: f64,
+}
+
+impl TokenisedPair {
+    /// Two sequences with `[chosen_probs, chosen_probs_win, chosen_probs_lose]`.
+    pub fn new(
+        (chosen, rejected): (TokenisedSequence, TokenisedSequence),
+        [chosen_probs, chosen_probs_win, chosen_probs_lose]: [f64; 3],
+    ) -> Self {
+        Self {
+            chosen,
+            rejected,
+            chosen_probs,
+            chosen_probs_win,
+            chosen_probs_lose,
+        }
+    }
+
+    /// A pre-tokenised row, taken as it is: no token is added or cut; longer than `max_length`
+    /// tokens is an error.
+    pub fn from_ids(
+        prompt: &[u32],
+        chosen: &[u32],
+        rejected: &[u32],
+        probabilities: [f64; 3],
+        max_length: usize,
+    ) -> Result<Self, TokeniseError> {
+        if prompt.is_empty() {
+            return Err(TokeniseError::EmptyPrompt);
+        }
+        for (side, response) in [("chosen", chosen), ("rejected", rejected)] {
+            if response.is_empty() {
+                return Err(TokeniseError::EmptyResponse(side));
+            }
+            let found = prompt.len() + response.len();
+            if found > max_length {
+                return Err(TokeniseError::TooLong {
+                    side,
+                    found,
+                    max_length,
+                });
+            }
+        }
+        let sequences = (
+            TokenisedSequence::new(prompt, chosen),
+            TokenisedSequence::new(prompt, rejected),
+        );
+        Ok(Self::new(sequences, probabilities))
+    }
+}
+
+/// Prompt and response ids before the length limits.
+type Parts = (Vec<u32>, Vec<u32>);
+
+/// Makes rows of one model folder's tokenizer and template.
+#[derive(Clone, Debug)]
+pub struct RowTokeniser {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    mode: RowMode,
+    max_length: usize,
+    max_prompt_length: usize,
+    /// What ends an assistant's turn.
+    end_of_turn: u32,
+}
+
+impl RowTokeniser {
+    /// Finds the end-of-turn token and checks the limits (in tokens).
+    pub fn new(
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        mode: RowMode,
+        max_length: usize,
+        max_prompt_length: usize,
+    ) -> Result<Self, TokeniseError> {
+        if max_prompt_length < 2 || max_prompt_length >= max_length {
+            return Err(TokeniseError::Limits {
+                max_length,
+                max_prompt_length,
+            });
+        }
+        if mode == RowMode::Official && tokenizer.bos_id().is_none() {
+            return Err(TokeniseError::NoSpecial("bos_token"));
+        }
+        if mode == RowMode::Official && tokenizer.eos_id().is_none() {
+            return Err(TokeniseError::NoSpecial("eos_token"));
+        }
+        let end_of_turn = end_of_turn(&tokenizer, &template)?;
+        Ok(Self {
+            tokenizer,
+            template,
+            mode,
+            max_length,
+            max_prompt_length,
+            end_of_turn,
+        })
+    }
+
+    /// The tokenizer in use.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template in use.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// The token that ends an assistant's turn: what the template puts behind its message,
+    /// else the tokenizer's EOS.
+    pub fn end_of_turn(&self) -> u32 {
+        self.end_of_turn
+    }
+
+    /// Ids to generate from: the template with its generation prompt, no further BOS, uncut.
+    pub fn prompt_ids(&self, prompt: &[Message]) -> Result<Vec<u32>, TokeniseError> {
+        let text = self.template.render(prompt, true)?;
+        let ids = self.tokenizer.encode(&text, false)?;
+        if ids.is_empty() {
+            return Err(TokeniseError::EmptyPrompt);
+        }
+        Ok(ids)
+    }
+
+    /// The chosen and the rejected sequence of a preference row, cut to the limits together.
+    pub fn pair(
+        &self,
+        prompt: &[Message],
+        chosen: &str,
+        rejected: &str,
+    ) -> Result<(TokenisedSequence, TokenisedSequence), TokeniseError> {
+        let chosen = self.parts(prompt, chosen)?;
+        let rejected = self.parts(prompt, rejected)?;
+        let longer = chosen.1.len().max(rejected.1.len());
+        Ok((self.cut(chosen, longer), self.cut(rejected, longer)))
+    }
+
+    /// One prompt with one response, cut to the limits (for supervised fine-tuning).
+    pub fn single(
+        &self,
+        prompt: &[Message],
+        response: &str,
+    ) -> Result<TokenisedSequence, TokeniseError> {
+        let parts = self.parts(prompt, response)?;
+        let length = parts.1.len();
+        Ok(self.cut(parts, length))
+    }
+
+    fn parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
+        match self.mode {
+            RowMode::Clean => self.clean_parts(prompt, response),
+            RowMode::Official => self.official_parts(prompt, response),
+        }
+    }
+
+    /// Prompt and response are encoded apart, so that the prompt's ids are generation's.
+    fn clean_parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
+        let prompt = self.prompt_ids(prompt)?;
+        let mut response = self.tokenizer.encode(response, false)?;
+        if response.last() != Some(&self.end_of_turn) {
+            response.push(self.end_of_turn);
+        }
+        Ok((prompt, response))
+    }
+
+    /// The response is what the rendered conversation has behind the rendered prompt, and its
+    /// ids are those that the whole text has behind the prompt's.
+    fn official_parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
+        let mut conversation = prompt.to_vec();
+        conversation.push(Message::new("assistant", response));
+        let prompt = self.template.render(prompt, false)?;
+        let whole = self.template.render(&conversation, false)?;
+        if !whole.starts_with(&prompt) {
+            return Err(TokeniseError::PromptChanged);
+        }
+        let prompt = self.tokenizer.encode(&prompt, false)?;
+        let whole = self.tokenizer.encode(&whole, false)?;
+        // Where the last prompt token merges with the response's first, it belongs to the response.
+        let mut seam = prompt.len();
+        if !whole.starts_with(&prompt) {
+            seam = seam.saturating_sub(1);
+        }
+        if whole.len() < prompt.len() {
+            return Err(TokeniseError::Seam);
+        }
+        let special = |id: Option<u32>, name| id.ok_or(TokeniseError::NoSpecial(name));
+        let bos = special(self.tokenizer.bos_id(), "bos_token")?;
+        let eos = special(self.tokenizer.eos_id(), "eos_token")?;
+        Ok((
+            [&[bos], &whole[..seam]].concat(),
+            [&whole[seam..], &[eos]].concat(),
+        ))
+    }
+
+    /// Applies the limits: first the prompt loses its beginning, then the response its end.
+    /// `longer` is the length of the row's longer response.
+    fn cut(&self, (mut prompt, mut response): Parts, longer: usize) -> TokenisedSequence {
+        let too_long = |prompt: &[u32]| prompt.len() + longer > self.max_length;
+        if too_long(&prompt) && prompt.len() > self.max_prompt_length {
+            let bos = prompt[0];
+            prompt.drain(..prompt.len() - self.max_prompt_length);
+            if self.mode == RowMode::Clean && self.tokenizer.bos_id() == Some(bos) {
+                prompt[0] = bos;
+            }
+        }
+        if too_long(&prompt) {
+            response.truncate(self.max_length - self.max_prompt_length);
+        }
+        TokenisedSequence::new(&prompt, &response)
+    }
+}
+
+/// The first special token behind an assistant's message in the rendered template, else EOS.
+fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<u32, TokeniseError> {
+    const PROBE: &str = "endofturnprobe";
+    let conversation = [
+        Message::new("user", "question"),
+        Message::new("assistant", PROBE),
+    ];
+    let rendered = template.render(&conversation, false)?;
+    let behind = rendered.rsplit_once(PROBE).map_or("", |(_, text)| text);
+    let ids = tokenizer.encode(behind, false)?;
+    ids.into_iter()
+        .find(|&id| tokenizer.is_special(id))
+        .or(tokenizer.eos_id())
+        .ok_or(TokeniseError::NoSpecial("eos_token"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    const BOS: u32 = 420;
+    const EOT: u32 = 424;
+
+    fn golden() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden")
+    }
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::from_dir(&golden().join("llama")).unwrap()
+    }
+
+    fn rows(mode: RowMode, max_length: usize, max_prompt_length: usize) -> RowTokeniser {
+        let template = ChatTemplate::from_dir(&golden().join("llama")).unwrap();
+        let template = template.unwrap();
+        RowTokeniser::new(tokenizer(), template, mode, max_length, max_prompt_length).unwrap()
+    }
+
+    fn with_template(source: &str, mode: RowMode) -> RowTokeniser {
+        let tokens = BTreeMap::from([("bos_token", "<|begin_of_text|>".to_owned())]);
+        let template = ChatTemplate::new(source, tokens).unwrap();
+        RowTokeniser::new(tokenizer(), template, mode, 64, 32).unwrap()
+    }
+
+    fn user(text: &str) -> Vec<Message> {
+        vec![Message::new("user", text)]
+    }
+
+    fn count(ids: &[u32], id: u32) -> usize {
+        ids.iter().filter(|&&other| other == id).count()
+    }
+
+    #[derive(Deserialize)]
+    struct Official {
+        max_length: usize,
+        max_prompt_length: usize,
+        user: String,
+        chosen: String,
+        rejected: String,
+        chosen_input_ids: Vec<u32>,
+        chosen_labels: Vec<i64>,
+        rejected_input_ids: Vec<u32>,
+        rejected_labels: Vec<i64>,
+    }
+
+    fn labels(sequence: &TokenisedSequence) -> Vec<i64> {
+        let prompt = sequence.prompt().iter().map(|_| -100);
+        let response = sequence.response().iter().map(|&id| i64::from(id));
+        prompt.chain(response).collect()
+    }
+
+    #[test]
+    fn official_rows_are_the_published_trainers() {
+        let text = std::fs::read_to_string(golden().join("official_rows.json")).unwrap();
+        let cases: Vec<Official> = serde_json::from_str(&text).unwrap();
+        assert_eq!(cases.len(), 24);
+        for case in &cases {
+            let rows = rows(RowMode::Official, case.max_length, case.max_prompt_length);
+            let (chosen, rejected) = rows
+                .pair(&user(&case.user), &case.chosen, &case.rejected)
+                .unwrap();
+            assert_eq!(chosen.ids, case.chosen_input_ids);
+            assert_eq!(labels(&chosen), case.chosen_labels);
+            assert_eq!(rejected.ids, case.rejected_input_ids);
+            assert_eq!(labels(&rejected), case.rejected_labels);
+        }
+    }
+
+    #[test]
+    fn official_seam_gives_a_merged_token_to_the_response() {
+        // "p" and "please" begin with different tokens.
+        let source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
+        let rows = with_template(source, RowMode::Official);
+        let alone = rows.tokenizer().encode("maybe p", false).unwrap();
+        let whole = rows.tokenizer().encode("maybe please", false).unwrap();
+        assert!(
+            !whole.starts_with(&alone),
+            "the case must merge at the seam"
+        );
+        let sequence = rows.single(&user("maybe p"), "lease").unwrap();
+        assert_eq!(sequence.prompt()[..2], [BOS, BOS]);
+        let kept = alone.len() - 1;
+        assert_eq!(sequence.prompt()[2..], alone[..kept]);
+        assert_eq!(sequence.response(), [&whole[kept..], &[EOT]].concat());
+        // "rive" + "r" is two tokens, "rive" alone three: there is no seam to cut at.
+        let error = rows.single(&user("maybe rive"), "r").unwrap_err();
+        assert!(matches!(error, TokeniseError::Seam));
+    }
+
+    #[test]
+    fn official_refuses_a_template_that_rewrites_the_prompt() {
+        let source = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
+        let rows = with_template(source, RowMode::Official);
+        let error = rows.single(&user("hi"), "hello").unwrap_err();
+        assert!(matches!(error, TokeniseError::PromptChanged));
+    }
+
+    #[test]
+    fn clean_rows_have_each_special_token_once() {
+        let rows = rows(RowMode::Clean, 512, 256);
+        let prompt = user("why seven?");
+        let (chosen, rejected) = rows.pair(&prompt, "a river", "rain<|eot_id|>").unwrap();
+        for sequence in [&chosen, &rejected] {
+            assert_eq!(count(&sequence.ids, BOS), 1);
+            assert_eq!(sequence.ids[0], BOS);
+            assert_eq!(count(sequence.response(), EOT), 1);
+            assert_eq!(sequence.ids.last(), Some(&EOT));
+            assert_eq!(sequence.prompt(), rows.prompt_ids(&prompt).unwrap());
+        }
+        assert_eq!(rows.single(&prompt, "a river").unwrap(), chosen);
+        let text = rows.tokenizer().decode(&chosen.ids, false).unwrap();
+        let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nwhy seven?<|eot_id|>\
+                        <|start_header_id|>assistant<|end_header_id|>\n\na river<|eot_id|>";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn clean_seam_stays_where_generation_has_it() {
+        // "\n\n" and "\n" would merge if they were encoded together.
+        let rows = rows(RowMode::Clean, 512, 256);
+        let sequence = rows.single(&user("hi"), "\nhello").unwrap();
+        assert_eq!(sequence.prompt(), rows.prompt_ids(&user("hi")).unwrap());
+        let response = rows.tokenizer().encode("\nhello", false).unwrap();
+        assert_eq!(sequence.response(), [&response[..], &[EOT]].concat());
+    }
+
+    #[test]
+    fn clean_cuts_the_prompts_beginning_behind_its_bos() {
+        let rows = rows(RowMode::Clean, 40, 16);
+        let prompt = user(&"river rain ".repeat(20));
+        let full = rows.prompt_ids(&prompt).unwrap();
+        let (chosen, rejected) = rows.pair(&prompt, &"play ".repeat(40), "yes").unwrap();
+        assert_eq!(chosen.ids.len(), 40);
+        assert_eq!(chosen.prompt().len(), 16);
+        assert_eq!(chosen.prompt()[0], BOS);
+        assert_eq!(chosen.prompt()[1..], full[full.len() - 15..]);
+        assert_eq!(rejected.prompt(), chosen.prompt());
+        assert_eq!(rejected.response().last(), Some(&EOT));
+    }
+
+    #[test]
+    fn clean_keeps_a_long_prompt_that_fits() {
+        let rows = rows(RowMode::Clean, 512, 8);
+        let prompt = user("a river and rain and a river");
+        let sequence = rows.single(&prompt, "yes").unwrap();
+        assert!(sequence.response_start > 8);
+        assert_eq!(sequence.prompt(), rows.prompt_ids(&prompt).unwrap());
+    }
+
+    #[test]
+    fn end_of_turn_comes_from_the_template_then_eos() {
+        let chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}END\n{% endfor %}";
+        let end =
+            |token: &str| with_template(&chat.replace("END", token), RowMode::Clean).end_of_turn();
+        assert_eq!(end("<|end_of_text|>"), 421);
+        assert_eq!(end("\n<|eot_id|>"), EOT);
+        assert_eq!(end(""), EOT);
+    }
+
+    #[test]
+    fn pre_tokenised_rows_are_taken_as_they_are() {
+        let pair = TokenisedPair::from_ids(&[1, 2], &[3, 4], &[5], [0.9, 0.7, 0.2], 4).unwrap();
+        assert_eq!(pair.chosen.ids, [1, 2, 3, 4]);
+        assert_eq!(pair.rejected.response(), [5]);
+        assert_eq!(pair.rejected.prompt(), [1, 2]);
+        let probabilities = (
+            pair.chosen_probs,
+            pair.chosen_probs_win,
+            pair.chosen_probs_lose,
+        );
+        assert_eq!(probabilities, (0.9, 0.7, 0.2));
+        let message = |prompt: &[u32], chosen: &[u32], rejected: &[u32]| {
+            TokenisedPair::from_ids(prompt, chosen, rejected, [0.5; 3], 4)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(message(&[], &[1], &[1]).contains("prompt is empty"));
+        assert!(message(&[1], &[1], &[]).contains("rejected response is empty"));
+        let text = message(&[1, 2, 3], &[1], &[1, 2]);
+        assert!(text.contains("rejected response have 5 ids") && text.contains("max_length is 4"));
+    }
+
+    #[test]
+    fn limits_are_checked() {
+        let template = ChatTemplate::new("x", BTreeMap::new()).unwrap();
+        for (length, prompt) in [(10, 10), (10, 1), (0, 0)] {
+            let made = RowTokeniser::new(
+                tokenizer(),
+                template.clone(),
+                RowMode::Clean,
+                length,
+                prompt,
+            );
+            assert!(matches!(made, Err(TokeniseError::Limits { .. })));
+        }
+    }
+}

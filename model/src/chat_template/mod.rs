@@ -1,0 +1,242 @@
+//! Chat templates: a model folder's Jinja template, rendered as transformers renders it
+//! (`apply_chat_template` with `tokenize=False`).
+
+mod python;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use minijinja::{Environment, ErrorKind, Value, context};
+use serde::{Deserialize, Serialize};
+
+use crate::tokenizer::{TokenizerError, json_kind, read_json, special_tokens};
+
+/// One turn of a conversation. Further keys in a file are ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of `role` saying `content`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+}
+
+/// What can go wrong with a chat template.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    #[error(transparent)]
+    Config(#[from] TokenizerError),
+    #[error("cannot read {path}: {source}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path}: the list in `chat_template` has no entry named `default`; found {found}")]
+    NoDefault { path: PathBuf, found: String },
+    #[error("{path}: the chat template is {size} bytes long; the most accepted is {most}")]
+    TooLarge {
+        path: PathBuf,
+        size: usize,
+        most: usize,
+    },
+    #[error("{path}: the chat template is not valid Jinja: {detail}")]
+    Syntax { path: PathBuf, detail: String },
+    #[error("the chat template of {path} refuses these messages: {message}")]
+    Raised { path: PathBuf, message: String },
+    #[error("{path}: the chat template failed: {detail}")]
+    Render { path: PathBuf, detail: String },
+    #[error("{path}: the chat template did not end after {FUEL} steps; it loops too long")]
+    TooMuchWork { path: PathBuf },
+    #[error("{path}: the chat template wrote more than {MAX_OUTPUT} bytes for one conversation")]
+    TooLong { path: PathBuf },
+}
+
+/// Instructions of the template engine that one rendering may take. Real templates need
+/// about a hundred a message.
+const FUEL: u64 = 500_000;
+/// Bytes that one rendering may write.
+const MAX_OUTPUT: usize = 16 << 20;
+/// Bytes of a template's source; the longest real ones are near 30 KiB.
+const MAX_SOURCE: usize = 1 << 20;
+const NAME: &str = "chat";
+
+/// A compiled chat template with its folder's special tokens.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    tokens: Value,
+    path: PathBuf,
+}
+
+impl ChatTemplate {
+    /// The template of a model folder: chat_template.jinja, else `chat_template` in
+    /// tokenizer_config.json (a string, or a list whose entry `default` is taken), else `None`.
+    pub fn from_dir(dir: &Path) -> Result<Option<Self>, TemplateError> {
+        let Some((path, source)) = find_source(dir)? else {
+            return Ok(None);
+        };
+        Self::compile(path, source, special_tokens(dir)?).map(Some)
+    }
+
+    /// A template from its source; `tokens` are the variables such as `bos_token`.
+    pub fn new(
+        source: &str,
+        tokens: BTreeMap<&'static str, String>,
+    ) -> Result<Self, TemplateError> {
+        Self::compile(PathBuf::from("<chat template>"), source.into(), tokens)
+    }
+
+    fn compile(
+        path: PathBuf,
+        source: String,
+        tokens: BTreeMap<&'static str, String>,
+    ) -> Result<Self, TemplateError> {
+        if source.len() > MAX_SOURCE {
+            return Err(TemplateError::TooLarge {
+                path,
+                size: source.len(),
+                most: MAX_SOURCE,
+            });
+        }
+        let mut environment = python::environment();
+        environment.set_fuel(Some(FUEL));
+        let source = python::without_generation_tags(&source);
+        if let Err(error) = environment.add_template_owned(NAME, source) {
+            let detail = describe(&error);
+            return Err(TemplateError::Syntax { path, detail });
+        }
+        Ok(Self {
+            environment,
+            tokens: Value::from_serialize(tokens),
+            path,
+        })
+    }
+
+    /// The prompt string of a conversation; with `add_generation_prompt` it ends where the
+    /// assistant's answer begins.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let variables = context! {
+            messages,
+            add_generation_prompt,
+            tools => (),
+            documents => (),
+            ..self.tokens.clone()
+        };
+        let mut output = Bounded::default();
+        let rendered = self.environment.get_template(NAME).and_then(|template| {
+            template
+                .render_captured_to(variables, &mut output)
+                .map(|_| ())
+        });
+        let path = self.path.clone();
+        match rendered {
+            Ok(()) => String::from_utf8(output.bytes).map_err(|error| TemplateError::Render {
+                path,
+                detail: error.to_string(),
+            }),
+            Err(_) if output.overflown => Err(TemplateError::TooLong { path }),
+            Err(error) => Err(render_error(path, &error)),
+        }
+    }
+}
+
+/// The template's file and source, if the folder has one.
+fn find_source(dir: &Path) -> Result<Option<(PathBuf, String)>, TemplateError> {
+    let path = dir.join("chat_template.jinja");
+    match std::fs::read_to_string(&path) {
+        Ok(source) => return Ok(Some((path, source))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(TemplateError::Read { path, source }),
+    }
+    let path = dir.join("tokenizer_config.json");
+    let config = read_json(&path)?.unwrap_or_default();
+    let field = config.get("chat_template").unwrap_or_default();
+    match field {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::String(source) => Ok(Some((path, source.clone()))),
+        serde_json::Value::Array(entries) => {
+            let named = |entry: &&serde_json::Value| entry["name"] == "default";
+            let source = entries.iter().find(named).map(|entry| &entry["template"]);
+            match source.and_then(|source| source.as_str()) {
+                Some(source) => Ok(Some((path, source.to_owned()))),
+                None => {
+                    let names: Vec<_> = entries.iter().map(|e| e["name"].to_string()).collect();
+                    let found = names.join(", ");
+                    Err(TemplateError::NoDefault { path, found })
+                }
+            }
+        }
+        other => Err(TemplateError::Config(TokenizerError::Field {
+            path,
+            key: "chat_template".into(),
+            found: json_kind(other),
+            expected: "a string or a list of {name, template}",
+        })),
+    }
+}
+
+/// Sorts a failed rendering by its cause, wherever in the chain of errors it is.
+fn render_error(path: PathBuf, error: &minijinja::Error) -> TemplateError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if let Some(python::Raised(message)) = inner.downcast_ref() {
+            let message = message.clone();
+            return TemplateError::Raised { path, message };
+        }
+        let engine = inner.downcast_ref::<minijinja::Error>();
+        if engine.is_some_and(|inner| inner.kind() == ErrorKind::OutOfFuel) {
+            return TemplateError::TooMuchWork { path };
+        }
+        cause = inner.source();
+    }
+    let detail = describe(error);
+    TemplateError::Render { path, detail }
+}
+
+/// The engine's message with the template line.
+fn describe(error: &minijinja::Error) -> String {
+    let what = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.line() {
+        Some(line) => format!("{what} (line {line} of the template)"),
+        None => what,
+    }
+}
+
+/// Collects output up to [`MAX_OUTPUT`] bytes.
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    overflown: bool,
+}
+
+impl std::io::Write for &mut Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + bytes.len() > MAX_OUTPUT {
+            self.overflown = true;
+            return Err(std::io::Error::other("the output is too long"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,175 @@
+use super::*;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden/llama")
+}
+
+fn template(source: &str) -> ChatTemplate {
+    let tokens = [
+        ("bos_token", "<s>"),
+        ("eos_token", "</s>"),
+        ("pad_token", "<pad>"),
+    ];
+    let tokens = tokens.map(|(key, token)| (key, token.to_owned()));
+    ChatTemplate::new(source, tokens.into_iter().collect()).unwrap()
+}
+
+fn render(source: &str) -> Result<String, TemplateError> {
+    template(source).render(&[Message::new("user", "hi")], true)
+}
+
+fn messages(value: &serde_json::Value) -> Vec<Message> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+fn golden_chats() {
+    let template = ChatTemplate::from_dir(&golden()).unwrap().unwrap();
+    let expected = read_json(&golden().join("expected.json")).unwrap().unwrap();
+    let cases = expected["chat"].as_array().unwrap();
+    assert!(cases.len() > 2);
+    for case in cases {
+        let messages = messages(&case["messages"]);
+        assert_eq!(template.render(&messages, true).unwrap(), case["prompt"]);
+        assert_eq!(template.render(&messages, false).unwrap(), case["full"]);
+    }
+}
+
+/// cases.json: templates with the constructs of well-known models and what transformers
+/// 5.23 (jinja2 3.1.6) renders from them.
+#[test]
+fn renders_as_transformers() {
+    let cases: serde_json::Value = serde_json::from_str(include_str!("cases.json")).unwrap();
+    for (index, case) in cases["cases"].as_array().unwrap().iter().enumerate() {
+        let name = case["template"].as_str().unwrap();
+        let template = template(cases["templates"][name].as_str().unwrap());
+        let add = case["add_generation_prompt"].as_bool().unwrap();
+        let rendered = template.render(&messages(&case["messages"]), add);
+        match case["raises"].as_str() {
+            None => assert_eq!(
+                rendered.unwrap(),
+                case["expected"].as_str().unwrap(),
+                "{name}, case {index}"
+            ),
+            Some(expected) => match rendered.unwrap_err() {
+                TemplateError::Raised { message, .. } => assert_eq!(message, expected),
+                other => panic!("{other}"),
+            },
+        }
+    }
+}
+
+#[test]
+fn raise_is_the_templates_own_words() {
+    let error = render("{{ raise_exception('no system here') }}").unwrap_err();
+    let expected = "the chat template of <chat template> refuses these messages: no system here";
+    assert_eq!(error.to_string(), expected);
+    let inside = "{% macro f() %}{{ raise_exception('deep') }}{% endmacro %}{{ f() }}";
+    assert!(
+        matches!(render(inside), Err(TemplateError::Raised { message, .. }) if message == "deep")
+    );
+}
+
+#[test]
+fn strftime_now_is_today() {
+    let before = chrono::Local::now().format("%d %b %Y").to_string();
+    let text = render("{{ strftime_now('%d %b %Y') }}").unwrap();
+    let after = chrono::Local::now().format("%d %b %Y").to_string();
+    assert!(text == before || text == after, "{text}");
+    let error = render("{{ strftime_now('%Q') }}").unwrap_err().to_string();
+    assert!(error.contains("does not know the format `%Q`"), "{error}");
+}
+
+#[test]
+fn hostile_templates_end() {
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    assert!(matches!(
+        render(endless),
+        Err(TemplateError::TooMuchWork { .. })
+    ));
+    let inside = format!("{{% macro f() %}}{endless}{{% endmacro %}}{{{{ f() }}}}");
+    assert!(matches!(
+        render(&inside),
+        Err(TemplateError::TooMuchWork { .. })
+    ));
+    let long = "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}";
+    assert!(matches!(render(long), Err(TemplateError::TooLong { .. })));
+    for source in [
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 'x' * 999999999999 }}",
+        "{{ 'x' | indent(999999999999) }}",
+        "{{ [1] | tojson(indent=999999999999) }}",
+        "{{ [1] | batch(999999999999, 0) }}",
+    ] {
+        let error = render(source).unwrap_err();
+        assert!(
+            matches!(error, TemplateError::Render { .. }),
+            "{source}: {error}"
+        );
+    }
+    let large = " ".repeat(MAX_SOURCE + 1);
+    let error = ChatTemplate::new(&large, BTreeMap::new()).unwrap_err();
+    assert!(matches!(error, TemplateError::TooLarge { .. }));
+}
+
+#[test]
+fn long_conversations_fit_the_bounds() {
+    let template = ChatTemplate::from_dir(&golden()).unwrap().unwrap();
+    let messages = vec![Message::new("user", "word ".repeat(100)); 2000];
+    assert!(template.render(&messages, true).unwrap().len() > 1_000_000);
+}
+
+#[test]
+fn where_the_template_lies() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = || ChatTemplate::from_dir(dir.path());
+    let text = || load().unwrap().unwrap().render(&[], false).unwrap();
+    let config =
+        |text: &str| std::fs::write(dir.path().join("tokenizer_config.json"), text).unwrap();
+
+    assert!(load().unwrap().is_none());
+    config(r#"{"chat_template": null}"#);
+    assert!(load().unwrap().is_none());
+    config(r#"{"chat_template": "string {{ bos_token }}", "bos_token": {"content": "<b>"}}"#);
+    assert_eq!(text(), "string <b>");
+    config(
+        r#"{"chat_template": [{"name": "rag", "template": "no"}, {"name": "default", "template": "list"}]}"#,
+    );
+    assert_eq!(text(), "list");
+    std::fs::write(dir.path().join("chat_template.jinja"), "file\n").unwrap();
+    assert_eq!(text(), "file");
+}
+
+#[test]
+fn bad_templates_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer_config.json");
+    let message = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        ChatTemplate::from_dir(dir.path()).unwrap_err().to_string()
+    };
+    let text = message(r#"{"chat_template": [{"name": "rag", "template": "x"}]}"#);
+    assert!(
+        text.ends_with(r#"no entry named `default`; found "rag""#),
+        "{text}"
+    );
+    let text = message(r#"{"chat_template": 3}"#);
+    assert!(
+        text.contains("tokenizer_config.json: `chat_template` is 3"),
+        "{text}"
+    );
+    let text = message(r#"{"chat_template": "a\n{% if %}"}"#);
+    assert!(
+        text.contains("not valid Jinja") && text.contains("line 2"),
+        "{text}"
+    );
+    let error = render("{{ nothing.at.all }}").unwrap_err().to_string();
+    assert!(error.contains("the chat template failed"), "{error}");
+}
+
+#[test]
+fn messages_ignore_further_keys() {
+    let text = r#"{"role": "user", "content": "hi", "weight": 1}"#;
+    let message: Message = serde_json::from_str(text).unwrap();
+    assert_eq!(message, Message::new("user", "hi"));
+}
