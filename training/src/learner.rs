@@ -13,6 +13,7 @@ use burn::tensor::{DType, Tensor, backend::AutodiffBackend, backend::Backend};
 use sppo_model::llama::nn::{from_f32, to_f32};
 use sppo_model::llama::{Llama, PackedBatch};
 
+use crate::config::Recompute;
 use crate::optimizer::Optimizer;
 use crate::tokenise::TokenisedSequence;
 use gradients::GradientStore;
@@ -24,17 +25,6 @@ use logps::{Targets, chunked_logps};
 pub enum LearnerError {
     #[error("reading from the device failed: {0}")]
     Device(String),
-}
-
-/// How the backward pass gets the activations of the blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Recompute {
-    /// All kept from the forward pass.
-    #[default]
-    None,
-    /// Only the blocks' inputs kept; each block runs again in the backward pass.
-    Layer,
 }
 
 /// What one optimizer step did.
@@ -98,6 +88,16 @@ impl<B: AutodiffBackend> Learner<B> {
     /// Optimizer steps taken.
     pub fn steps(&self) -> usize {
         self.steps
+    }
+
+    /// The optimizer and its settings.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Forgets the gradients gathered since the last step.
+    pub fn discard_gradients(&mut self) {
+        self.gradients = GradientStore::default();
     }
 
     /// Optimizer state by parameter.

@@ -3,33 +3,17 @@
 //! SPPO follows arXiv 2405.00675 and its published trainer; the others follow TRL. A batch has few
 //! rows, so losses live on the host and the learner only needs d loss / d log-probability.
 
-use serde::{Deserialize, Serialize};
+use crate::config::Loss;
+use crate::data::ProbabilityKey;
 
-/// The losses by the names that the configuration uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossKind {
-    /// ½[(Δw − η(p_win(w) − ½))² + (Δl − η(p_win(l) − ½))²], η = 1/β.
-    Sppo,
-    /// The same with targets ±η(P[w][l] − ½).
-    SppoSingle,
-    /// TRL's form: targets ±η/2 and no factor ½.
-    SppoHard,
-    /// −ln σ(β(Δw − Δl)).
-    #[serde(alias = "sigmoid")]
-    Dpo,
-    /// max(0, 1 − β(Δw − Δl)).
-    Hinge,
-    /// (Δw − Δl − 1/(2β))².
-    Ipo,
-    /// 1 − σ(β(Δw − KL_l)) and 1 − σ(β(KL_w − Δl)), each KL a batch mean, not below 0.
-    KtoPair,
-}
-
-impl LossKind {
-    /// Whether rows need their win probabilities.
-    pub fn needs_probabilities(self) -> bool {
-        matches!(self, Self::Sppo | Self::SppoSingle)
+impl Loss {
+    /// The probabilities that a row must carry.
+    pub fn needed_probabilities(self) -> &'static [ProbabilityKey] {
+        match self {
+            Self::Sppo => &[ProbabilityKey::Win, ProbabilityKey::Lose],
+            Self::SppoSingle => &[ProbabilityKey::Chosen],
+            _ => &[],
+        }
     }
 
     /// Whether a row's loss depends on the other rows of its batch.
@@ -97,10 +81,24 @@ impl PairLogps {
         (scale(chosen), scale(rejected))
     }
 
+    /// Appends the rows of another batch.
+    pub fn extend(&mut self, other: Self) {
+        self.policy_chosen.extend(other.policy_chosen);
+        self.policy_rejected.extend(other.policy_rejected);
+        self.reference_chosen.extend(other.reference_chosen);
+        self.reference_rejected.extend(other.reference_rejected);
+        self.probabilities.extend(other.probabilities);
+    }
+
     /// The loss of this batch.
-    pub fn loss(&self, kind: LossKind, beta: f64) -> LossOutput {
+    ///
+    /// `sppo`: ½[(Δw − η(p_win(w) − ½))² + (Δl − η(p_win(l) − ½))²] with η = 1/β; `sppo_single`:
+    /// the same with targets ±η(P[w][l] − ½); `sppo_hard`: targets ±η/2, no factor ½; `dpo`:
+    /// −ln σ(β(Δw − Δl)); `hinge`: max(0, 1 − β(Δw − Δl)); `ipo`: (Δw − Δl − η/2)²; `kto_pair`:
+    /// 1 − σ(β(Δw − KL_l)) and 1 − σ(β(KL_w − Δl)), each KL a batch mean, not below 0.
+    pub fn loss(&self, kind: Loss, beta: f64) -> LossOutput {
         let (chosen, rejected) = self.deltas();
-        if kind == LossKind::KtoPair {
+        if kind == Loss::KtoPair {
             return kto_pair(&chosen, &rejected, beta);
         }
         let rows = self.len() as f64;
@@ -122,7 +120,7 @@ fn sigmoid(x: f64) -> f64 {
 }
 
 /// One pair's loss and its derivatives by Δw and Δl.
-fn row_loss(kind: LossKind, beta: f64, w: f64, l: f64, p: PairProbabilities) -> (f64, f64, f64) {
+fn row_loss(kind: Loss, beta: f64, w: f64, l: f64, p: PairProbabilities) -> (f64, f64, f64) {
     let eta = 1.0 / beta;
     let squares = |factor: f64, target_w: f64, target_l: f64| {
         let (a, b) = (w - target_w, l - target_l);
@@ -131,22 +129,22 @@ fn row_loss(kind: LossKind, beta: f64, w: f64, l: f64, p: PairProbabilities) -> 
     let contrast = |(value, slope): (f64, f64)| (value, slope, -slope);
     let margin = beta * (w - l);
     match kind {
-        LossKind::Sppo => squares(0.5, eta * (p.win - 0.5), eta * (p.lose - 0.5)),
-        LossKind::SppoSingle => squares(0.5, eta * (p.chosen - 0.5), eta * (0.5 - p.chosen)),
-        LossKind::SppoHard => squares(1.0, 0.5 * eta, -0.5 * eta),
-        LossKind::Dpo => {
+        Loss::Sppo => squares(0.5, eta * (p.win - 0.5), eta * (p.lose - 0.5)),
+        Loss::SppoSingle => squares(0.5, eta * (p.chosen - 0.5), eta * (0.5 - p.chosen)),
+        Loss::SppoHard => squares(1.0, 0.5 * eta, -0.5 * eta),
+        Loss::Dpo => {
             // ln(1 + e^−m) without overflow.
             let value = (-margin.abs()).exp().ln_1p() + (-margin).max(0.0);
             contrast((value, -beta * sigmoid(-margin)))
         }
-        LossKind::Hinge if margin < 1.0 => contrast((1.0 - margin, -beta)),
-        LossKind::Hinge => (0.0, 0.0, 0.0),
-        LossKind::Ipo => {
+        Loss::Hinge if margin < 1.0 => contrast((1.0 - margin, -beta)),
+        Loss::Hinge => (0.0, 0.0, 0.0),
+        Loss::Ipo => {
             let gap = w - l - 0.5 * eta;
             contrast((gap * gap, 2.0 * gap))
         }
         // Handled with its whole batch.
-        LossKind::KtoPair => (f64::NAN, f64::NAN, f64::NAN),
+        Loss::KtoPair => (f64::NAN, f64::NAN, f64::NAN),
     }
 }
 
@@ -202,7 +200,7 @@ mod tests {
     /// The gradients of every loss against central differences.
     #[test]
     fn gradients_are_derivatives() {
-        use LossKind::*;
+        use Loss::*;
         for kind in [Sppo, SppoSingle, SppoHard, Dpo, Hinge, Ipo, KtoPair] {
             let beta = 0.1;
             let output = logps().loss(kind, beta);
@@ -231,7 +229,7 @@ mod tests {
     fn dpo_does_not_overflow() {
         let mut far = logps();
         far.policy_chosen[0] = -1e6;
-        let output = far.loss(LossKind::Dpo, 1.0);
+        let output = far.loss(Loss::Dpo, 1.0);
         assert!(output.mean.is_finite() && output.grad_chosen[0].is_finite());
     }
 }

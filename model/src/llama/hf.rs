@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
@@ -324,6 +324,30 @@ fn check_tensors(
             path: checkpoint.path().into(),
             problems,
         }),
+    }
+}
+
+/// Every parameter's id and Hugging Face name, in the order of the module.
+pub fn parameter_names<B: Backend>(model: &Llama<B>) -> Vec<(ParamId, String)> {
+    let mut names = Names(Vec::new(), Vec::new());
+    model.visit(&mut names);
+    names.1
+}
+
+/// The path so far, and what was found.
+struct Names(Vec<String>, Vec<(ParamId, String)>);
+
+impl<B: Backend> ModuleVisitor<B> for Names {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.0.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.0.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.1.push((param.id, hf_name(&self.0)));
     }
 }
 

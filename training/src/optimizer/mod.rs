@@ -3,5 +3,5 @@
 mod schedule;
 mod update;
 
-pub use schedule::{Schedule, ScheduleKind};
+pub use schedule::Schedule;
 pub use update::{AdamW, Optimizer, RmsProp, Sgd};

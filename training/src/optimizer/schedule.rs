@@ -1,20 +1,12 @@
 //! Learning-rate schedules: linear warmup, then constant, linear or cosine decay to 0.
 
-use serde::{Deserialize, Serialize};
-
-/// What follows the warmup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleKind {
-    Linear,
-    Cosine,
-    Constant,
-}
+use crate::config;
 
 /// A schedule over a known number of optimizer steps, as in transformers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    pub kind: ScheduleKind,
+    /// What follows the warmup.
+    pub kind: config::Schedule,
     /// Highest rate.
     pub learning_rate: f64,
     pub warmup_steps: usize,
@@ -30,9 +22,9 @@ impl Schedule {
         let decay_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
         let done = (step - self.warmup_steps) as f64 / decay_steps as f64;
         let factor = match self.kind {
-            ScheduleKind::Constant => 1.0,
-            ScheduleKind::Linear => 1.0 - done,
-            ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            config::Schedule::Constant => 1.0,
+            config::Schedule::Linear => 1.0 - done,
+            config::Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
         };
         self.learning_rate * factor.max(0.0)
     }
@@ -45,9 +37,9 @@ mod tests {
     #[test]
     fn warmup_starts_at_zero_and_decay_ends_at_zero() {
         for (kind, middle) in [
-            (ScheduleKind::Linear, 0.5),
-            (ScheduleKind::Cosine, 0.5),
-            (ScheduleKind::Constant, 1.0),
+            (config::Schedule::Linear, 0.5),
+            (config::Schedule::Cosine, 0.5),
+            (config::Schedule::Constant, 1.0),
         ] {
             let schedule = Schedule {
                 kind,
@@ -59,7 +51,7 @@ mod tests {
             assert_eq!(schedule.rate(2), 1.0);
             assert_eq!(schedule.rate(4), 2.0);
             assert!((schedule.rate(8) - 2.0 * middle).abs() < 1e-12);
-            if kind != ScheduleKind::Constant {
+            if kind != config::Schedule::Constant {
                 assert!(schedule.rate(12).abs() < 1e-12);
                 assert!(schedule.rate(40) >= 0.0);
             }
@@ -69,7 +61,7 @@ mod tests {
     #[test]
     fn without_warmup_the_first_rate_is_full() {
         let schedule = Schedule {
-            kind: ScheduleKind::Linear,
+            kind: config::Schedule::Linear,
             learning_rate: 1.0,
             warmup_steps: 0,
             total_steps: 4,

@@ -18,14 +18,15 @@ use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use sppo_model::llama::{CheckpointError, LlamaConfig};
 
-pub use checkpoint::{Saved, fingerprint, latest_checkpoint, model_fingerprint};
+pub use checkpoint::{
+    Saved, fingerprint, finished_model, latest_checkpoint, model_fingerprint, restore, write_aside,
+};
 pub use metrics::{PairMetrics, StepMetrics};
 pub use objective::{Objective, WindowReport};
 pub use preference::{PreferenceObjective, PreferencePair, tokenise_pairs};
 pub use reference::reference_logps;
 pub use supervised::{SupervisedObjective, tokenise_supervised};
 
-use crate::config::OnNonFinite;
 use crate::data::DataError;
 use crate::learner::{Learner, LearnerError};
 use crate::optimizer::Schedule;
@@ -234,11 +235,4 @@ fn refuse(
         what,
         rows: rows.to_vec(),
     })
-}
-
-impl From<OnNonFinite> for bool {
-    /// Whether a step that is not finite is skipped.
-    fn from(value: OnNonFinite) -> Self {
-        value == OnNonFinite::Skip
-    }
 }

@@ -1,0 +1,320 @@
+//! The trainer's state on disk: written aside, flushed, renamed; found again by its key.
+//!
+//! `<output_dir>/checkpoints/step-N/` is a Hugging Face folder; `trainer/` in it holds f32 masters,
+//! optimizer state and the position. `<output_dir>/model/` is the trained model.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use burn::module::ParamId;
+use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend, backend::Backend};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use sppo_model::checkpoint::{Checkpoint, LazyTensor, write_file};
+use sppo_model::llama::hf::parameter_names;
+
+use super::{ModelFiles, TrainError, TrainSettings};
+use crate::learner::{Learner, ParamState};
+
+/// What a checkpoint says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Hash of all that the result depends on.
+    pub key: String,
+    /// Steps behind it, skipped ones too.
+    pub step: usize,
+    /// Optimizer updates behind it.
+    pub updates: usize,
+}
+
+const STATE: &str = "trainer/state.json";
+const OPTIMIZER: &str = "trainer/optimizer.safetensors";
+const PROVENANCE: &str = "sppo.json";
+
+/// SHA-256 over labelled parts, in hex.
+pub fn fingerprint<'a>(parts: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hash = Sha256::new();
+    for (label, bytes) in parts {
+        for part in [label.as_bytes(), bytes] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of the files of a model folder that determine what it computes.
+pub fn model_fingerprint(dir: &Path) -> Result<String, TrainError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| TrainError::Io {
+            action: "read",
+            path,
+            source,
+        }
+    };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed(dir))? {
+        let path = entry.map_err(failed(dir))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        let counts = name.ends_with(".safetensors")
+            || name.ends_with(".safetensors.index.json")
+            || name.ends_with(".jinja")
+            || ["config.json", "tokenizer.json", "tokenizer_config.json"].contains(&name);
+        if path.is_file() && counts {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for path in files {
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        let mut file = File::open(&path).map_err(failed(&path))?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let count = file.read(&mut buffer).map_err(failed(&path))?;
+            if count == 0 {
+                break;
+            }
+            hash.update(&buffer[..count]);
+        }
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// The newest whole checkpoint of this key.
+pub fn latest_checkpoint(output_dir: &Path, key: &str) -> Option<(PathBuf, Saved)> {
+    let mut found: Vec<(PathBuf, Saved)> = step_folders(output_dir)
+        .into_iter()
+        .filter_map(|dir| {
+            let text = fs::read_to_string(dir.join(STATE)).ok()?;
+            let saved: Saved = serde_json::from_str(&text).ok()?;
+            (saved.key == key).then_some((dir, saved))
+        })
+        .collect();
+    found.sort_by_key(|(_, saved)| saved.step);
+    found.pop()
+}
+
+/// The trained model of this key, where it is whole.
+pub fn finished_model(output_dir: &Path, key: &str) -> Option<PathBuf> {
+    let dir = output_dir.join("model");
+    let text = fs::read_to_string(dir.join(PROVENANCE)).ok()?;
+    let saved: Saved = serde_json::from_str(&text).ok()?;
+    (saved.key == key).then_some(dir)
+}
+
+fn step_folders(output_dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(output_dir.join("checkpoints")) else {
+        return Vec::new();
+    };
+    let mut folders: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(|path| {
+            let name = path.file_name().and_then(|n| n.to_str());
+            name.is_some_and(|n| n.starts_with("step-"))
+        })
+        .collect();
+    folders.sort();
+    folders
+}
+
+/// Writes a checkpoint behind `step` steps; older ones go only once it is whole.
+pub(super) fn save<B: AutodiffBackend>(
+    learner: &Learner<B>,
+    settings: &TrainSettings,
+    files: ModelFiles<'_>,
+    step: usize,
+) -> Result<(), TrainError> {
+    let parent = settings.output_dir.join("checkpoints");
+    let target = parent.join(format!("step-{step:08}"));
+    write_aside(&target, |dir| {
+        write_model(learner, settings, files, dir)?;
+        let trainer = dir.join("trainer");
+        fs::create_dir(&trainer).map_err(io("make", &trainer))?;
+        write_optimizer(learner, &dir.join(OPTIMIZER))?;
+        write_saved(&dir.join(STATE), learner, settings, step)
+    })?;
+    let keep = settings.keep_checkpoints.max(1);
+    let folders = step_folders(&settings.output_dir);
+    for old in folders.iter().rev().skip(keep) {
+        fs::remove_dir_all(old).map_err(io("remove", old))?;
+    }
+    Ok(())
+}
+
+/// Writes the trained model and gives its folder.
+pub(super) fn save_final<B: AutodiffBackend>(
+    learner: &Learner<B>,
+    settings: &TrainSettings,
+    files: ModelFiles<'_>,
+    steps: usize,
+) -> Result<PathBuf, TrainError> {
+    let target = settings.output_dir.join("model");
+    write_aside(&target, |dir| {
+        write_model(learner, settings, files, dir)?;
+        write_saved(&dir.join(PROVENANCE), learner, settings, steps)
+    })?;
+    Ok(target)
+}
+
+fn write_model<B: AutodiffBackend>(
+    learner: &Learner<B>,
+    settings: &TrainSettings,
+    files: ModelFiles<'_>,
+    dir: &Path,
+) -> Result<(), TrainError> {
+    learner
+        .valid()
+        .save(dir, files.config, settings.save_dtype, files.template)?;
+    let card = dir.join("README.md");
+    fs::write(&card, model_card(settings)).map_err(io("write", &card))
+}
+
+fn model_card(settings: &TrainSettings) -> String {
+    format!(
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- sppo\n- alignment\n---\n\n# A Llama trained with sppo\n\n{}\n\nLoad it with transformers (`AutoModelForCausalLM.from_pretrained`), vLLM, or `sppo chat --model`.\n",
+        settings.summary
+    )
+}
+
+fn write_saved<B: AutodiffBackend>(
+    path: &Path,
+    learner: &Learner<B>,
+    settings: &TrainSettings,
+    step: usize,
+) -> Result<(), TrainError> {
+    let saved = Saved {
+        key: settings.key.clone(),
+        step,
+        updates: learner.steps(),
+    };
+    let text = serde_json::to_string_pretty(&saved).map_err(|e| TrainError::Io {
+        action: "write",
+        path: path.into(),
+        source: e.into(),
+    })?;
+    fs::write(path, text).map_err(io("write", path))
+}
+
+fn write_optimizer<B: AutodiffBackend>(
+    learner: &Learner<B>,
+    path: &Path,
+) -> Result<(), TrainError> {
+    let mut tensors = Vec::new();
+    for (id, name) in parameter_names(learner.model()) {
+        let Some(state) = learner.state().get(&id) else {
+            continue;
+        };
+        let masters = state.master.iter().map(|t| (format!("{name}.master"), t));
+        let slots = state.slots.iter().enumerate();
+        let slots = slots.map(|(i, t)| (format!("{name}.slot{i}"), t));
+        tensors.extend(masters.chain(slots).map(|(name, tensor)| LazyTensor {
+            name,
+            shape: tensor.dims().to_vec(),
+            dtype: DType::F32,
+            fetch: Box::new(move || tensor.clone().into_data()),
+        }));
+    }
+    let tensors: Vec<&LazyTensor<'_>> = tensors.iter().collect();
+    write_file(path, &tensors).map_err(|e| TrainError::Checkpoint(e.into()))
+}
+
+/// Puts the optimizer state of a checkpoint folder into `learner`, whose model was loaded from
+/// that folder.
+pub fn restore<B: AutodiffBackend>(
+    learner: &mut Learner<B>,
+    dir: &Path,
+    saved: &Saved,
+) -> Result<(), TrainError> {
+    let file = Checkpoint::open_file(&dir.join(OPTIMIZER))
+        .map_err(|e| TrainError::Checkpoint(e.into()))?;
+    let device = learner.model().device();
+    let load = |name: &str| -> Result<Option<Tensor<B::InnerBackend, 1>>, TrainError> {
+        let data = file
+            .load(name, DType::F32)
+            .map_err(|e| TrainError::Checkpoint(e.into()))?;
+        Ok(data.map(|data: TensorData| Tensor::from_data(data, (&device, DType::F32))))
+    };
+    let mut state: HashMap<ParamId, ParamState<B::InnerBackend>> = HashMap::new();
+    for (id, name) in parameter_names(learner.model()) {
+        let master = load(&format!("{name}.master"))?;
+        let mut slots = Vec::new();
+        while let Some(slot) = load(&format!("{name}.slot{}", slots.len()))? {
+            slots.push(slot);
+        }
+        if slots.len() != learner.optimizer().slots() && saved.updates > 0 {
+            return Err(TrainError::Damaged {
+                path: dir.into(),
+                message: format!("the optimizer state of {name} is not complete"),
+            });
+        }
+        state.insert(id, ParamState { master, slots });
+    }
+    learner.restore(saved.updates, state);
+    Ok(())
+}
+
+/// Makes a folder beside its final name and renames it once `fill` has written it.
+pub fn write_aside(
+    target: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    let parent = target.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(io("make", parent))?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let aside = parent.join(format!(".{name}.partial"));
+    let remove = |dir: &Path| match dir.exists() {
+        true => fs::remove_dir_all(dir).map_err(io("remove", dir)),
+        false => Ok(()),
+    };
+    remove(&aside)?;
+    fs::create_dir(&aside).map_err(io("make", &aside))?;
+    if let Err(error) = fill(&aside) {
+        // Half a folder is of no use and may be what filled the disk.
+        let _ = fs::remove_dir_all(&aside);
+        return Err(error);
+    }
+    sync_tree(&aside)?;
+    // A rename cannot replace a folder that holds files: set the old one aside first.
+    let old = parent.join(format!(".{name}.old"));
+    remove(&old)?;
+    if target.exists() {
+        fs::rename(target, &old).map_err(io("rename", target))?;
+    }
+    fs::rename(&aside, target).map_err(io("rename", &aside))?;
+    sync(parent)?;
+    remove(&old)
+}
+
+fn sync_tree(dir: &Path) -> Result<(), TrainError> {
+    for entry in fs::read_dir(dir).map_err(io("read", dir))? {
+        let path = entry.map_err(io("read", dir))?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => sync(&path)?,
+        }
+    }
+    sync(dir)
+}
+
+fn sync(path: &Path) -> Result<(), TrainError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(io("flush", path))
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
+    let path = path.to_path_buf();
+    move |source| TrainError::Io {
+        action,
+        path,
+        source,
+    }
+}
