@@ -193,7 +193,7 @@ impl Check<'_> {
         let head_dim = init.hidden_size / init.heads;
         self.that(
             "model.init.heads",
-            init.hidden_size % init.heads == 0 && head_dim % 2 == 0,
+            init.hidden_size.is_multiple_of(init.heads) && head_dim.is_multiple_of(2),
             || {
                 format!(
                     "a divisor of hidden_size ({}) into even heads",
@@ -204,7 +204,7 @@ impl Check<'_> {
         )?;
         self.that(
             "model.init.kv_heads",
-            init.heads % init.kv_heads == 0,
+            init.heads.is_multiple_of(init.kv_heads),
             || format!("a divisor of heads ({})", init.heads),
             init.kv_heads,
         )
