@@ -1,1 +1,60 @@
-fn main() {}
+//! The binary `sppo`: self-play preference optimization of Llama models.
+
+mod backend;
+mod commands;
+mod errors;
+mod interrupt;
+mod logging;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Self-Play Preference Optimization of Llama models: sample, judge, train, evaluate.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    /// Shows more of what happens; twice shows everything.
+    #[arg(short, long, global = true, display_order = 901, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Shows warnings and errors only.
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 902,
+        conflicts_with = "verbose"
+    )]
+    quiet: bool,
+    /// Ends with one line of JSON for programs.
+    #[arg(long, global = true, display_order = 900)]
+    json: bool,
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = logging::init(cli.verbose, cli.quiet)
+        .and_then(|()| interrupt::install())
+        .and_then(|()| cli.command.run(cli.json));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            errors::report(&error);
+            ExitCode::from(errors::exit_code(&error))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

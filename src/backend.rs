@@ -1,0 +1,226 @@
+//! Choice of the Burn backend: the only file that names concrete ones.
+
+use std::str::FromStr;
+
+use burn::tensor::backend::AutodiffBackend;
+use burn_autodiff::Autodiff;
+
+use crate::errors::user;
+
+/// Every device name, whether this build has it or not.
+const NAMES: [&str; 5] = ["cpu", "flex", "ndarray", "wgpu", "cuda"];
+
+/// A device that this build has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// Burn's Flex CPU backend.
+    #[cfg(feature = "flex")]
+    Flex,
+    /// The ndarray CPU backend.
+    #[cfg(feature = "ndarray")]
+    NdArray,
+    /// Vulkan through wgpu: the n-th discrete GPU, or whichever wgpu thinks best.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Option<usize>),
+    /// The n-th CUDA device.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
+}
+
+/// Generic code that runs on whichever backend was chosen.
+pub trait WithBackend {
+    /// What it gives back.
+    type Output;
+    /// Runs on a backend and one of its devices.
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output;
+}
+
+impl FromStr for Device {
+    type Err = anyhow::Error;
+
+    /// Reads `cpu | flex | ndarray | wgpu[:N] | cuda[:N]`; a `UserError` otherwise.
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (name, index) = match text.split_once(':') {
+            None => (text, None),
+            Some((name @ ("wgpu" | "cuda"), index)) => {
+                let number = index.parse::<usize>().map_err(|_| {
+                    user(format!(
+                        "device {text:?}: {index:?} is not the number of a device; \
+                         write {name} or {name}:0"
+                    ))
+                })?;
+                (name, Some(number))
+            }
+            Some((name, _)) if NAMES.contains(&name) => {
+                return Err(user(format!("device {text:?}: {name} takes no number")));
+            }
+            Some(_) => return Err(unknown(text)),
+        };
+        Self::named(name, index)
+    }
+}
+
+impl Device {
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda")),
+        expect(unused_variables, reason = "only GPUs are numbered")
+    )]
+    fn named(name: &str, index: Option<usize>) -> anyhow::Result<Self> {
+        match name {
+            #[cfg(feature = "flex")]
+            "cpu" | "flex" => Ok(Self::Flex),
+            #[cfg(all(feature = "ndarray", not(feature = "flex")))]
+            "cpu" => Ok(Self::NdArray),
+            #[cfg(feature = "ndarray")]
+            "ndarray" => Ok(Self::NdArray),
+            #[cfg(feature = "wgpu")]
+            "wgpu" => Ok(Self::Wgpu(index)),
+            #[cfg(feature = "cuda")]
+            "cuda" => Ok(Self::Cuda(index.unwrap_or(0))),
+            lacking if NAMES.contains(&lacking) => {
+                let feature = if lacking == "cpu" { "flex" } else { lacking };
+                Err(user(format!(
+                    "this build has no device {lacking:?}; build it with the cargo feature: \
+                     cargo build --release --features {feature}"
+                )))
+            }
+            _ => Err(unknown(name)),
+        }
+    }
+
+    /// Whether weights and activations may be bf16 here.
+    pub fn has_bf16(self) -> bool {
+        match self {
+            #[cfg(feature = "flex")]
+            Self::Flex => true,
+            #[cfg(feature = "ndarray")]
+            Self::NdArray => false,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(_) => false,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => true,
+        }
+    }
+}
+
+fn unknown(text: &str) -> anyhow::Error {
+    user(format!(
+        "unknown device {text:?}; write cpu, flex, ndarray, wgpu, wgpu:N, cuda or cuda:N"
+    ))
+}
+
+/// Runs the action on the device; a `UserError` where the machine lacks it.
+pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::Output> {
+    match device {
+        #[cfg(feature = "flex")]
+        Device::Flex => Ok(action.run::<Autodiff<burn_flex::Flex<f32, i32>>>(Default::default())),
+        #[cfg(feature = "ndarray")]
+        Device::NdArray => {
+            Ok(action.run::<Autodiff<burn_ndarray::NdArray<f32, i64, i8>>>(Default::default()))
+        }
+        #[cfg(feature = "wgpu")]
+        Device::Wgpu(index) => {
+            use burn_wgpu::{Wgpu, WgpuDevice};
+            let place = index.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu);
+            on_gpu::<Autodiff<Wgpu<f32, i32, u32>>, A>("wgpu", place, action)
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            let place = burn_cuda::CudaDevice::new(index);
+            on_gpu::<Autodiff<burn_cuda::Cuda<f32, i32>>, A>("cuda", place, action)
+        }
+    }
+}
+
+/// Tries the device first: the GPU runtimes panic where there is no driver or no such device.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn on_gpu<B: AutodiffBackend, A: WithBackend>(
+    name: &str,
+    device: B::Device,
+    action: A,
+) -> anyhow::Result<A::Output> {
+    use burn::tensor::Tensor;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let tried = catch_unwind(AssertUnwindSafe(|| {
+        let one = Tensor::<B::InnerBackend, 1>::ones([1], &device);
+        one.try_into_data()
+            .map(|_| ())
+            .map_err(|error| format!("{error:?}"))
+    }));
+    std::panic::set_hook(hook);
+    let failed = match tried {
+        Ok(Ok(())) => return Ok(action.run::<B>(device)),
+        Ok(Err(message)) => message,
+        Err(payload) => panic_text(payload.as_ref()),
+    };
+    Err(user(format!(
+        "the {name} device {device:?} cannot be used here: {failed}; \
+         check its driver and number, or use --device cpu"
+    )))
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or("its driver failed").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> String {
+        match text.parse::<Device>() {
+            Ok(device) => format!("accepted as {device:?}"),
+            Err(error) => {
+                assert_eq!(crate::errors::exit_code(&error), 2);
+                error.to_string()
+            }
+        }
+    }
+
+    #[test]
+    fn devices_that_are_none() {
+        assert!(message("tpu").starts_with("unknown device \"tpu\"; write cpu,"));
+        assert!(message("tpu:1").starts_with("unknown device \"tpu:1\""));
+        assert!(message("").starts_with("unknown device"));
+        assert_eq!(message("cpu:0"), "device \"cpu:0\": cpu takes no number");
+        assert!(message("cuda:x").contains("\"x\" is not the number of a device"));
+        assert!(message("wgpu:-1").contains("write wgpu or wgpu:0"));
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_device_that_the_build_lacks_names_the_feature() {
+        let expected = "this build has no device \"cuda\"; build it with the cargo feature: \
+                        cargo build --release --features cuda";
+        assert_eq!(message("cuda:1"), expected);
+    }
+
+    #[test]
+    #[cfg(feature = "flex")]
+    fn cpu_is_the_faster_backend() {
+        assert_eq!("cpu".parse::<Device>().unwrap(), Device::Flex);
+    }
+
+    #[test]
+    #[cfg(any(feature = "flex", feature = "ndarray"))]
+    fn the_cpu_runs() {
+        use burn::tensor::{ElementConversion, Tensor};
+
+        struct Sum;
+        impl WithBackend for Sum {
+            type Output = f32;
+            fn run<B: AutodiffBackend>(self, device: B::Device) -> f32 {
+                let ones = Tensor::<B, 1>::ones([3], &device);
+                ones.sum().into_scalar().elem()
+            }
+        }
+        let device: Device = "cpu".parse().unwrap();
+        assert_eq!(dispatch(device, Sum).unwrap(), 3.0);
+    }
+}

@@ -1,0 +1,135 @@
+//! Arguments that several commands share. Structs that are flattened have plain comments: clap
+//! would take a doc comment as the text of the whole command.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use sppo_training::config::{Config, Generate};
+
+use crate::backend::Device;
+
+// `--config`, `--set` and `--device` of the commands that a configuration drives.
+#[derive(clap::Args)]
+pub struct ConfigArgs {
+    /// Configuration file; `sppo config` documents its keys.
+    #[arg(long, value_name = "FILE", default_value = "config.toml")]
+    pub config: PathBuf,
+    /// Overrides a key, e.g. train.learning_rate=1e-6.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Overrides the device: cpu, flex, ndarray, wgpu[:N] or cuda[:N].
+    #[arg(long)]
+    pub device: Option<Device>,
+}
+
+impl ConfigArgs {
+    /// The resolved configuration and the device to run on.
+    pub fn load(&self) -> anyhow::Result<(Config, Device)> {
+        let config = Config::load(Some(&self.config), &self.set)?;
+        let device = match self.device {
+            Some(device) => device,
+            None => config.device.parse()?,
+        };
+        Ok((config, device))
+    }
+}
+
+// `--device` of the commands that run without a configuration.
+#[derive(clap::Args)]
+pub struct DeviceArg {
+    /// Where the model runs: cpu, flex, ndarray, wgpu[:N] or cuda[:N].
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+}
+
+// Sampling as `[generate]` has it, as flags.
+#[derive(clap::Args)]
+pub struct SamplingArgs {
+    /// Responses a prompt.
+    #[arg(long, value_name = "K", default_value_t = Generate::default().samples, value_parser = count)]
+    pub samples: usize,
+    /// 0 is greedy.
+    #[arg(long, value_name = "T", default_value_t = Generate::default().temperature, value_parser = not_negative)]
+    pub temperature: f64,
+    /// Samples from the most likely tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = Generate::default().top_p, value_parser = probability)]
+    pub top_p: f64,
+    /// Samples from this many most likely tokens; 0 is off.
+    #[arg(long, value_name = "N", default_value_t = Generate::default().top_k)]
+    pub top_k: usize,
+    /// Longest response, in tokens.
+    #[arg(long, value_name = "N", default_value_t = Generate::default().max_new_tokens, value_parser = count)]
+    pub max_new_tokens: usize,
+    /// Seed of the samples.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Sequences generated together; does not change the result.
+    #[arg(long, value_name = "N", default_value_t = Generate::default().batch, value_parser = count)]
+    pub batch: usize,
+}
+
+/// One part of the rows, `I/N`: those whose number modulo N is I.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// From 0 to `of` − 1.
+    pub index: usize,
+    /// Number of parts.
+    pub of: usize,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(index, of)| {
+            Some((index.parse::<usize>().ok()?, of.parse::<usize>().ok()?))
+        });
+        match numbers {
+            Some((index, of)) if index < of => Ok(Self { index, of }),
+            _ => Err("write I/N with I from 0 to N-1, e.g. 0/4".into()),
+        }
+    }
+}
+
+/// A whole number above 0.
+pub fn count(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| *n > 0);
+    number.ok_or_else(|| "expected a whole number, 1 or more".into())
+}
+
+/// A finite number that is 0 or more.
+pub fn not_negative(text: &str) -> Result<f64, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|x: &f64| x.is_finite() && *x >= 0.0);
+    number.ok_or_else(|| "expected a number, 0 or more".into())
+}
+
+/// A number above 0 that is at most 1.
+pub fn probability(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|x: &f64| *x > 0.0 && *x <= 1.0);
+    number.ok_or_else(|| "expected a number above 0, at most 1".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards() {
+        assert_eq!("1/4".parse(), Ok(Shard { index: 1, of: 4 }));
+        for bad in ["4/4", "1", "a/2", "1/0", "-1/2", ""] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range() {
+        assert!(count("0").is_err() && count("-1").is_err() && count("8") == Ok(8));
+        assert!(not_negative("-0.1").is_err() && not_negative("nan").is_err());
+        assert!(not_negative("inf").is_err() && not_negative("0") == Ok(0.0));
+        assert!(probability("0").is_err() && probability("1.1").is_err());
+        assert!(probability("NaN").is_err() && probability("1") == Ok(1.0));
+    }
+}

@@ -1,0 +1,37 @@
+//! `sppo judge`: scores responses.
+
+use std::path::PathBuf;
+
+use sppo_training::config::JudgeKind;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sppo judge --responses responses.jsonl --judge rubric --config config.toml --out judged.jsonl
+  sppo judge --responses responses.jsonl --judge scores --scores scores.jsonl --out judged.jsonl")]
+pub struct Args {
+    /// Responses of `sppo generate`.
+    #[arg(long, value_name = "FILE")]
+    pub responses: PathBuf,
+    /// What scores them: rubric or scores.
+    #[arg(long, value_name = "KIND")]
+    pub judge: JudgeKind,
+    /// Judged responses, .jsonl or .parquet.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Configuration whose [judge.rubric] holds the rules.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Overrides a key of the configuration, e.g. judge.rubric.KEY=VALUE.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Scores of every response, for --judge scores.
+    #[arg(long, value_name = "FILE", required_if_eq("judge", "scores"))]
+    pub scores: Option<PathBuf>,
+    /// Folder of the judge's model.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Folder whose chat template renders prompts that are message lists.
+    #[arg(long, value_name = "DIR")]
+    pub chat_template: Option<PathBuf>,
+}

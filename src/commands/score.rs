@@ -1,0 +1,38 @@
+//! `sppo score`: summed response log-probabilities of pairs.
+
+use std::path::PathBuf;
+
+use sppo_training::config::{Rows, Train};
+
+use super::args::{DeviceArg, count};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sppo score --model runs/default/model --data pairs.jsonl --out scores.jsonl
+  sppo score --model DIR --data pairs.parquet --out scores.parquet --rows official")]
+pub struct Args {
+    /// Checkpoint folder or Hugging Face repository id in the local cache.
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// Pairs, .jsonl or .parquet.
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// chosen_logps and rejected_logps of each row, .jsonl or .parquet.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// How a row becomes tokens: clean or official.
+    #[arg(long, default_value_t = Train::default().rows)]
+    pub rows: Rows,
+    /// Longest prompt with response, in tokens.
+    #[arg(long, value_name = "N", default_value_t = Train::default().max_length, value_parser = count)]
+    pub max_length: usize,
+    /// Longest prompt, in tokens, where prompt and response are too long together.
+    #[arg(long, value_name = "N", default_value_t = Train::default().max_prompt_length, value_parser = count)]
+    pub max_prompt_length: usize,
+    /// Pairs computed together; does not change the result.
+    #[arg(long, value_name = "N", default_value_t = Train::default().batch_size, value_parser = count)]
+    pub batch: usize,
+    #[command(flatten)]
+    pub device: DeviceArg,
+}

@@ -1,0 +1,113 @@
+//! Exit codes and the one place where errors are printed.
+
+use std::fmt::{self, Display};
+use std::io::Write;
+
+use sppo_training::config::ConfigError;
+
+/// Marks an error as the user's input: exit code 2.
+#[derive(Debug)]
+pub struct UserError(anyhow::Error);
+
+impl Display for UserError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for UserError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Interrupted by a signal, with the state saved: exit code 130.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted; run the same command again to go on")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Says that a failure is the user's to mend.
+pub trait OrUser<T> {
+    /// Turns the error into a `UserError`.
+    fn or_user(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrUser<T> for Result<T, E> {
+    fn or_user(self) -> anyhow::Result<T> {
+        self.map_err(|error| UserError(error.into()).into())
+    }
+}
+
+/// A `UserError` with this message.
+pub fn user(message: impl Into<String>) -> anyhow::Error {
+    UserError(anyhow::Error::msg(message.into())).into()
+}
+
+/// 2 for the user's input, 130 for an interrupt, 1 for anything else.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if cause.is::<Interrupted>() {
+            return 130;
+        }
+        if cause.is::<UserError>() || cause.is::<ConfigError>() {
+            return 2;
+        }
+    }
+    1
+}
+
+/// Prints the error and its causes to stderr.
+pub fn report(error: &anyhow::Error) {
+    // A stderr that is closed leaves nobody to tell.
+    let _ = std::io::stderr().write_all(chain(error).as_bytes());
+}
+
+fn chain(error: &anyhow::Error) -> String {
+    let mut last = error.to_string();
+    let mut text = format!("error: {last}\n");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Transparent wrappers repeat their cause.
+        if !last.ends_with(&cause) {
+            text += &format!("  caused by: {cause}\n");
+            last = cause;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    fn absent() -> std::io::Error {
+        std::io::Error::from(std::io::ErrorKind::NotFound)
+    }
+
+    #[test]
+    fn exit_codes() {
+        let failed = Err::<(), _>(absent()).context("writing").unwrap_err();
+        assert_eq!(exit_code(&failed), 1);
+        let user = Err::<(), _>(absent()).or_user().context("a.jsonl");
+        assert_eq!(exit_code(&user.unwrap_err()), 2);
+        let config = sppo_training::config::Config::load(None, &["x=1".into()]);
+        assert_eq!(exit_code(&config.context("x").unwrap_err()), 2);
+        let interrupted = anyhow::Error::new(Interrupted).context("training");
+        assert_eq!(exit_code(&interrupted), 130);
+    }
+
+    #[test]
+    fn every_cause_is_printed_once() {
+        let error = Err::<(), _>(absent()).context("reading a").or_user();
+        let error = error.context("loading b").unwrap_err();
+        let expected = "error: loading b\n  caused by: reading a\n  caused by: entity not found\n";
+        assert_eq!(chain(&error), expected);
+    }
+}

@@ -1,0 +1,174 @@
+//! Progress on stderr: bars on a terminal, log lines every few seconds otherwise.
+
+use std::io::IsTerminal;
+use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// Time between two log lines of one progress.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// The bars on the terminal; logs are written with these suspended.
+pub fn bars() -> &'static MultiProgress {
+    &BARS
+}
+
+/// Progress of one piece of work; may be advanced from any thread.
+pub struct Progress {
+    label: String,
+    unit: &'static str,
+    view: View,
+}
+
+enum View {
+    Bar(ProgressBar),
+    Lines(Mutex<Lines>),
+}
+
+struct Lines {
+    started: Instant,
+    shown: Instant,
+    /// Where this run started to count.
+    first: u64,
+    done: u64,
+    total: u64,
+    note: String,
+}
+
+impl Progress {
+    /// Starts at `done` of `total` units (e.g. "prompts"); what was done before does not count
+    /// for the rate.
+    pub fn new(label: &str, unit: &'static str, done: u64, total: u64) -> Self {
+        let shown = tracing::enabled!(tracing::Level::INFO) && std::io::stderr().is_terminal();
+        let view = if shown {
+            let bar = ProgressBar::new(total)
+                .with_position(done)
+                .with_style(style(unit));
+            bar.reset_eta();
+            let bar = BARS.add(bar);
+            bar.set_prefix(label.to_owned());
+            View::Bar(bar)
+        } else {
+            let now = Instant::now();
+            View::Lines(Mutex::new(Lines {
+                started: now,
+                shown: now,
+                first: done,
+                done,
+                total,
+                note: String::new(),
+            }))
+        };
+        Self {
+            label: label.into(),
+            unit,
+            view,
+        }
+    }
+
+    /// Counts `n` more units.
+    pub fn advance(&self, n: u64) {
+        match &self.view {
+            View::Bar(bar) => bar.inc(n),
+            View::Lines(lines) => {
+                let mut lines = lock(lines);
+                lines.done += n;
+                let now = Instant::now();
+                if now.duration_since(lines.shown) >= INTERVAL && lines.done < lines.total {
+                    lines.shown = now;
+                    tracing::info!("{}", lines.text(&self.label, self.unit, now));
+                }
+            }
+        }
+    }
+
+    /// Shows a short note, such as the loss, beside the numbers.
+    pub fn note(&self, note: impl Into<String>) {
+        match &self.view {
+            View::Bar(bar) => bar.set_message(note.into()),
+            View::Lines(lines) => lock(lines).note = note.into(),
+        }
+    }
+}
+
+/// Clears the bar, or logs the last line.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        match &self.view {
+            View::Bar(bar) => {
+                bar.finish_and_clear();
+                BARS.remove(bar);
+            }
+            View::Lines(lines) => {
+                let line = lock(lines).text(&self.label, self.unit, Instant::now());
+                tracing::info!("{line}");
+            }
+        }
+    }
+}
+
+impl Lines {
+    fn text(&self, label: &str, unit: &str, now: Instant) -> String {
+        let seconds = now.duration_since(self.started).as_secs_f64();
+        let rate = (self.done - self.first) as f64 / seconds.max(1e-3);
+        let mut text = format!("{label}: {}/{} {unit}, {rate:.1}/s", self.done, self.total);
+        let left = self.total.saturating_sub(self.done);
+        if left > 0 && rate > 0.0 {
+            text += &format!(", {:.0} s left", left as f64 / rate);
+        }
+        if !self.note.is_empty() {
+            text += &format!(", {}", self.note);
+        }
+        text
+    }
+}
+
+/// The counts stay right even if a thread panicked while it held them.
+fn lock(lines: &Mutex<Lines>) -> std::sync::MutexGuard<'_, Lines> {
+    lines
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn style(unit: &str) -> ProgressStyle {
+    let template =
+        format!("{{prefix}} {{wide_bar}} {{pos}}/{{len}} {unit} {{per_sec}} {{eta}} left {{msg}}");
+    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_rate_and_remaining_time() {
+        let started = Instant::now();
+        let lines = Lines {
+            started,
+            shown: started,
+            first: 10,
+            done: 30,
+            total: 70,
+            note: "loss 0.5".into(),
+        };
+        let text = lines.text("training", "steps", started + Duration::from_secs(10));
+        assert_eq!(text, "training: 30/70 steps, 2.0/s, 20 s left, loss 0.5");
+    }
+
+    #[test]
+    fn progress_can_be_shared_between_threads() {
+        let progress = Progress::new("work", "rows", 0, 40);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| progress.advance(1)));
+            }
+        });
+        let View::Lines(lines) = &progress.view else {
+            return;
+        };
+        assert_eq!(lock(lines).done, 40);
+    }
+}

@@ -1,0 +1,243 @@
+//! Ranges of numbers and options that exclude each other.
+
+use toml::Table;
+
+use super::source::Source;
+use super::{Config, ConfigError, Init, JudgeKind};
+
+/// Refuses options of which only one may be given; `table` holds what was given.
+pub fn conflicts(table: &Table, source: &Source) -> Result<(), ConfigError> {
+    let pairs = [
+        ("model", "path", "init"),
+        ("train", "beta", "eta"),
+        ("train", "warmup_ratio", "warmup_steps"),
+    ];
+    for (section, one, other) in pairs {
+        let Some(given) = table.get(section).and_then(|value| value.as_table()) else {
+            continue;
+        };
+        if given.contains_key(one) && given.contains_key(other) {
+            return Err(ConfigError::Conflict {
+                at: source.at(&format!("{section}.{other}")),
+                message: format!(
+                    "{section}.{one} and {section}.{other} are both given; keep one of them"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Checks every number's range and the values that depend on each other.
+pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
+    let check = Check { source };
+    check.counts(config)?;
+    check.numbers(config)?;
+    if let Some(init) = &config.model.init {
+        check.init(init)?;
+    }
+    let train = &config.train;
+    check.that(
+        "train.max_prompt_length",
+        train.max_prompt_length < train.max_length,
+        || format!("below train.max_length ({})", train.max_length),
+        train.max_prompt_length,
+    )?;
+    if let Some(stop) = train.stop_at_epoch {
+        check.that(
+            "train.stop_at_epoch",
+            (1..=train.epochs).contains(&stop),
+            || format!("from 1 to train.epochs ({})", train.epochs),
+            stop,
+        )?;
+    }
+    let judge = &config.judge;
+    match (judge.kind, &judge.scores) {
+        (JudgeKind::Scores, None) => Err(ConfigError::Missing {
+            at: source.at("judge.kind"),
+            message: "judge.kind = \"scores\" needs judge.scores, the file with the scores".into(),
+        }),
+        (JudgeKind::Rubric, Some(_)) => Err(ConfigError::Conflict {
+            at: source.at("judge.scores"),
+            message: "judge.scores is given but judge.kind is \"rubric\"; \
+                      remove it or set judge.kind = \"scores\""
+                .into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+struct Check<'s> {
+    source: &'s Source,
+}
+
+impl Check<'_> {
+    fn that(
+        &self,
+        key: &str,
+        holds: bool,
+        expected: impl FnOnce() -> String,
+        found: impl std::fmt::Display,
+    ) -> Result<(), ConfigError> {
+        if holds {
+            return Ok(());
+        }
+        Err(ConfigError::WrongValue {
+            at: self.source.at(key),
+            key: key.into(),
+            expected: expected(),
+            found: found.to_string(),
+        })
+    }
+
+    /// Whole numbers that have a least value.
+    fn counts(&self, config: &Config) -> Result<(), ConfigError> {
+        let (sft, train) = (&config.sft, &config.train);
+        let limits = [
+            ("prompts.per_iteration", config.prompts.per_iteration),
+            ("eval.prompts", config.eval.prompts),
+        ];
+        let limits = limits.into_iter().filter_map(|(key, n)| Some((key, n?, 1)));
+        let counts = [
+            ("iterations", config.iterations, 1),
+            ("sft.epochs", sft.epochs, 1),
+            ("sft.batch_size", sft.batch_size, 1),
+            ("sft.gradient_accumulation", sft.gradient_accumulation, 1),
+            ("sft.max_length", sft.max_length, 2),
+            ("generate.samples", config.generate.samples, 2),
+            ("generate.max_new_tokens", config.generate.max_new_tokens, 1),
+            ("generate.batch", config.generate.batch, 1),
+            ("train.epochs", train.epochs, 1),
+            ("train.batch_size", train.batch_size, 1),
+            (
+                "train.gradient_accumulation",
+                train.gradient_accumulation,
+                1,
+            ),
+            ("train.max_length", train.max_length, 2),
+            ("train.max_prompt_length", train.max_prompt_length, 1),
+            ("train.keep_checkpoints", train.keep_checkpoints, 1),
+            ("eval.samples", config.eval.samples, 1),
+            ("eval.max_new_tokens", config.eval.max_new_tokens, 1),
+        ];
+        for (key, found, least) in counts.into_iter().chain(limits) {
+            self.that(key, found >= least, || format!("{least} or more"), found)?;
+        }
+        Ok(())
+    }
+
+    /// Numbers with a fraction; every one is finite already.
+    fn numbers(&self, config: &Config) -> Result<(), ConfigError> {
+        let (sft, train) = (&config.sft, &config.train);
+        let optional = [
+            ("sft.max_grad_norm", sft.max_grad_norm, POSITIVE),
+            ("train.max_grad_norm", train.max_grad_norm, POSITIVE),
+            ("train.eta", train.eta, INVERTIBLE),
+            ("train.warmup_ratio", train.warmup_ratio, RATIO),
+        ];
+        let optional = optional
+            .into_iter()
+            .filter_map(|(key, x, r)| Some((key, x?, r)));
+        let numbers = [
+            ("sft.learning_rate", sft.learning_rate, POSITIVE),
+            ("sft.warmup_ratio", sft.warmup_ratio, RATIO),
+            (
+                "generate.temperature",
+                config.generate.temperature,
+                NOT_NEGATIVE,
+            ),
+            ("generate.top_p", config.generate.top_p, PROBABILITY),
+            ("train.learning_rate", train.learning_rate, POSITIVE),
+            ("train.beta", train.beta, POSITIVE),
+            ("train.alpha", train.alpha, DECAY),
+            ("train.eps", train.eps, POSITIVE),
+            ("train.beta1", train.beta1, DECAY),
+            ("train.beta2", train.beta2, DECAY),
+            ("train.weight_decay", train.weight_decay, NOT_NEGATIVE),
+            ("eval.temperature", config.eval.temperature, NOT_NEGATIVE),
+        ];
+        for (key, found, range) in numbers.into_iter().chain(optional) {
+            self.in_range(key, found, range)?;
+        }
+        Ok(())
+    }
+
+    fn in_range(&self, key: &str, found: f64, range: Range) -> Result<(), ConfigError> {
+        self.that(key, (range.holds)(found), || range.says.into(), found)
+    }
+
+    fn init(&self, init: &Init) -> Result<(), ConfigError> {
+        if init.tokenizer.as_os_str().is_empty() {
+            return Err(ConfigError::Missing {
+                at: self.source.at("model.init"),
+                message: "[model.init] needs tokenizer, the folder with the tokenizer".into(),
+            });
+        }
+        let counts = [
+            ("model.init.hidden_size", init.hidden_size),
+            ("model.init.intermediate_size", init.intermediate_size),
+            ("model.init.layers", init.layers),
+            ("model.init.heads", init.heads),
+            ("model.init.kv_heads", init.kv_heads),
+            ("model.init.context", init.context),
+        ];
+        for (key, found) in counts {
+            self.that(key, found >= 1, || "1 or more".into(), found)?;
+        }
+        self.in_range("model.init.rope_theta", init.rope_theta, POSITIVE)?;
+        self.in_range(
+            "model.init.initializer_range",
+            init.initializer_range,
+            POSITIVE,
+        )?;
+        let head_dim = init.hidden_size / init.heads;
+        self.that(
+            "model.init.heads",
+            init.hidden_size.is_multiple_of(init.heads) && head_dim.is_multiple_of(2),
+            || {
+                format!(
+                    "a divisor of hidden_size ({}) into even heads",
+                    init.hidden_size
+                )
+            },
+            init.heads,
+        )?;
+        self.that(
+            "model.init.kv_heads",
+            init.heads.is_multiple_of(init.kv_heads),
+            || format!("a divisor of heads ({})", init.heads),
+            init.kv_heads,
+        )
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Range {
+    holds: fn(f64) -> bool,
+    says: &'static str,
+}
+
+const POSITIVE: Range = Range {
+    holds: |x| x > 0.0,
+    says: "a number above 0",
+};
+const INVERTIBLE: Range = Range {
+    holds: |x| x > 0.0 && x.recip().is_finite(),
+    says: "a number above 0",
+};
+const NOT_NEGATIVE: Range = Range {
+    holds: |x| x >= 0.0,
+    says: "a number, 0 or more",
+};
+const RATIO: Range = Range {
+    holds: |x| (0.0..=1.0).contains(&x),
+    says: "a number from 0 to 1",
+};
+const PROBABILITY: Range = Range {
+    holds: |x| x > 0.0 && x <= 1.0,
+    says: "a number above 0, at most 1",
+};
+const DECAY: Range = Range {
+    holds: |x| (0.0..1.0).contains(&x),
+    says: "a number from 0 to below 1",
+};

@@ -1,0 +1,141 @@
+//! Where a model comes from: a folder, the local Hugging Face cache, or `[model.init]`.
+
+use std::path::{Path, PathBuf};
+
+use super::{ConfigError, Init, Model};
+
+/// The model a configuration asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelSource<'m> {
+    /// A checkpoint folder that exists.
+    Folder(PathBuf),
+    /// A small model from scratch.
+    Init(&'m Init),
+}
+
+impl Model {
+    /// The checkpoint folder or the description of a new model; an error where neither is given
+    /// or the folder is nowhere.
+    pub fn source(&self) -> Result<ModelSource<'_>, ConfigError> {
+        match (&self.path, &self.init) {
+            (Some(path), _) => resolve_model(path).map(ModelSource::Folder),
+            (None, Some(init)) => Ok(ModelSource::Init(init)),
+            (None, None) => Err(ConfigError::Missing {
+                at: "[model]".into(),
+                message: "no model is given; set model.path to a checkpoint folder or a Hugging \
+                          Face repository id, or describe a new one in [model.init]"
+                    .into(),
+            }),
+        }
+    }
+}
+
+/// The folder of a model given as a folder or as a repository id (`org/name`) in the local
+/// Hugging Face cache, in the layout of the hf-hub crate.
+pub fn resolve_model(name: &str) -> Result<PathBuf, ConfigError> {
+    resolve_with(name, |variable| {
+        std::env::var_os(variable)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    })
+}
+
+fn resolve_with(
+    name: &str,
+    variable: impl Fn(&str) -> Option<PathBuf>,
+) -> Result<PathBuf, ConfigError> {
+    if Path::new(name).is_dir() {
+        return Ok(name.into());
+    }
+    let missing = |looked: String| ConfigError::NoModel {
+        name: name.into(),
+        looked,
+    };
+    let Some(folder) = cache_folder(name) else {
+        return Err(missing(
+            "; give a checkpoint folder or a Hugging Face repository id (org/name)".into(),
+        ));
+    };
+    let hub = variable("HF_HUB_CACHE")
+        .or_else(|| variable("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/huggingface/hub")))
+        .ok_or_else(|| missing(", and neither HF_HUB_CACHE, HF_HOME nor HOME is set".into()))?;
+    let repository = hub.join(folder);
+    let reference = repository.join("refs/main");
+    let snapshot = std::fs::read_to_string(&reference)
+        .ok()
+        .filter(|commit| is_name(commit.trim()))
+        .map(|commit| repository.join("snapshots").join(commit.trim()))
+        .filter(|snapshot| snapshot.is_dir());
+    snapshot.ok_or_else(|| {
+        missing(format!(
+            ", and the Hugging Face cache has no snapshot of it in {}; download it first \
+             (hf download {name})",
+            repository.display()
+        ))
+    })
+}
+
+/// `models--org--name`, where the text is a repository id.
+fn cache_folder(name: &str) -> Option<String> {
+    let (org, model) = name.split_once('/')?;
+    (is_name(org) && is_name(model)).then(|| format!("models--{org}--{model}"))
+}
+
+/// Whether the text is one plain path component.
+fn is_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !text.is_empty() && !text.starts_with('.') && text.chars().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = dir.path().join("hub/models--org--tiny");
+        std::fs::create_dir_all(repository.join("refs")).unwrap();
+        std::fs::create_dir_all(repository.join("snapshots/abc123")).unwrap();
+        std::fs::write(repository.join("refs/main"), "abc123\n").unwrap();
+        dir
+    }
+
+    #[test]
+    fn finds_a_repository_in_the_cache() {
+        let dir = cache();
+        let expected = dir.path().join("hub/models--org--tiny/snapshots/abc123");
+        for (name, value) in [("HF_HUB_CACHE", "hub"), ("HF_HOME", "")] {
+            let set = dir.path().join(value);
+            let found = resolve_with("org/tiny", |v| (v == name).then(|| set.clone()));
+            assert_eq!(found.unwrap(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn says_where_it_looked() {
+        let dir = cache();
+        let home = |v: &str| (v == "HF_HOME").then(|| dir.path().to_path_buf());
+        let message = resolve_with("org/other", home).unwrap_err().to_string();
+        assert!(message.contains("models--org--other"), "{message}");
+        assert!(message.contains("hf download org/other"), "{message}");
+        let message = resolve_with("../up", home).unwrap_err().to_string();
+        assert!(message.contains("give a checkpoint folder"), "{message}");
+    }
+
+    #[test]
+    fn a_reference_cannot_leave_the_cache() {
+        let dir = cache();
+        let reference = dir.path().join("hub/models--org--tiny/refs/main");
+        std::fs::write(reference, "../../..").unwrap();
+        let home = |v: &str| (v == "HF_HOME").then(|| dir.path().to_path_buf());
+        assert!(resolve_with("org/tiny", home).is_err());
+    }
+
+    #[test]
+    fn a_folder_is_itself() {
+        let dir = cache();
+        let name = dir.path().to_str().unwrap();
+        assert_eq!(resolve_model(name).unwrap(), dir.path());
+    }
+}

@@ -1,0 +1,352 @@
+//! Every section and key of the configuration, each defined once.
+
+use std::path::PathBuf;
+
+use toml::Table;
+
+choice! {
+    /// How a preference pair becomes a loss.
+    pub enum Loss {
+        /// Squared distance to the win probabilities of both responses (arXiv 2405.00675).
+        Sppo = "sppo",
+        /// As `sppo`, with the probability of chosen beating rejected as both targets.
+        SppoSingle = "sppo_single",
+        /// TRL's form: chosen always wins, no factor of one half.
+        SppoHard = "sppo_hard",
+        /// Direct preference optimization.
+        Dpo = "dpo" alias "sigmoid",
+        /// Hinge on the margin.
+        Hinge = "hinge",
+        /// Identity preference optimization.
+        Ipo = "ipo",
+        /// Kahneman-Tversky optimization of pairs.
+        KtoPair = "kto_pair",
+    }
+}
+
+choice! {
+    /// Optimizer.
+    pub enum Optimizer {
+        /// torch.optim.RMSprop's form.
+        RmsProp = "rmsprop",
+        /// Adam with decoupled weight decay.
+        AdamW = "adamw",
+        /// Plain gradient descent.
+        Sgd = "sgd",
+    }
+}
+
+choice! {
+    /// Learning rate after the warmup.
+    pub enum Schedule {
+        /// Falls in a straight line to 0.
+        Linear = "linear",
+        /// Falls along half a cosine to 0.
+        Cosine = "cosine",
+        /// Stays.
+        Constant = "constant",
+    }
+}
+
+choice! {
+    /// How a preference row becomes tokens.
+    pub enum Rows {
+        /// Prompt with generation prompt; response once with its end-of-turn token.
+        Clean = "clean",
+        /// Token for token as the published trainer does it.
+        Official = "official",
+    }
+}
+
+choice! {
+    /// Number format of the weights and activations; master weights are always f32.
+    pub enum Precision {
+        /// 32 bits.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// What the backward pass computes again instead of keeping.
+    pub enum Recompute {
+        /// Nothing: fastest, most memory.
+        None = "none",
+        /// Each layer's inside: about a third more time, far less memory.
+        Layer = "layer",
+    }
+}
+
+choice! {
+    /// What a step with a loss or gradient that is not finite does.
+    pub enum OnNonFinite {
+        /// Ends the run with an error.
+        Stop = "stop",
+        /// Leaves the weights as they are and goes on.
+        Skip = "skip",
+    }
+}
+
+choice! {
+    /// How the iterations share the training prompts.
+    pub enum Split {
+        /// Each iteration gets its own part.
+        Disjoint = "disjoint",
+        /// Each iteration gets all of them.
+        Reuse = "reuse",
+    }
+}
+
+choice! {
+    /// What scores the responses.
+    pub enum JudgeKind {
+        /// Rules of `[judge.rubric]`.
+        Rubric = "rubric",
+        /// Scores from a file.
+        Scores = "scores",
+    } later "pairrm", "reward", "http"
+}
+
+section! {
+    /// Relative paths are relative to the folder that the command is started in.
+    pub struct Config "" {
+        /// Folder that receives everything a run writes.
+        output_dir: PathBuf = "runs/default".into();
+        /// Seed of model initialisation, sampling and supervised fine-tuning.
+        seed: u64 = 42;
+        /// Where the model runs: cpu, flex, ndarray, wgpu, wgpu:N, cuda or cuda:N.
+        device: String = "cpu".into();
+        /// Rounds of self-play.
+        iterations: usize = 3;
+    } {
+        /// The model to start from.
+        model: Model,
+        /// Supervised fine-tuning.
+        sft: Sft,
+        /// Prompt files.
+        prompts: Prompts,
+        /// Sampling.
+        generate: Generate,
+        /// Scoring.
+        judge: Judge,
+        /// Choice of pairs.
+        pairs: Pairs,
+        /// Preference training.
+        train: Train,
+        /// Held-out evaluation.
+        eval: Eval,
+    }
+}
+
+section! {
+    /// The model to start from: either `path` or the table `[model.init]`.
+    pub struct Model "model" {
+        /// Checkpoint folder, or a Hugging Face repository id that is already in the local cache
+        /// ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub).
+        path: Option<String> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"";
+    } {
+        /// A small Llama from scratch.
+        init: Option<Init>,
+    }
+}
+
+section! {
+    /// A small Llama with random weights.
+    pub struct Init "model.init" {
+        /// Folder with the tokenizer and its chat template.
+        tokenizer: PathBuf = PathBuf::new() => "\"data/tokenizer\"";
+        /// Width of the hidden states.
+        hidden_size: usize = 64;
+        /// Width of the feed-forward layers.
+        intermediate_size: usize = 192;
+        /// Number of layers.
+        layers: usize = 2;
+        /// Attention heads; they divide hidden_size.
+        heads: usize = 4;
+        /// Key and value heads; they divide heads.
+        kv_heads: usize = 2;
+        /// Longest sequence, in tokens.
+        context: usize = 256;
+        /// Base of the rotary embedding.
+        rope_theta: f64 = 10000.0;
+        /// Whether the output projection is the embedding table.
+        tie_word_embeddings: bool = true;
+        /// Standard deviation of the random weights.
+        initializer_range: f64 = 0.02;
+    } {}
+}
+
+section! {
+    /// Supervised fine-tuning on prompt/response rows before the first iteration; off unless
+    /// `data` is given.
+    pub struct Sft "sft" {
+        /// Rows of prompt and response, .jsonl or .parquet.
+        data: Option<PathBuf> = None => "\"data/sft.jsonl\"";
+        /// Highest learning rate.
+        learning_rate: f64 = 2e-5;
+        /// Optimizer.
+        optimizer: Optimizer = Optimizer::AdamW;
+        /// Learning rate after the warmup.
+        schedule: Schedule = Schedule::Cosine;
+        /// Part of the steps over which the learning rate rises from 0.
+        warmup_ratio: f64 = 0.1;
+        /// Passes over the rows.
+        epochs: usize = 1;
+        /// Rows a device takes at a time.
+        batch_size: usize = 8;
+        /// Batches that make one optimizer step; their gradients are averaged.
+        gradient_accumulation: usize = 1;
+        /// Bound on the global norm of the gradient; off unless given.
+        max_grad_norm: Option<f64> = None => "1.0";
+        /// Longest row, in tokens.
+        max_length: usize = 1024;
+    } {}
+}
+
+section! {
+    /// Prompts of the self-play loop.
+    pub struct Prompts "prompts" {
+        /// Prompts to train on, .jsonl or .parquet.
+        train: Option<PathBuf> = None => "\"data/prompts.jsonl\"";
+        /// Prompts to measure the win rate on.
+        heldout: Option<PathBuf> = None => "\"data/heldout.jsonl\"";
+        /// Whether each iteration gets its own part of the prompts or all of them.
+        split: Split = Split::Disjoint;
+        /// Most prompts an iteration uses; all of its part unless given.
+        per_iteration: Option<usize> = None => "1000";
+    } {}
+}
+
+section! {
+    /// Sampling of the responses to be judged.
+    pub struct Generate "generate" {
+        /// Responses a prompt.
+        samples: usize = 5;
+        /// 0 is greedy.
+        temperature: f64 = 0.7;
+        /// Samples from the most likely tokens that together have this probability.
+        top_p: f64 = 0.9;
+        /// Samples from this many most likely tokens; 0 is off.
+        top_k: usize = 0;
+        /// Longest response, in tokens.
+        max_new_tokens: usize = 2048;
+        /// Sequences generated together; does not change the result.
+        batch: usize = 32;
+    } {}
+}
+
+section! {
+    /// What scores the responses.
+    pub struct Judge "judge" {
+        /// rubric: the rules of [judge.rubric]; scores: scores from a file.
+        kind: JudgeKind = JudgeKind::Rubric;
+        /// File with the scores of every response, for kind = "scores".
+        scores: Option<PathBuf> = None => "\"scores.jsonl\"";
+        /// Rules of the rubric judge.
+        rubric: Table = Table::new();
+    } {}
+}
+
+section! {
+    /// Choice of the pair to train on.
+    pub struct Pairs "pairs" {
+        /// Keeps prompts whose best and worst response have the same score.
+        keep_ties: bool = false;
+    } {}
+}
+
+section! {
+    /// Preference training; the defaults are those of the published Llama-3-8B run.
+    pub struct Train "train" {
+        /// Pairs to train on, for `sppo train`.
+        data: Option<PathBuf> = None => "\"pairs.jsonl\"";
+        /// Loss.
+        loss: Loss = Loss::Sppo;
+        /// Strength of the pull to the reference model: 1/eta.
+        beta: f64 = 0.001;
+        /// 1/beta, may be given instead of it.
+        eta: Option<f64> = None => "1000.0";
+        /// Highest learning rate.
+        learning_rate: f64 = 5e-7;
+        /// Optimizer.
+        optimizer: Optimizer = Optimizer::RmsProp;
+        /// RMSProp: decay of the squared gradients' mean.
+        alpha: f64 = 0.99;
+        /// RMSProp and AdamW: added to the root.
+        eps: f64 = 1e-8;
+        /// AdamW: decay of the gradients' mean.
+        beta1: f64 = 0.9;
+        /// AdamW: decay of the squared gradients' mean.
+        beta2: f64 = 0.999;
+        /// Decay of the weights.
+        weight_decay: f64 = 0.0;
+        /// Learning rate after the warmup.
+        schedule: Schedule = Schedule::Linear;
+        /// Part of the steps over which the learning rate rises from 0.
+        warmup_ratio: Option<f64> = Some(0.1);
+        /// Steps over which the learning rate rises from 0, may be given instead of warmup_ratio.
+        warmup_steps: Option<usize> = None => "100";
+        /// Passes over the pairs that the schedule is made for.
+        epochs: usize = 1;
+        /// Ends the training after this many passes, at the learning rate of that point.
+        stop_at_epoch: Option<usize> = None => "1";
+        /// Pairs a device takes at a time.
+        batch_size: usize = 8;
+        /// Batches that make one optimizer step; their gradients are averaged.
+        gradient_accumulation: usize = 1;
+        /// Bound on the global norm of the gradient; off unless given.
+        max_grad_norm: Option<f64> = None => "1.0";
+        /// Longest prompt with response, in tokens.
+        max_length: usize = 1024;
+        /// Longest prompt, in tokens, where prompt and response are too long together.
+        max_prompt_length: usize = 512;
+        /// clean: one template, one end of turn; official: as the published trainer does it.
+        rows: Rows = Rows::Clean;
+        /// Takes the pairs in a random order.
+        shuffle: bool = true;
+        /// Seed of that order.
+        seed: u64 = 42;
+        /// Number format of weights and activations; master weights are always f32.
+        precision: Precision = Precision::F32;
+        /// layer: keeps only the layers' inputs and computes the rest again.
+        recompute: Recompute = Recompute::None;
+        /// Steps between checkpoints; 0 writes only the trained model.
+        checkpoint_every: usize = 0;
+        /// Checkpoints kept, the newest ones.
+        keep_checkpoints: usize = 2;
+        /// Steps between evaluations; 0 is off.
+        eval_every: usize = 0;
+        /// What a step with a loss or gradient that is not finite does.
+        on_non_finite: OnNonFinite = OnNonFinite::Stop;
+    } {}
+}
+
+section! {
+    /// Answers to the held-out prompts.
+    pub struct Eval "eval" {
+        /// Answers a prompt.
+        samples: usize = 1;
+        /// 0 is greedy.
+        temperature: f64 = 0.0;
+        /// Longest answer, in tokens.
+        max_new_tokens: usize = 2048;
+        /// Most held-out prompts used; all unless given.
+        prompts: Option<usize> = None => "200";
+    } {}
+}
+
+impl Train {
+    /// η of the SPPO loss, 1/β.
+    pub fn eta(&self) -> f64 {
+        1.0 / self.beta
+    }
+
+    /// Warmup steps of a schedule of `total` steps: ⌈ratio·total⌉ as transformers rounds.
+    pub fn warmup(&self, total: usize) -> usize {
+        match self.warmup_steps {
+            Some(steps) => steps,
+            None => (self.warmup_ratio.unwrap_or(0.0) * total as f64).ceil() as usize,
+        }
+    }
+}
