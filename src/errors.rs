@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 use std::io::Write;
 
 use sppo_training::config::ConfigError;
+use sppo_training::stages::StageError;
 
 /// Marks an error as the user's input: exit code 2.
 #[derive(Debug)]
@@ -56,6 +57,11 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if cause.is::<Interrupted>() {
             return 130;
         }
+        match cause.downcast_ref::<StageError>() {
+            Some(StageError::Interrupted) => return 130,
+            Some(error) if error.is_input() => return 2,
+            _ => {}
+        }
         if cause.is::<UserError>() || cause.is::<ConfigError>() {
             return 2;
         }
@@ -65,6 +71,12 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Prints the error and its causes to stderr.
 pub fn report(error: &anyhow::Error) {
+    let stopped = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(StageError::Interrupted))
+    };
+    if error.chain().any(stopped) {
+        return report(&Interrupted.into());
+    }
     // A stderr that is closed leaves nobody to tell.
     let _ = std::io::stderr().write_all(chain(error).as_bytes());
 }

@@ -1,6 +1,7 @@
 //! Results on stdout; a reader that has gone away is not an error.
 
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -19,4 +20,12 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// Prints one line of JSON.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     print(&serde_json::to_string(value)?)
+}
+
+/// Names the file or folder that a command made: a line of text, or of JSON.
+pub fn made(path: &Path, as_json: bool) -> anyhow::Result<()> {
+    match as_json {
+        true => json(&serde_json::json!({ "path": path })),
+        false => print(&format!("{}\n", path.display())),
+    }
 }

@@ -1,10 +1,14 @@
 //! Progress on stderr: bars on a terminal, log lines every few seconds otherwise.
 
 use std::io::IsTerminal;
+use std::sync::atomic::AtomicBool;
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use sppo_training::monitor::Monitor;
+
+use crate::interrupt;
 
 /// Time between two log lines of one progress.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -126,9 +130,36 @@ impl Lines {
     }
 }
 
+/// Shows the stages of the training crate, one progress at a time.
+#[derive(Default)]
+pub struct Console(Mutex<Option<Progress>>);
+
+impl Monitor for Console {
+    fn interrupt(&self) -> &AtomicBool {
+        interrupt::flag()
+    }
+
+    fn begin(&self, label: &str, unit: &'static str, done: usize, total: usize) {
+        *lock(&self.0) = Some(Progress::new(label, unit, done as u64, total as u64));
+    }
+
+    fn advance(&self, count: usize, note: Option<String>) {
+        if let Some(progress) = lock(&self.0).as_ref() {
+            if let Some(note) = note {
+                progress.note(note);
+            }
+            progress.advance(count as u64);
+        }
+    }
+
+    fn end(&self) {
+        *lock(&self.0) = None;
+    }
+}
+
 /// The counts stay right even if a thread panicked while it held them.
-fn lock(lines: &Mutex<Lines>) -> std::sync::MutexGuard<'_, Lines> {
-    lines
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

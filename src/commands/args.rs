@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sppo_training::config::{Config, Generate};
+use sppo_training::config::{Config, Generate, Precision, Train};
 
 use crate::backend::Device;
+use crate::errors::user;
 
 // `--config`, `--set` and `--device` of the commands that a configuration drives.
 #[derive(clap::Args)]
@@ -32,6 +33,16 @@ impl ConfigArgs {
         };
         Ok((config, device))
     }
+}
+
+/// Refuses bf16 weights on a device that cannot hold them.
+pub fn refuse_bf16(train: &Train, device: Device) -> anyhow::Result<()> {
+    if train.precision == Precision::Bf16 && !device.has_bf16() {
+        return Err(user(
+            "train.precision = \"bf16\": this device has no bf16; use flex or cuda, or set train.precision = \"f32\"",
+        ));
+    }
+    Ok(())
 }
 
 // `--device` of the commands that run without a configuration.

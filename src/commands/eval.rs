@@ -2,7 +2,19 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::backend::AutodiffBackend;
+use sppo_training::config::resolve_model;
+use sppo_training::data::{PromptRow, read_rows};
+use sppo_training::stages::{
+    Comparison, Evaluation, Generation, StageError, build_judge, compare_answers, generate,
+};
+use sppo_training::trainer::{fingerprint, model_fingerprint};
+
 use super::args::ConfigArgs;
+use crate::backend::{WithBackend, dispatch};
+use crate::errors::{OrUser, user};
+use crate::output;
+use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -25,4 +37,82 @@ pub struct Args {
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// Answers the prompts with both models and compares.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let (config, device) = args.config.load()?;
+    let file = args.prompts.or(config.prompts.heldout.clone());
+    let file = file.ok_or_else(|| user("give --prompts FILE, or prompts.heldout in the configuration"))?;
+    let mut prompts: Vec<PromptRow> = read_rows(&file).or_user()?;
+    prompts.truncate(config.eval.prompts.unwrap_or(usize::MAX));
+    let folder = args.out.unwrap_or_else(|| config.output_dir.join("eval"));
+    let mut judge = build_judge(&config.judge)?;
+    let mut answers = Vec::new();
+    for name in [&args.model, &args.against] {
+        let model = resolve_model(name)?;
+        // Named by what they depend on, so that a repeated evaluation finds its answers.
+        let settings = format!("{:?} {} {prompts:?}", config.eval, config.seed);
+        let weights = model_fingerprint(&model).map_err(StageError::from)?;
+        let key = fingerprint([
+            ("model", weights.as_bytes()),
+            ("eval", settings.as_bytes()),
+        ]);
+        let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
+        let job = Generation {
+            model: &model,
+            prompts: &prompts,
+            out: &out,
+            samples: config.eval.samples,
+            temperature: config.eval.temperature,
+            top_p: config.eval.top_p,
+            top_k: 0,
+            max_new_tokens: config.eval.max_new_tokens,
+            seed: config.seed,
+            batch: config.generate.batch,
+            label: "answering",
+        };
+        dispatch(device, Answers(job))??;
+        answers.push((out, key));
+    }
+    let judge_text = judge.description().to_string();
+    let key = fingerprint([
+        ("model", answers[0].1.as_bytes()),
+        ("against", answers[1].1.as_bytes()),
+        ("judge", judge_text.as_bytes()),
+    ]);
+    let files = Comparison {
+        answers: &answers[0].0,
+        against: &answers[1].0,
+        both: &folder.join(format!("compared-{}.jsonl", &key[..16])),
+        judged: &folder.join(format!("judged-{}.jsonl", &key[..16])),
+    };
+    let evaluation = compare_answers(files, judge.as_mut(), &Console::default())?;
+    output::print(&text(&evaluation))?;
+    match json {
+        true => output::json(&evaluation),
+        false => Ok(()),
+    }
+}
+
+fn text(evaluation: &Evaluation) -> String {
+    format!(
+        "win rate {:.1} % ± {:.1} (95 %), length-controlled {:.1} %, over {} answers of {:.0} against {:.0} characters\n",
+        100.0 * evaluation.win_rate,
+        196.0 * evaluation.win_rate_se,
+        100.0 * evaluation.length_controlled_win_rate,
+        evaluation.prompts,
+        evaluation.mean_length,
+        evaluation.mean_length_against
+    )
+}
+
+struct Answers<'a>(Generation<'a>);
+
+impl WithBackend for Answers<'_> {
+    type Output = Result<(), StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        generate::<B::InnerBackend>(self.0, &device, &Console::default())
+    }
 }

@@ -2,7 +2,16 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::backend::AutodiffBackend;
+use sppo_training::config::resolve_model;
+use sppo_training::data::{PromptRow, read_rows};
+use sppo_training::stages::{Generation, StageError, generate};
+
 use super::args::{DeviceArg, SamplingArgs, Shard};
+use crate::backend::{WithBackend, dispatch};
+use crate::errors::OrUser;
+use crate::output;
+use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -28,4 +37,40 @@ pub struct Args {
     pub shard: Option<Shard>,
     #[command(flatten)]
     pub device: DeviceArg,
+}
+
+/// Samples responses.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let model = resolve_model(&args.model)?;
+    let mut prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
+    if let Some(shard) = args.shard {
+        let mut number = 0..;
+        prompts.retain(|_| number.next().is_some_and(|n: usize| n % shard.of == shard.index));
+    }
+    let sampling = args.sampling;
+    let job = Generation {
+        model: &model,
+        prompts: &prompts,
+        out: &args.out,
+        samples: sampling.samples,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        max_new_tokens: sampling.max_new_tokens,
+        seed: sampling.seed,
+        batch: sampling.batch,
+        label: "generating",
+    };
+    dispatch(args.device.device, Generate(job))??;
+    output::made(&args.out, json)
+}
+
+struct Generate<'a>(Generation<'a>);
+
+impl WithBackend for Generate<'_> {
+    type Output = Result<(), StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        generate::<B::InnerBackend>(self.0, &device, &Console::default())
+    }
 }

@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use sppo_training::config::JudgeKind;
+use sppo_training::config::{Config, JudgeKind};
+use sppo_training::stages::{build_judge, judge_responses};
+
+use crate::errors::user;
+use crate::output;
+use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -34,4 +39,26 @@ pub struct Args {
     /// Folder whose chat template renders prompts that are message lists.
     #[arg(long, value_name = "DIR")]
     pub chat_template: Option<PathBuf>,
+}
+
+/// Judges responses.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let mut config = Config::load(args.config.as_deref(), &args.set)?.judge;
+    config.kind = args.judge;
+    config.scores = args.scores.or(config.scores);
+    if let Some(folder) = args.model {
+        return Err(user(format!(
+            "--model {}: the {} judge has no model; leave the flag away",
+            folder.display(),
+            args.judge
+        )));
+    }
+    let mut judge = build_judge(&config)?;
+    judge_responses(
+        &args.responses,
+        judge.as_mut(),
+        &args.out,
+        &Console::default(),
+    )?;
+    output::made(&args.out, json)
 }

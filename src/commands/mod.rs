@@ -2,12 +2,36 @@
 
 mod args;
 mod config;
+mod eval;
+mod generate;
+mod judge;
+mod pairs;
+mod run;
+mod score;
+mod sft;
+mod train;
 
 use clap::Subcommand;
 
 /// What to do.
 #[derive(Subcommand)]
 pub enum Command {
+    /// Runs the whole self-play loop; goes on where an earlier run stopped.
+    Run(run::Args),
+    /// Fine-tunes on prompt/response rows.
+    Sft(sft::Args),
+    /// Samples responses to prompts.
+    Generate(generate::Args),
+    /// Scores responses.
+    Judge(judge::Args),
+    /// Makes win probabilities and pairs of judged responses.
+    Pairs(pairs::Args),
+    /// Trains on pairs: one iteration.
+    Train(train::Args),
+    /// Computes summed response log-probabilities of pairs.
+    Score(score::Args),
+    /// Measures the win rate of one model against another.
+    Eval(eval::Args),
     /// Prints the resolved configuration, or the documentation of every key.
     Config(config::Args),
 }
@@ -16,6 +40,14 @@ impl Command {
     /// Runs the command; `json` asks for one line of JSON at the end.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         match self {
+            Self::Run(args) => run::run(args, json),
+            Self::Sft(args) => sft::run(args, json),
+            Self::Generate(args) => generate::run(args, json),
+            Self::Judge(args) => judge::run(args, json),
+            Self::Pairs(args) => pairs::run(args, json),
+            Self::Train(args) => train::run(args, json),
+            Self::Score(args) => score::run(args, json),
+            Self::Eval(args) => eval::run(args, json),
             Self::Config(args) => config::run(args, json),
         }
     }

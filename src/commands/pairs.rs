@@ -2,11 +2,16 @@
 
 use std::path::PathBuf;
 
+use sppo_training::preference::Ties;
+use sppo_training::stages::make_pairs;
+
+use crate::output;
+
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   sppo pairs --judged judged.jsonl --out pairs.jsonl
-  sppo pairs --judged judged.parquet --out pairs.parquet --keep-ties")]
+  sppo pairs --judged judged.parquet --out pairs.parquet --drop-ties")]
 pub struct Args {
     /// Judged responses of `sppo judge`.
     #[arg(long, value_name = "FILE")]
@@ -14,7 +19,18 @@ pub struct Args {
     /// Pairs, .jsonl or .parquet.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Keeps prompts whose best and worst response have the same score.
+    /// Leaves out prompts whose best and worst response are the same or score the same.
     #[arg(long)]
-    pub keep_ties: bool,
+    pub drop_ties: bool,
+}
+
+/// Makes pairs.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let ties = match args.drop_ties {
+        true => Ties::Drop,
+        false => Ties::Keep,
+    };
+    let pairs = make_pairs(&args.judged, &args.out, ties)?;
+    tracing::info!("{pairs} pairs");
+    output::made(&args.out, json)
 }

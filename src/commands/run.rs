@@ -1,6 +1,17 @@
 //! `sppo run`: the whole self-play loop.
 
-use super::args::ConfigArgs;
+use std::path::Path;
+
+use burn::tensor::backend::AutodiffBackend;
+use serde::Serialize;
+use sppo_training::config::Config;
+use sppo_training::self_play::{self, Report};
+use sppo_training::stages::StageError;
+
+use super::args::{ConfigArgs, refuse_bf16};
+use crate::backend::{WithBackend, dispatch};
+use crate::output;
+use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -12,4 +23,58 @@ A run that was stopped goes on when the same command is given again.")]
 pub struct Args {
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// Runs the loop, or what is left of it.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let (config, device) = args.config.load()?;
+    refuse_bf16(&config.train, device)?;
+    let report = dispatch(device, Run(&config))??;
+    output::print(&report.table())?;
+    match json {
+        true => output::json(&Line::new(&report)),
+        false => Ok(()),
+    }
+}
+
+struct Run<'a>(&'a Config);
+
+impl WithBackend for Run<'_> {
+    type Output = Result<Report, StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        self_play::run::<B>(self.0, &device, &Console::default())
+    }
+}
+
+/// The last line for programs.
+#[derive(Serialize)]
+struct Line<'a> {
+    iterations: Vec<Iteration<'a>>,
+}
+
+#[derive(Serialize)]
+struct Iteration<'a> {
+    iteration: usize,
+    win_rate: f64,
+    win_rate_se: f64,
+    win_rate_previous: f64,
+    mean_length: f64,
+    checkpoint: &'a Path,
+}
+
+impl<'a> Line<'a> {
+    fn new(report: &'a Report) -> Self {
+        let iterations = report.iterations.iter().map(|entry| Iteration {
+            iteration: entry.iteration,
+            win_rate: entry.win_rate,
+            win_rate_se: entry.win_rate_se,
+            win_rate_previous: entry.win_rate_previous,
+            mean_length: entry.mean_length,
+            checkpoint: &entry.checkpoint,
+        });
+        Self {
+            iterations: iterations.collect(),
+        }
+    }
 }

@@ -2,9 +2,14 @@
 
 use std::path::PathBuf;
 
-use sppo_training::config::{Rows, Train};
+use burn::tensor::backend::AutodiffBackend;
+use sppo_training::config::{Rows, Train, resolve_model};
+use sppo_training::stages::{Scoring, StageError, score};
 
 use super::args::{DeviceArg, count};
+use crate::backend::{WithBackend, dispatch};
+use crate::output;
+use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -35,4 +40,30 @@ pub struct Args {
     pub batch: usize,
     #[command(flatten)]
     pub device: DeviceArg,
+}
+
+/// Scores pairs.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let model = resolve_model(&args.model)?;
+    let job = Scoring {
+        model: &model,
+        data: &args.data,
+        out: &args.out,
+        rows: args.rows,
+        max_length: args.max_length,
+        max_prompt_length: args.max_prompt_length,
+        batch: args.batch,
+    };
+    dispatch(args.device.device, Score(job))??;
+    output::made(&args.out, json)
+}
+
+struct Score<'a>(Scoring<'a>);
+
+impl WithBackend for Score<'_> {
+    type Output = Result<(), StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        score::<B::InnerBackend>(self.0, &device, &Console::default())
+    }
 }

@@ -1,6 +1,15 @@
 //! `sppo sft`: supervised fine-tuning on the rows of `[sft] data`.
 
+use std::path::PathBuf;
+
+use burn::tensor::backend::AutodiffBackend;
+use sppo_training::config::Config;
+use sppo_training::stages::{FineTuning, StageError, fine_tune, start_model};
+
 use super::args::ConfigArgs;
+use crate::backend::{WithBackend, dispatch};
+use crate::output;
+use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -10,4 +19,36 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// Fine-tunes; the model is at `<output_dir>/model`.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let (config, device) = args.config.load()?;
+    let model = dispatch(device, FineTune(&config))??;
+    output::made(&model, json)
+}
+
+struct FineTune<'a>(&'a Config);
+
+impl WithBackend for FineTune<'_> {
+    type Output = Result<PathBuf, StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let config = self.0;
+        let Some(data) = &config.sft.data else {
+            return Err(StageError::Input(
+                "sppo sft needs sft.data, a .jsonl or .parquet file of prompt and response rows"
+                    .into(),
+            ));
+        };
+        let model = start_model::<B::InnerBackend>(config, &device)?;
+        let job = FineTuning {
+            config: &config.sft,
+            model: &model,
+            data,
+            output_dir: &config.output_dir,
+            seed: config.seed,
+        };
+        fine_tune::<B>(job, &device, &Console::default())
+    }
 }

@@ -1,6 +1,15 @@
 //! `sppo train`: one iteration's training on the pairs of `[train] data`.
 
-use super::args::ConfigArgs;
+use std::path::PathBuf;
+
+use burn::tensor::backend::AutodiffBackend;
+use sppo_training::config::Config;
+use sppo_training::stages::{PairTraining, StageError, start_model, train_pairs};
+
+use super::args::{ConfigArgs, refuse_bf16};
+use crate::backend::{WithBackend, dispatch};
+use crate::output;
+use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -10,4 +19,36 @@ Examples:
 pub struct Args {
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+/// Trains; the model is at `<output_dir>/model`.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let (config, device) = args.config.load()?;
+    refuse_bf16(&config.train, device)?;
+    let model = dispatch(device, Training(&config))??;
+    output::made(&model, json)
+}
+
+struct Training<'a>(&'a Config);
+
+impl WithBackend for Training<'_> {
+    type Output = Result<PathBuf, StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let config = self.0;
+        let Some(data) = &config.train.data else {
+            return Err(StageError::Input(
+                "sppo train needs train.data, a .jsonl or .parquet file of pairs (sppo pairs makes one)"
+                    .into(),
+            ));
+        };
+        let model = start_model::<B::InnerBackend>(config, &device)?;
+        let job = PairTraining {
+            config: &config.train,
+            model: &model,
+            data,
+            output_dir: &config.output_dir,
+        };
+        train_pairs::<B>(job, &device, &Console::default())
+    }
 }

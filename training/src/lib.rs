@@ -1,13 +1,15 @@
 //! Self-Play Preference Optimization (arXiv 2405.00675) on Burn: data, judges, preference,
 //! losses, optimizers, the learner, the trainer and the self-play loop.
 
-//pub mod config;
-//pub mod data;
-//pub mod judge;
-//pub mod learner;
-//pub mod loss;
-//pub mod optimizer;
-//pub mod preference;
-//pub mod self_play;
-//pub mod tokenise;
-//pub mod trainer;
+pub mod config;
+pub mod data;
+pub mod judge;
+pub mod learner;
+pub mod loss;
+pub mod monitor;
+pub mod optimizer;
+pub mod preference;
+pub mod self_play;
+pub mod stages;
+pub mod tokenise;
+pub mod trainer;

@@ -3,9 +3,10 @@
 //! Two modes: `clean`, in which training sees exactly the ids that generation sees, and
 //! `official`, the rows of the published SPPO trainer (TRL's `tokenize_row`), to the id.
 
-use serde::{Deserialize, Serialize};
 use sppo_model::chat_template::{ChatTemplate, Message, TemplateError};
 use sppo_model::tokenizer::{Tokenizer, TokenizerError};
+
+use crate::config::Rows;
 
 /// What can go wrong when a row becomes token ids.
 #[derive(Debug, thiserror::Error)]
@@ -45,17 +46,6 @@ pub enum TokeniseError {
         found: usize,
         max_length: usize,
     },
-}
-
-/// How conversations become rows (`rows` in the configuration).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RowMode {
-    /// Prompt ids as generation sees them; response and its end-of-turn token, once.
-    #[default]
-    Clean,
-    /// The published trainer's rows: BOS and EOS doubled, the assistant header in the response.
-    Official,
 }
 
 /// One prompt with one response, as ids.
@@ -157,7 +147,7 @@ type Parts = (Vec<u32>, Vec<u32>);
 pub struct RowTokeniser {
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    mode: RowMode,
+    mode: Rows,
     max_length: usize,
     max_prompt_length: usize,
     /// What ends an assistant's turn.
@@ -169,7 +159,7 @@ impl RowTokeniser {
     pub fn new(
         tokenizer: Tokenizer,
         template: ChatTemplate,
-        mode: RowMode,
+        mode: Rows,
         max_length: usize,
         max_prompt_length: usize,
     ) -> Result<Self, TokeniseError> {
@@ -179,10 +169,10 @@ impl RowTokeniser {
                 max_prompt_length,
             });
         }
-        if mode == RowMode::Official && tokenizer.bos_id().is_none() {
+        if mode == Rows::Official && tokenizer.bos_id().is_none() {
             return Err(TokeniseError::NoSpecial("bos_token"));
         }
-        if mode == RowMode::Official && tokenizer.eos_id().is_none() {
+        if mode == Rows::Official && tokenizer.eos_id().is_none() {
             return Err(TokeniseError::NoSpecial("eos_token"));
         }
         let end_of_turn = end_of_turn(&tokenizer, &template)?;
@@ -248,8 +238,8 @@ impl RowTokeniser {
 
     fn parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
         match self.mode {
-            RowMode::Clean => self.clean_parts(prompt, response),
-            RowMode::Official => self.official_parts(prompt, response),
+            Rows::Clean => self.clean_parts(prompt, response),
+            Rows::Official => self.official_parts(prompt, response),
         }
     }
 
@@ -299,7 +289,7 @@ impl RowTokeniser {
         if too_long(&prompt) && prompt.len() > self.max_prompt_length {
             let bos = prompt[0];
             prompt.drain(..prompt.len() - self.max_prompt_length);
-            if self.mode == RowMode::Clean && self.tokenizer.bos_id() == Some(bos) {
+            if self.mode == Rows::Clean && self.tokenizer.bos_id() == Some(bos) {
                 prompt[0] = bos;
             }
         }
@@ -344,13 +334,13 @@ mod tests {
         Tokenizer::from_dir(&golden().join("llama")).unwrap()
     }
 
-    fn rows(mode: RowMode, max_length: usize, max_prompt_length: usize) -> RowTokeniser {
+    fn rows(mode: Rows, max_length: usize, max_prompt_length: usize) -> RowTokeniser {
         let template = ChatTemplate::from_dir(&golden().join("llama")).unwrap();
         let template = template.unwrap();
         RowTokeniser::new(tokenizer(), template, mode, max_length, max_prompt_length).unwrap()
     }
 
-    fn with_template(source: &str, mode: RowMode) -> RowTokeniser {
+    fn with_template(source: &str, mode: Rows) -> RowTokeniser {
         let tokens = BTreeMap::from([("bos_token", "<|begin_of_text|>".to_owned())]);
         let template = ChatTemplate::new(source, tokens).unwrap();
         RowTokeniser::new(tokenizer(), template, mode, 64, 32).unwrap()
@@ -389,7 +379,7 @@ mod tests {
         let cases: Vec<Official> = serde_json::from_str(&text).unwrap();
         assert_eq!(cases.len(), 24);
         for case in &cases {
-            let rows = rows(RowMode::Official, case.max_length, case.max_prompt_length);
+            let rows = rows(Rows::Official, case.max_length, case.max_prompt_length);
             let (chosen, rejected) = rows
                 .pair(&user(&case.user), &case.chosen, &case.rejected)
                 .unwrap();
@@ -404,7 +394,7 @@ mod tests {
     fn official_seam_gives_a_merged_token_to_the_response() {
         // "p" and "please" begin with different tokens.
         let source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
-        let rows = with_template(source, RowMode::Official);
+        let rows = with_template(source, Rows::Official);
         let alone = rows.tokenizer().encode("maybe p", false).unwrap();
         let whole = rows.tokenizer().encode("maybe please", false).unwrap();
         assert!(
@@ -424,14 +414,14 @@ mod tests {
     #[test]
     fn official_refuses_a_template_that_rewrites_the_prompt() {
         let source = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
-        let rows = with_template(source, RowMode::Official);
+        let rows = with_template(source, Rows::Official);
         let error = rows.single(&user("hi"), "hello").unwrap_err();
         assert!(matches!(error, TokeniseError::PromptChanged));
     }
 
     #[test]
     fn clean_rows_have_each_special_token_once() {
-        let rows = rows(RowMode::Clean, 512, 256);
+        let rows = rows(Rows::Clean, 512, 256);
         let prompt = user("why seven?");
         let (chosen, rejected) = rows.pair(&prompt, "a river", "rain<|eot_id|>").unwrap();
         for sequence in [&chosen, &rejected] {
@@ -451,7 +441,7 @@ mod tests {
     #[test]
     fn clean_seam_stays_where_generation_has_it() {
         // "\n\n" and "\n" would merge if they were encoded together.
-        let rows = rows(RowMode::Clean, 512, 256);
+        let rows = rows(Rows::Clean, 512, 256);
         let sequence = rows.single(&user("hi"), "\nhello").unwrap();
         assert_eq!(sequence.prompt(), rows.prompt_ids(&user("hi")).unwrap());
         let response = rows.tokenizer().encode("\nhello", false).unwrap();
@@ -460,7 +450,7 @@ mod tests {
 
     #[test]
     fn clean_cuts_the_prompts_beginning_behind_its_bos() {
-        let rows = rows(RowMode::Clean, 40, 16);
+        let rows = rows(Rows::Clean, 40, 16);
         let prompt = user(&"river rain ".repeat(20));
         let full = rows.prompt_ids(&prompt).unwrap();
         let (chosen, rejected) = rows.pair(&prompt, &"play ".repeat(40), "yes").unwrap();
@@ -474,7 +464,7 @@ mod tests {
 
     #[test]
     fn clean_keeps_a_long_prompt_that_fits() {
-        let rows = rows(RowMode::Clean, 512, 8);
+        let rows = rows(Rows::Clean, 512, 8);
         let prompt = user("a river and rain and a river");
         let sequence = rows.single(&prompt, "yes").unwrap();
         assert!(sequence.response_start > 8);
@@ -485,7 +475,7 @@ mod tests {
     fn end_of_turn_comes_from_the_template_then_eos() {
         let chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}END\n{% endfor %}";
         let end =
-            |token: &str| with_template(&chat.replace("END", token), RowMode::Clean).end_of_turn();
+            |token: &str| with_template(&chat.replace("END", token), Rows::Clean).end_of_turn();
         assert_eq!(end("<|end_of_text|>"), 421);
         assert_eq!(end("\n<|eot_id|>"), EOT);
         assert_eq!(end(""), EOT);
@@ -521,7 +511,7 @@ mod tests {
             let made = RowTokeniser::new(
                 tokenizer(),
                 template.clone(),
-                RowMode::Clean,
+                Rows::Clean,
                 length,
                 prompt,
             );

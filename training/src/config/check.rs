@@ -51,6 +51,13 @@ pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
             stop,
         )?;
     }
+    if (train.eval_every > 0) != train.eval_data.is_some() {
+        return Err(ConfigError::Conflict {
+            at: source.at("train.eval_every"),
+            message: "train.eval_every and train.eval_data belong together; give both or none"
+                .into(),
+        });
+    }
     let judge = &config.judge;
     match (judge.kind, &judge.scores) {
         (JudgeKind::Scores, None) => Err(ConfigError::Missing {
@@ -147,6 +154,7 @@ impl Check<'_> {
                 NOT_NEGATIVE,
             ),
             ("generate.top_p", config.generate.top_p, PROBABILITY),
+            ("eval.top_p", config.eval.top_p, PROBABILITY),
             ("train.learning_rate", train.learning_rate, POSITIVE),
             ("train.beta", train.beta, POSITIVE),
             ("train.alpha", train.alpha, DECAY),

@@ -315,8 +315,10 @@ section! {
         checkpoint_every: usize = 0;
         /// Checkpoints kept, the newest ones.
         keep_checkpoints: usize = 2;
-        /// Steps between evaluations; 0 is off.
+        /// Steps between evaluations of the loss on `eval_data`; 0 is off.
         eval_every: usize = 0;
+        /// Held-out pairs for them.
+        eval_data: Option<PathBuf> = None => "\"heldout-pairs.jsonl\"";
         /// What a step with a loss or gradient that is not finite does.
         on_non_finite: OnNonFinite = OnNonFinite::Stop;
     } {}
@@ -329,6 +331,8 @@ section! {
         samples: usize = 1;
         /// 0 is greedy.
         temperature: f64 = 0.0;
+        /// Samples from the most likely tokens that together have this probability.
+        top_p: f64 = 1.0;
         /// Longest answer, in tokens.
         max_new_tokens: usize = 2048;
         /// Most held-out prompts used; all unless given.

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use burn::module::ParamId;
-use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sppo_model::checkpoint::{Checkpoint, LazyTensor, write_file};

@@ -75,6 +75,13 @@ pub struct StepMetrics {
     pub eval: Option<PairMetrics>,
 }
 
+impl StepMetrics {
+    /// What a progress bar shows beside its numbers.
+    pub fn note(&self) -> String {
+        format!("loss {:.4}, {:.0} tok/s", self.loss, self.tokens_per_second)
+    }
+}
+
 fn eval_line<S: serde::Serializer>(
     eval: &Option<PairMetrics>,
     serializer: S,

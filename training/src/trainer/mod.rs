@@ -11,7 +11,6 @@ mod reference;
 mod supervised;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::DType;
@@ -29,6 +28,7 @@ pub use supervised::{SupervisedObjective, tokenise_supervised};
 
 use crate::data::DataError;
 use crate::learner::{Learner, LearnerError};
+use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
 use crate::tokenise::TokeniseError;
 use metrics::MetricsFile;
@@ -63,17 +63,6 @@ pub enum TrainError {
     Row { row: String, source: TokeniseError },
     #[error("row {row}: {message}")]
     BadRow { row: String, message: String },
-}
-
-impl TrainError {
-    /// Whether the user's input is at fault rather than the run.
-    pub fn is_input(&self) -> bool {
-        match self {
-            Self::Row { .. } | Self::BadRow { .. } => true,
-            Self::Data(error) => !matches!(error, DataError::Io { .. }),
-            _ => false,
-        }
-    }
 }
 
 /// Everything about a training but the model and the rows.
@@ -113,6 +102,14 @@ impl TrainSettings {
         rows.div_ceil(self.window())
     }
 
+    /// With the schedule made for all epochs over `rows`; `warmup` maps steps to warmup steps.
+    pub fn with_schedule(mut self, rows: usize, warmup: impl Fn(usize) -> usize) -> Self {
+        let total = self.epochs * self.steps_per_epoch(rows);
+        self.schedule.total_steps = total;
+        self.schedule.warmup_steps = warmup(total);
+        self
+    }
+
     /// Optimizer steps that are taken.
     pub fn steps(&self, rows: usize) -> usize {
         let epochs = self.stop_at_epoch.unwrap_or(self.epochs).min(self.epochs);
@@ -138,15 +135,14 @@ pub enum Outcome {
 }
 
 /// Runs `objective` on `learner` to the end, from step `start`; writes metrics, checkpoints and
-/// the trained model. `progress` hears of every step and of the number of steps in all.
+/// the trained model.
 pub fn train<B: AutodiffBackend, O: Objective<B>>(
     learner: &mut Learner<B>,
     objective: &mut O,
     settings: &TrainSettings,
     files: ModelFiles<'_>,
     start: usize,
-    interrupt: &AtomicBool,
-    progress: &mut dyn FnMut(&StepMetrics, usize),
+    monitor: &dyn Monitor,
 ) -> Result<Outcome, TrainError> {
     let rows = objective.rows();
     let per_epoch = settings.steps_per_epoch(rows);
@@ -154,7 +150,7 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
     let mut metrics = MetricsFile::open(&settings.output_dir, start)?;
     let mut saved = start;
     for step in start..steps {
-        if interrupt.load(Ordering::Relaxed) {
+        if monitor.interrupted() {
             metrics.sync()?;
             if step > saved {
                 checkpoint::save(learner, settings, files, step)?;
@@ -168,7 +164,7 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
             line.eval = objective.evaluate(learner, settings.batch_size)?;
         }
         metrics.append(&line)?;
-        progress(&line, steps);
+        monitor.advance(1, Some(line.note()));
         let due = settings.checkpoint_every > 0 && (step + 1) % settings.checkpoint_every == 0;
         if due && step + 1 < steps {
             metrics.sync()?;

@@ -1,7 +1,6 @@
 //! Reference log-probabilities: computed once before training, kept on disk.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::backend::Backend;
 use sppo_model::llama::Llama;
@@ -9,6 +8,7 @@ use sppo_model::llama::Llama;
 use super::{PreferencePair, TrainError, fingerprint};
 use crate::data::{LogpRow, RowWriter};
 use crate::learner::sequence_logps;
+use crate::monitor::Monitor;
 
 /// Summed response log-probabilities `[chosen, rejected]` of every pair under `model`, from
 /// `<dir>/reference-<hash of model and rows>.jsonl` as far as that file goes.
@@ -20,8 +20,7 @@ pub fn reference_logps<B: Backend>(
     pairs: &[PreferencePair],
     batch_size: usize,
     dir: &Path,
-    interrupt: &AtomicBool,
-    progress: &mut dyn FnMut(usize, usize),
+    monitor: &dyn Monitor,
 ) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
     let path = dir.join(format!("reference-{}.jsonl", &key(model_key, pairs)[..16]));
     let (mut writer, done) = RowWriter::<LogpRow>::open(&path)?;
@@ -33,10 +32,11 @@ pub fn reference_logps<B: Backend>(
     // Whole batches only: a batch cut elsewhere could differ in the last digit.
     let whole = logps.len() / batch_size * batch_size;
     let rest = if logps.len() == pairs.len() { pairs.len() } else { whole };
-    progress(rest, pairs.len());
+    monitor.begin("reference log-probabilities", "pairs", rest, pairs.len());
     let starts = (rest..pairs.len()).step_by(batch_size);
     for (first, batch) in starts.zip(pairs[rest..].chunks(batch_size)) {
-        if interrupt.load(Ordering::Relaxed) {
+        if monitor.interrupted() {
+            monitor.end();
             return Ok(None);
         }
         let chosen = batch.iter().map(|p| &p.pair.chosen);
@@ -59,8 +59,9 @@ pub fn reference_logps<B: Backend>(
                 logps.push([chosen, rejected]);
             }
         }
-        progress(logps.len(), pairs.len());
+        monitor.advance(batch.len(), None);
     }
+    monitor.end();
     writer.finish()?;
     Ok(Some(logps))
 }

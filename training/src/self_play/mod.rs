@@ -1,0 +1,330 @@
+//! The self-play loop: optional supervised stage, then rounds of generate → judge → pairs →
+//! train → evaluate. Every stage leaves files keyed by what they were made from; a run that was
+//! stopped anywhere goes on from there.
+
+mod report;
+mod stage;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::backend::AutodiffBackend;
+
+pub use report::{IterationReport, Report};
+
+use crate::config::{Config, ModelSource, Split};
+use crate::data::{PromptRow, read_rows};
+use crate::monitor::Monitor;
+use crate::preference::Ties;
+use crate::stages::{
+    Comparison, Evaluation, FineTuning, Generation, PairTraining, StageError, build_judge,
+    compare_answers, fine_tune, generate, init_model, judge_responses, make_pairs, train_pairs,
+};
+use crate::trainer::{fingerprint, model_fingerprint};
+use stage::Stage;
+
+/// A model of the run and the key of all that it was made from.
+#[derive(Clone, Debug)]
+struct Made {
+    path: PathBuf,
+    key: String,
+}
+
+/// Runs the whole loop of `config`, or the rest of it.
+pub fn run<B: AutodiffBackend>(
+    config: &Config,
+    device: &B::Device,
+    monitor: &dyn Monitor,
+) -> Result<Report, StageError> {
+    let train_file = required(&config.prompts.train, "prompts.train")?;
+    let heldout_file = required(&config.prompts.heldout, "prompts.heldout")?;
+    // All that can be refused is refused before the first model is loaded.
+    build_judge(&config.judge)?;
+    let parts = split_prompts(config, read_rows(train_file)?)?;
+    let mut heldout: Vec<PromptRow> = read_rows(heldout_file)?;
+    heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
+
+    let dir = &config.output_dir;
+    std::fs::create_dir_all(dir).map_err(StageError::io("make", dir))?;
+    let resolved = dir.join("config.toml");
+    std::fs::write(&resolved, config.to_toml()).map_err(StageError::io("write", &resolved))?;
+
+    let run = Run {
+        config,
+        device,
+        monitor,
+        heldout: &heldout,
+    };
+    let first = run.first_model::<B>()?;
+    let first_answers = run.answers::<B>(&first, &dir.join("eval/first.jsonl"))?;
+    let mut report = Report::default();
+    let (mut policy, mut policy_answers) = (first, first_answers.clone());
+    for (index, prompts) in parts.iter().enumerate() {
+        let folder = dir.join(format!("iteration-{}", index + 1));
+        tracing::info!(
+            "iteration {} of {}: {} prompts",
+            index + 1,
+            parts.len(),
+            prompts.len()
+        );
+        let (trained, pairs) = run.iteration::<B>(&policy, prompts, &folder, index)?;
+        let answers = run.answers::<B>(&trained, &folder.join("heldout.jsonl"))?;
+        let against_first = run.compare(&answers, &first_answers, &folder, "first")?;
+        let against_previous = run.compare(&answers, &policy_answers, &folder, "previous")?;
+        let entry = IterationReport::new(
+            index + 1,
+            pairs,
+            against_first,
+            against_previous,
+            trained.path.clone(),
+        );
+        tracing::info!("{}", entry.line());
+        report.iterations.push(entry);
+        (policy, policy_answers) = (trained, answers);
+    }
+    report.write(dir)?;
+    Ok(report)
+}
+
+/// What all stages of one run share.
+struct Run<'a, D> {
+    config: &'a Config,
+    device: &'a D,
+    monitor: &'a dyn Monitor,
+    heldout: &'a [PromptRow],
+}
+
+impl<D> Run<'_, D> {
+    /// The model that self-play starts from: given or fresh, then fine-tuned if `[sft]` says so.
+    fn first_model<B: AutodiffBackend<Device = D>>(&self) -> Result<Made, StageError> {
+        let config = self.config;
+        let dir = &config.output_dir;
+        let base = match config.model.source()? {
+            ModelSource::Folder(path) => Made {
+                key: model_fingerprint(&path)?,
+                path,
+            },
+            ModelSource::Init(init) => {
+                let tokenizer = model_fingerprint(&init.tokenizer)?;
+                let settings = format!("{init:?} {}", config.seed);
+                let key = fingerprint([
+                    ("init", settings.as_bytes()),
+                    ("tokenizer", tokenizer.as_bytes()),
+                ]);
+                let path = dir.join("init");
+                let stage = Stage::open(&path.with_extension("key"), &key, &[&path])?;
+                if !stage.is_done() {
+                    init_model::<B::InnerBackend>(init, config.seed, &path, self.device)?;
+                    stage.finish()?;
+                }
+                Made { path, key }
+            }
+        };
+        let Some(data) = &config.sft.data else {
+            return Ok(base);
+        };
+        let rows = file_key(data)?;
+        let settings = format!("{:?} {}", config.sft, config.seed);
+        let key = fingerprint([
+            ("base", base.key.as_bytes()),
+            ("rows", rows.as_bytes()),
+            ("sft", settings.as_bytes()),
+        ]);
+        let folder = dir.join("sft");
+        let stage = Stage::open(&dir.join("sft.key"), &key, &[&folder])?;
+        if !stage.is_done() {
+            let job = FineTuning {
+                config: &config.sft,
+                model: &base.path,
+                data,
+                output_dir: &folder,
+                seed: config.seed,
+            };
+            fine_tune::<B>(job, self.device, self.monitor)?;
+            stage.finish()?;
+        }
+        Ok(Made {
+            path: folder.join("model"),
+            key,
+        })
+    }
+
+    /// One round of self-play; gives the trained model and the number of pairs.
+    fn iteration<B: AutodiffBackend<Device = D>>(
+        &self,
+        policy: &Made,
+        prompts: &[PromptRow],
+        folder: &Path,
+        index: usize,
+    ) -> Result<(Made, usize), StageError> {
+        let (config, sampling) = (self.config, &self.config.generate);
+        // Each round draws anew, also where it reuses prompts.
+        let seed = config.seed.wrapping_add(index as u64 + 1);
+        let settings = format!("{sampling:?} {seed} {prompts:?}");
+        let key = fingerprint([
+            ("policy", policy.key.as_bytes()),
+            ("generate", settings.as_bytes()),
+        ]);
+        let responses = folder.join("responses.jsonl");
+        let stage = Stage::open(&folder.join("responses.key"), &key, &[&responses])?;
+        if !stage.is_done() {
+            let job = Generation {
+                model: &policy.path,
+                prompts,
+                out: &responses,
+                samples: sampling.samples,
+                temperature: sampling.temperature,
+                top_p: sampling.top_p,
+                top_k: sampling.top_k,
+                max_new_tokens: sampling.max_new_tokens,
+                seed,
+                batch: sampling.batch,
+                label: "generating",
+            };
+            generate::<B::InnerBackend>(job, self.device, self.monitor)?;
+            stage.finish()?;
+        }
+        let mut judge = build_judge(&config.judge)?;
+        let judge_text = judge.description().to_string();
+        let key = fingerprint([
+            ("responses", key.as_bytes()),
+            ("judge", judge_text.as_bytes()),
+        ]);
+        let judged = folder.join("judged.jsonl");
+        let stage = Stage::open(&folder.join("judged.key"), &key, &[&judged])?;
+        if !stage.is_done() {
+            judge_responses(&responses, judge.as_mut(), &judged, self.monitor)?;
+            stage.finish()?;
+        }
+        let ties = match config.pairs.keep_ties {
+            true => Ties::Keep,
+            false => Ties::Drop,
+        };
+        let pairs = folder.join("pairs.jsonl");
+        let count = make_pairs(&judged, &pairs, ties)?;
+        if count == 0 {
+            return Err(StageError::Input(format!(
+                "{}: the judge found no difference between the responses of any prompt; sample more responses or sharpen the judge",
+                judged.display()
+            )));
+        }
+        let settings = format!("{:?} {ties:?}", config.train);
+        let key = fingerprint([("judged", key.as_bytes()), ("train", settings.as_bytes())]);
+        let model = folder.join("model");
+        let made = [
+            model.clone(),
+            folder.join("metrics.jsonl"),
+            folder.join("checkpoints"),
+        ];
+        let made: Vec<&Path> = made.iter().map(PathBuf::as_path).collect();
+        let stage = Stage::open(&folder.join("train.key"), &key, &made)?;
+        if !stage.is_done() {
+            let job = PairTraining {
+                config: &config.train,
+                model: &policy.path,
+                data: &pairs,
+                output_dir: folder,
+            };
+            train_pairs::<B>(job, self.device, self.monitor)?;
+            stage.finish()?;
+        }
+        Ok((Made { path: model, key }, count))
+    }
+
+    /// A model's answers to the held-out prompts.
+    fn answers<B: AutodiffBackend<Device = D>>(
+        &self,
+        model: &Made,
+        out: &Path,
+    ) -> Result<Made, StageError> {
+        let settings = &self.config.eval;
+        let text = format!("{settings:?} {} {:?}", self.config.seed, self.heldout);
+        let key = fingerprint([("model", model.key.as_bytes()), ("eval", text.as_bytes())]);
+        let stage = Stage::open(&out.with_extension("key"), &key, &[out])?;
+        if !stage.is_done() {
+            let job = Generation {
+                model: &model.path,
+                prompts: self.heldout,
+                out,
+                samples: settings.samples,
+                temperature: settings.temperature,
+                top_p: settings.top_p,
+                top_k: 0,
+                max_new_tokens: settings.max_new_tokens,
+                seed: self.config.seed,
+                batch: self.config.generate.batch,
+                label: "answering held-out prompts",
+            };
+            generate::<B::InnerBackend>(job, self.device, self.monitor)?;
+            stage.finish()?;
+        }
+        Ok(Made {
+            path: out.into(),
+            key,
+        })
+    }
+
+    fn compare(
+        &self,
+        answers: &Made,
+        against: &Made,
+        folder: &Path,
+        name: &str,
+    ) -> Result<Evaluation, StageError> {
+        let mut judge = build_judge(&self.config.judge)?;
+        let judge_text = judge.description().to_string();
+        let key = fingerprint([
+            ("answers", answers.key.as_bytes()),
+            ("against", against.key.as_bytes()),
+            ("judge", judge_text.as_bytes()),
+        ]);
+        let both = folder.join(format!("heldout-vs-{name}.jsonl"));
+        let judged = folder.join(format!("heldout-vs-{name}-judged.jsonl"));
+        let stage = Stage::open(&both.with_extension("key"), &key, &[&both, &judged])?;
+        let files = Comparison {
+            answers: &answers.path,
+            against: &against.path,
+            both: &both,
+            judged: &judged,
+        };
+        let evaluation = compare_answers(files, judge.as_mut(), self.monitor)?;
+        stage.finish()?;
+        Ok(evaluation)
+    }
+}
+
+fn required<'a>(path: &'a Option<PathBuf>, key: &str) -> Result<&'a Path, StageError> {
+    path.as_deref()
+        .ok_or_else(|| StageError::Input(format!("the run needs {key}, a .jsonl or .parquet file")))
+}
+
+fn file_key(path: &Path) -> Result<String, StageError> {
+    let bytes = std::fs::read(path).map_err(StageError::io("read", path))?;
+    Ok(fingerprint([("file", bytes.as_slice())]))
+}
+
+/// The prompts of each iteration: equal parts in the order of the file, or all of them each time.
+fn split_prompts(
+    config: &Config,
+    prompts: Vec<PromptRow>,
+) -> Result<Vec<Vec<PromptRow>>, StageError> {
+    let limit = config.prompts.per_iteration.unwrap_or(usize::MAX);
+    let rounds = config.iterations;
+    let whole = match config.prompts.split {
+        Split::Reuse => vec![prompts; rounds],
+        Split::Disjoint if prompts.len() < rounds => {
+            return Err(StageError::Input(format!(
+                "prompts.split = \"disjoint\" needs at least one prompt for each of {rounds} iterations, found {}; add prompts or set prompts.split = \"reuse\"",
+                prompts.len()
+            )));
+        }
+        Split::Disjoint => {
+            let part = |i: usize| {
+                let bound = |i: usize| i * prompts.len() / rounds;
+                prompts[bound(i)..bound(i + 1)].to_vec()
+            };
+            (0..rounds).map(part).collect()
+        }
+    };
+    let limited = |part: Vec<PromptRow>| part.into_iter().take(limit).collect();
+    Ok(whole.into_iter().map(limited).collect())
+}

@@ -1,0 +1,111 @@
+//! What a run came to: report.json for programs, report.md for people.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::stages::{Evaluation, StageError};
+
+/// One iteration's result on the held-out prompts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IterationReport {
+    /// Counted from 1.
+    pub iteration: usize,
+    /// Against the first model, in 0..1.
+    pub win_rate: f64,
+    pub win_rate_se: f64,
+    /// Against the model of the iteration before, in 0..1.
+    pub win_rate_previous: f64,
+    /// Mean length of the answers in characters.
+    pub mean_length: f64,
+    /// Folder of the trained model.
+    pub checkpoint: PathBuf,
+    /// Pairs it was trained on.
+    pub pairs: usize,
+    pub against_first: Evaluation,
+    pub against_previous: Evaluation,
+}
+
+impl IterationReport {
+    /// Of both comparisons.
+    pub fn new(
+        iteration: usize,
+        pairs: usize,
+        against_first: Evaluation,
+        against_previous: Evaluation,
+        checkpoint: PathBuf,
+    ) -> Self {
+        Self {
+            iteration,
+            win_rate: against_first.win_rate,
+            win_rate_se: against_first.win_rate_se,
+            win_rate_previous: against_previous.win_rate,
+            mean_length: against_first.mean_length,
+            checkpoint,
+            pairs,
+            against_first,
+            against_previous,
+        }
+    }
+
+    /// One line for the log.
+    pub fn line(&self) -> String {
+        format!(
+            "iteration {}: wins {:.1} % ± {:.1} against the first model, {:.1} % against the one before; {:.0} characters an answer",
+            self.iteration,
+            100.0 * self.win_rate,
+            196.0 * self.win_rate_se,
+            100.0 * self.win_rate_previous,
+            self.mean_length
+        )
+    }
+}
+
+/// A whole run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub iterations: Vec<IterationReport>,
+}
+
+impl Report {
+    /// Writes report.json and report.md into `dir`.
+    pub fn write(&self, dir: &Path) -> Result<(), StageError> {
+        let json = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
+        let path = dir.join("report.json");
+        json.and_then(|text| fs::write(&path, text + "\n"))
+            .map_err(StageError::io("write", &path))?;
+        let path = dir.join("report.md");
+        fs::write(&path, self.table()).map_err(StageError::io("write", &path))
+    }
+
+    /// The results as a Markdown table.
+    pub fn table(&self) -> String {
+        let mut text = String::from(
+            "| iteration | pairs | win rate against the first model | length-controlled | against the one before | characters an answer |\n| --- | --- | --- | --- | --- | --- |\n",
+        );
+        for entry in &self.iterations {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {:.1} % ± {:.1} | {:.1} % | {:.1} % | {:.0} |",
+                entry.iteration,
+                entry.pairs,
+                100.0 * entry.win_rate,
+                196.0 * entry.win_rate_se,
+                100.0 * entry.against_first.length_controlled_win_rate,
+                100.0 * entry.win_rate_previous,
+                entry.mean_length
+            );
+        }
+        if let Some(last) = self.iterations.last() {
+            let _ = writeln!(
+                text,
+                "\n± is the 95 % interval; {} held-out prompts, ties count one half. The last model is in {}.",
+                last.against_first.prompts,
+                last.checkpoint.display()
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,71 @@
+//! A small Llama from scratch, written as a checkpoint folder.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use burn::tensor::backend::Backend;
+use serde_json::{Map, Value, json};
+use sppo_model::llama::{Llama, LlamaConfig};
+use sppo_model::tokenizer::Tokenizer;
+
+use super::StageError;
+use crate::config::{Config, Init, ModelSource};
+use crate::trainer::write_aside;
+
+/// Writes `dir` with random weights drawn by `seed`, and the tokenizer files of `init.tokenizer`.
+pub fn init_model<B: Backend>(
+    init: &Init,
+    seed: u64,
+    dir: &Path,
+    device: &B::Device,
+) -> Result<(), StageError> {
+    let tokenizer = Tokenizer::from_dir(&init.tokenizer)?;
+    let config = LlamaConfig::from_map(config_map(init, &tokenizer)).map_err(|error| {
+        StageError::Input(format!("[model.init] gives no valid model: {error}"))
+    })?;
+    let model = Llama::<B>::init(&config, seed, device)?;
+    write_aside(dir, |folder| {
+        Ok(model.save(folder, &config, DType::F32, &init.tokenizer)?)
+    })?;
+    Ok(())
+}
+
+/// The folder of the model that `config` starts from; a model from scratch is written to
+/// `<output_dir>/init` first (the same weights each time).
+pub fn start_model<B: Backend>(
+    config: &Config,
+    device: &B::Device,
+) -> Result<PathBuf, StageError> {
+    match config.model.source()? {
+        ModelSource::Folder(path) => Ok(path),
+        ModelSource::Init(init) => {
+            let dir = config.output_dir.join("init");
+            init_model::<B>(init, config.seed, &dir, device)?;
+            Ok(dir)
+        }
+    }
+}
+
+fn config_map(init: &Init, tokenizer: &Tokenizer) -> Map<String, Value> {
+    let fields = json!({
+        "model_type": "llama",
+        "hidden_size": init.hidden_size,
+        "intermediate_size": init.intermediate_size,
+        "num_hidden_layers": init.layers,
+        "num_attention_heads": init.heads,
+        "num_key_value_heads": init.kv_heads,
+        "vocab_size": tokenizer.vocab_size(),
+        "max_position_embeddings": init.context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": init.rope_theta,
+        "tie_word_embeddings": init.tie_word_embeddings,
+        "initializer_range": init.initializer_range,
+        "bos_token_id": tokenizer.bos_id(),
+        "eos_token_id": tokenizer.eos_id(),
+        "pad_token_id": tokenizer.pad_id(),
+    });
+    match fields {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

@@ -1,0 +1,87 @@
+//! Responses → judged rows → pairs.
+
+use std::path::Path;
+
+use super::StageError;
+use crate::config::{self, JudgeKind};
+use crate::data::{JudgedRow, PairRow, ResponseRow, RowWriter, read_rows};
+use crate::judge::{Judge, JudgeError, Rubric, RubricConfig, ScoresJudge, judge_file};
+use crate::monitor::Monitor;
+use crate::preference::{Ties, judged_to_pair};
+
+/// The judge that `[judge]` describes.
+pub fn build_judge(config: &config::Judge) -> Result<Box<dyn Judge>, StageError> {
+    match config.kind {
+        JudgeKind::Rubric => {
+            let rules: RubricConfig = config
+                .rubric
+                .clone()
+                .try_into()
+                .map_err(|e: toml::de::Error| {
+                    StageError::Input(format!("[judge.rubric]: {}", e.message()))
+                })?;
+            let rubric = Rubric::new(rules).map_err(|error| match error {
+                JudgeError::Config { key, problem } => JudgeError::Config {
+                    key: format!("judge.rubric.{key}"),
+                    problem,
+                },
+                other => other,
+            })?;
+            Ok(Box::new(rubric))
+        }
+        JudgeKind::Scores => match &config.scores {
+            Some(path) => Ok(Box::new(ScoresJudge::open(path, 1.0)?)),
+            None => Err(StageError::Input(
+                "judge.kind = \"scores\" needs judge.scores, a file with prompt_id and rm_scores"
+                    .into(),
+            )),
+        },
+    }
+}
+
+/// Judges every row of `responses` that `out` does not hold yet.
+pub fn judge_responses(
+    responses: &Path,
+    judge: &mut dyn Judge,
+    out: &Path,
+    monitor: &dyn Monitor,
+) -> Result<(), StageError> {
+    let rows = read_rows::<ResponseRow>(responses)?;
+    // The driver counts rows that were there before; the monitor wants differences.
+    let mut before = None;
+    let mut progress = |done, total| {
+        match before {
+            None => monitor.begin("judging", "prompts", done, total),
+            Some(before) => monitor.advance(done - before, None),
+        }
+        before = Some(done);
+    };
+    let progress = judge_file(&rows, judge, out, &mut progress, monitor.interrupt());
+    monitor.end();
+    match progress?.interrupted {
+        true => Err(StageError::Interrupted),
+        false => Ok(()),
+    }
+}
+
+/// Writes the best and worst response of every judged row; gives the number of pairs.
+pub fn make_pairs(judged: &Path, out: &Path, ties: Ties) -> Result<usize, StageError> {
+    let rows = read_rows::<JudgedRow>(judged)?;
+    // Cheap to make again, so an earlier file is replaced rather than continued.
+    match std::fs::remove_file(out) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(StageError::io("replace", out)(error));
+        }
+        _ => {}
+    }
+    let mut pairs = 0;
+    let (mut writer, _) = RowWriter::<PairRow>::open(out)?;
+    for row in &rows {
+        if let Some(pair) = judged_to_pair(row, ties)? {
+            writer.append(&pair)?;
+            pairs += 1;
+        }
+    }
+    writer.finish()?;
+    Ok(pairs)
+}

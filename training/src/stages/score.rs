@@ -1,0 +1,75 @@
+//! Pairs → summed response log-probabilities.
+
+use std::path::Path;
+
+use burn::tensor::DType;
+use burn::tensor::backend::Backend;
+
+use super::{Policy, StageError};
+use crate::config::Rows;
+use crate::data::{LogpRow, PairRow, RowWriter, read_rows};
+use crate::learner::sequence_logps;
+use crate::monitor::Monitor;
+use crate::trainer::tokenise_pairs;
+
+/// Log-probabilities of pairs under one model.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring<'a> {
+    pub model: &'a Path,
+    pub data: &'a Path,
+    pub out: &'a Path,
+    pub rows: Rows,
+    pub max_length: usize,
+    pub max_prompt_length: usize,
+    /// Pairs computed together.
+    pub batch: usize,
+}
+
+/// Scores the rows behind those that `out` holds already.
+pub fn score<B: Backend>(
+    job: Scoring<'_>,
+    device: &B::Device,
+    monitor: &dyn Monitor,
+) -> Result<(), StageError> {
+    let rows = read_rows::<PairRow>(job.data)?;
+    let (mut writer, done) = RowWriter::<LogpRow>::open(job.out)?;
+    if done.len() > rows.len() {
+        return Err(StageError::Input(format!(
+            "{} already holds {} rows, {} has {}; remove it or choose another --out",
+            job.out.display(),
+            done.len(),
+            job.data.display(),
+            rows.len()
+        )));
+    }
+    let policy = Policy::<B>::load(job.model, DType::F32, device)?;
+    let tokeniser = policy.row_tokeniser(job.rows, job.max_length, job.max_prompt_length)?;
+    let pairs = tokenise_pairs(
+        &rows,
+        tokeniser.as_ref(),
+        job.max_length,
+        policy.config.vocab_size,
+        policy.config.max_position_embeddings,
+    )?;
+    monitor.begin("scoring", "pairs", done.len(), pairs.len());
+    for batch in pairs[done.len()..].chunks(job.batch) {
+        if monitor.interrupted() {
+            monitor.end();
+            return Err(StageError::Interrupted);
+        }
+        let chosen = batch.iter().map(|p| &p.pair.chosen);
+        let rejected = batch.iter().map(|p| &p.pair.rejected);
+        let sequences: Vec<_> = chosen.chain(rejected).collect();
+        let logps = sequence_logps(&policy.model, &sequences)?;
+        let (chosen, rejected) = logps.split_at(batch.len());
+        for (&chosen_logps, &rejected_logps) in chosen.iter().zip(rejected) {
+            writer.append(&LogpRow {
+                chosen_logps,
+                rejected_logps,
+            })?;
+        }
+        monitor.advance(batch.len(), None);
+    }
+    monitor.end();
+    Ok(writer.finish()?)
+}
