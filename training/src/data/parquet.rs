@@ -1,9 +1,11 @@
 //! Reading the known columns of a Parquet table as JSON objects.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::Field;
 use ::parquet::record::reader::RowIter;
@@ -25,7 +27,7 @@ pub(super) fn scan(
     };
     let unreadable = |error| wrong(format!("not a readable Parquet file: {error}"));
     let file = File::open(path).map_err(|source| DataError::io(path, "open it", source))?;
-    let reader = SerializedFileReader::new(file).map_err(unreadable)?;
+    let reader = guarded(|| SerializedFileReader::new(file)).map_err(unreadable)?;
     let metadata = reader.metadata().file_metadata();
     if metadata.num_rows() == 0 {
         return Ok(());
@@ -47,12 +49,14 @@ pub(super) fn scan(
     let mut number = 0;
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(unreadable)?;
-        let rows = RowIter::from_row_group(Some(projection.clone()), &*group);
-        for row in rows.map_err(unreadable)? {
+        let projection = Some(projection.clone());
+        let rows = guarded(|| RowIter::from_row_group(projection, &*group));
+        let mut rows = rows.map_err(unreadable)?;
+        while let Some(row) = guarded(|| rows.next().transpose()).map_err(unreadable)? {
             number += 1;
             let place = Place::Row(number);
             let mut object = Object::new();
-            for (key, field) in row.map_err(unreadable)?.into_columns() {
+            for (key, field) in row.into_columns() {
                 let value = to_json(&key, field).map_err(|problem| DataError::Row {
                     path: path.to_path_buf(),
                     place,
@@ -64,6 +68,12 @@ pub(super) fn scan(
         }
     }
     Ok(())
+}
+
+/// Runs a step of the `parquet` crate, whose record reader panics on some damaged files.
+fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    catch_unwind(AssertUnwindSafe(step))
+        .unwrap_or_else(|_| Err(ParquetError::General("its data are damaged".to_string())))
 }
 
 fn known_columns(schema: &Type, keys: &[&str]) -> Vec<Arc<Type>> {

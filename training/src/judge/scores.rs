@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Judge, JudgeError, Judgement};
 use crate::data::{Fields, ResponseRow, Row, RowProblem, read_rows, stable_hash};
 
-/// The scores of one prompt's responses: `rm_scores` [K], or `comparison_logits` [K][K] of a
+/// The scores of one prompt's responses: `rm_scores` `[K]`, or `comparison_logits` `[K][K]` of a
 /// judge that compares pairs, or both.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExternalScores {

@@ -197,6 +197,21 @@ fn wrong_tables_are_refused() {
     }
 }
 
+/// Flips every byte of a table in turn: reading it may go well or fail, but never panics.
+#[test]
+fn damaged_tables_do_not_panic() {
+    let folder = folder();
+    let whole = fs::read(fixture("judged.zstd.parquet")).unwrap();
+    let mut refused = 0;
+    for i in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[i] ^= 0x7f;
+        let path = write(&folder, "damaged.parquet", &bytes);
+        refused += usize::from(read_rows::<JudgedRow>(&path).is_err());
+    }
+    assert!(refused > whole.len() / 10, "{refused}");
+}
+
 /// Writes, kills, resumes and reads back, in both formats.
 #[test]
 fn writers_go_on_where_they_were() {
