@@ -1,0 +1,245 @@
+//! Preference pairs in the layouts that users have.
+
+use std::path::Path;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::Value;
+use sppo_model::chat_template::Message;
+
+use super::super::{DataError, Place};
+use super::prompts::{id_or_hash, split_conversation, turn};
+use super::{Fields, Prompt, Row, RowProblem};
+
+/// A prompt with a better and a worse response.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PairContent {
+    /// Text, to be put through the chat template.
+    Text {
+        prompt: Vec<Message>,
+        chosen: String,
+        rejected: String,
+    },
+    /// Token ids, used as they are.
+    Ids {
+        prompt: Vec<u32>,
+        chosen: Vec<u32>,
+        rejected: Vec<u32>,
+    },
+}
+
+/// A pair with the probabilities that the SPPO losses aim at; other losses need none of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairRow {
+    pub prompt_id: String,
+    pub content: PairContent,
+    /// P(chosen beats rejected).
+    pub chosen_probs: Option<f64>,
+    /// Mean probability that the chosen response beats one of the K.
+    pub chosen_probs_win: Option<f64>,
+    /// Mean probability that the rejected response beats one of the K.
+    pub chosen_probs_lose: Option<f64>,
+}
+
+/// The three probabilities of a pair, for saying which ones a loss needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbabilityKey {
+    Chosen,
+    Win,
+    Lose,
+}
+
+impl ProbabilityKey {
+    /// The key in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            ProbabilityKey::Chosen => "chosen_probs",
+            ProbabilityKey::Win => "chosen_probs_win",
+            ProbabilityKey::Lose => "chosen_probs_lose",
+        }
+    }
+}
+
+impl PairRow {
+    /// One of the three probabilities.
+    pub fn probability(&self, key: ProbabilityKey) -> Option<f64> {
+        match key {
+            ProbabilityKey::Chosen => self.chosen_probs,
+            ProbabilityKey::Win => self.chosen_probs_win,
+            ProbabilityKey::Lose => self.chosen_probs_lose,
+        }
+    }
+}
+
+/// Refuses pairs that lack a probability which the loss needs, naming the first such row.
+pub fn check_probabilities(
+    path: &Path,
+    rows: &[PairRow],
+    loss: &str,
+    keys: &[ProbabilityKey],
+) -> Result<(), DataError> {
+    for (i, row) in rows.iter().enumerate() {
+        for key in keys {
+            if row.probability(*key).is_none() {
+                let need = format!(
+                    "the loss `{loss}` needs it (prompt_id `{}`); make it with sppo judge and sppo pairs, or choose another loss",
+                    row.prompt_id
+                );
+                return Err(DataError::Row {
+                    path: path.to_path_buf(),
+                    place: Place::Row(i + 1),
+                    problem: RowProblem::missing(key.name(), need),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Row for PairRow {
+    const KIND: &'static str = "pairs";
+    const KEYS: &'static [&'static str] = &[
+        "prompt_id",
+        "prompt",
+        "chosen",
+        "rejected",
+        "prompt_ids",
+        "chosen_ids",
+        "rejected_ids",
+        "chosen_probs",
+        "chosen_probs_win",
+        "chosen_probs_lose",
+    ];
+
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, RowProblem> {
+        let tokenised = ["prompt_ids", "chosen_ids", "rejected_ids"]
+            .iter()
+            .any(|key| fields.get(key).is_some());
+        let content = if tokenised {
+            ids_content(fields)?
+        } else {
+            text_content(fields)?
+        };
+        let prompt_id = match &content {
+            PairContent::Text { prompt, .. } => id_or_hash(fields, prompt)?,
+            PairContent::Ids { prompt, .. } => id_or_hash(fields, prompt)?,
+        };
+        Ok(PairRow {
+            prompt_id,
+            content,
+            chosen_probs: fields.probability("chosen_probs")?,
+            chosen_probs_win: fields.probability("chosen_probs_win")?,
+            chosen_probs_lose: fields.probability("chosen_probs_lose")?,
+        })
+    }
+}
+
+fn ids_content(fields: &Fields<'_>) -> Result<PairContent, RowProblem> {
+    let read = |key| {
+        let need = "a pre-tokenised pair needs `prompt_ids`, `chosen_ids` and `rejected_ids`";
+        let ids = fields.require(key, need, fields.ids(key))?;
+        if ids.is_empty() {
+            return Err(RowProblem::mistyped(
+                key,
+                "a list of at least one token id",
+                "an empty list",
+            ));
+        }
+        Ok(ids)
+    };
+    Ok(PairContent::Ids {
+        prompt: read("prompt_ids")?,
+        chosen: read("chosen_ids")?,
+        rejected: read("rejected_ids")?,
+    })
+}
+
+const NEED: &str = "a pair needs `prompt`, `chosen` and `rejected`, or `prompt_ids`, `chosen_ids` and `rejected_ids`";
+
+fn text_content(fields: &Fields<'_>) -> Result<PairContent, RowProblem> {
+    let prompt = fields.prompt("prompt")?;
+    let (chosen_prompt, chosen) = side(fields, "chosen", prompt.as_ref())?;
+    let (rejected_prompt, rejected) = side(fields, "rejected", prompt.as_ref())?;
+    if chosen_prompt != rejected_prompt {
+        return Err(RowProblem::mistyped(
+            "rejected",
+            "a conversation that begins with the same turns as `chosen`",
+            "other turns before the last",
+        ));
+    }
+    Ok(PairContent::Text {
+        prompt: chosen_prompt,
+        chosen,
+        rejected,
+    })
+}
+
+/// The prompt's turns and the answer of one side: an answer as text (TRL's standard layout), one
+/// assistant turn behind `prompt` (this project's and TRL's explicit layout), or a whole
+/// conversation (the official layout, where a `prompt` in text only repeats a turn).
+fn side(
+    fields: &Fields<'_>,
+    key: &str,
+    prompt: Option<&Prompt>,
+) -> Result<(Vec<Message>, String), RowProblem> {
+    let prompt_turns = || {
+        prompt
+            .map(|prompt| prompt.messages().into_owned())
+            .ok_or_else(|| RowProblem::missing("prompt", NEED))
+    };
+    let turns = match fields.get(key) {
+        None => return Err(RowProblem::missing(key, NEED)),
+        Some(Value::String(answer)) => return Ok((prompt_turns()?, answer.clone())),
+        Some(_) => fields.require(key, NEED, fields.messages(key))?,
+    };
+    if turns.len() == 1 {
+        let mut whole = prompt_turns()?;
+        whole.extend(turns);
+        return split_conversation(key, whole);
+    }
+    let (before, answer) = split_conversation(key, turns)?;
+    match prompt {
+        Some(Prompt::Messages(own)) if *own != before => Err(RowProblem::mistyped(
+            key,
+            "one assistant turn, or the turns of `prompt` and one assistant turn",
+            "other turns before the last",
+        )),
+        _ => Ok((before, answer)),
+    }
+}
+
+impl Serialize for PairRow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("prompt_id", &self.prompt_id)?;
+        match &self.content {
+            PairContent::Text {
+                prompt,
+                chosen,
+                rejected,
+            } => {
+                map.serialize_entry("prompt", prompt)?;
+                map.serialize_entry("chosen", &[turn("assistant", chosen.clone())])?;
+                map.serialize_entry("rejected", &[turn("assistant", rejected.clone())])?;
+            }
+            PairContent::Ids {
+                prompt,
+                chosen,
+                rejected,
+            } => {
+                map.serialize_entry("prompt_ids", prompt)?;
+                map.serialize_entry("chosen_ids", chosen)?;
+                map.serialize_entry("rejected_ids", rejected)?;
+            }
+        }
+        for key in [
+            ProbabilityKey::Chosen,
+            ProbabilityKey::Win,
+            ProbabilityKey::Lose,
+        ] {
+            if let Some(value) = self.probability(key) {
+                map.serialize_entry(key.name(), &value)?;
+            }
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,225 @@
+use super::*;
+use crate::data::Prompt;
+
+fn row(responses: &[&str], reference: Option<&str>) -> ResponseRow {
+    ResponseRow {
+        prompt_id: "p7".into(),
+        prompt: Prompt::Text("Q".into()),
+        reference: reference.map(str::to_string),
+        responses: responses.iter().map(|text| text.to_string()).collect(),
+        finish_reasons: None,
+        tokens: None,
+        logprobs: None,
+    }
+}
+
+fn nothing() -> RubricConfig {
+    RubricConfig {
+        ending_weight: 0.0,
+        length_weight: 0.0,
+        repetition_weight: 0.0,
+        ..RubricConfig::default()
+    }
+}
+
+fn pattern(pattern: &str, weight: f64) -> WeightedPattern {
+    WeightedPattern {
+        pattern: pattern.into(),
+        weight,
+    }
+}
+
+fn score(config: RubricConfig, response: &str) -> f64 {
+    Rubric::new(config).unwrap().score(response, None, None)
+}
+
+#[test]
+fn ending_counts_reason_and_text_by_halves() {
+    assert_eq!(ending("Yes.", Some("stop")), 1.0);
+    assert_eq!(ending("Yes.", Some("length")), 0.5);
+    assert_eq!(ending("Yes and", Some("stop")), 0.5);
+    assert_eq!(ending("Yes and", Some("length")), 0.0);
+    assert_eq!(ending("She said \"yes.\")\n", None), 1.0);
+    assert_eq!(ending("```\nx = 1\n```", None), 1.0);
+    assert_eq!(ending("好。", None), 1.0);
+    assert_eq!(ending("Yes,", None), 0.0);
+}
+
+#[test]
+fn length_falls_off_as_a_gaussian() {
+    let config = |unit| RubricConfig {
+        length_weight: 2.0,
+        length_target: 4.0,
+        length_tolerance: 2.0,
+        length_unit: unit,
+        ..nothing()
+    };
+    assert_eq!(score(config(LengthUnit::Words), "a b  c d"), 2.0);
+    let two = score(config(LengthUnit::Words), "aaaa bbbb");
+    assert!((two - 2.0 * (-0.5f64).exp()).abs() < 1e-15);
+    assert_eq!(score(config(LengthUnit::Characters), " äöü! "), 2.0);
+}
+
+#[test]
+fn patterns_reward_and_punish() {
+    let config = RubricConfig {
+        required: vec![pattern("(?i)because", 2.0), pattern(r"\d", 0.5)],
+        forbidden: vec![pattern("sorry", 3.0)],
+        ..nothing()
+    };
+    assert_eq!(score(config.clone(), "Because of 2."), 2.5);
+    assert_eq!(score(config.clone(), "sorry, because"), -1.0);
+    assert_eq!(score(config, ""), -3.0);
+}
+
+#[test]
+fn repetition_is_the_share_of_repeated_ngrams() {
+    assert_eq!(repetition("a b c d", 2), 0.0);
+    assert_eq!(repetition("A a a a", 1), 0.75);
+    assert_eq!(repetition("a b a b a", 2), 0.5);
+    assert_eq!(repetition("a b", 3), 0.0);
+    let config = RubricConfig {
+        repetition_weight: 2.0,
+        repetition_ngram: 1,
+        ..nothing()
+    };
+    assert_eq!(score(config, "no no"), -1.0);
+}
+
+#[test]
+fn similarity_is_word_f1() {
+    assert_eq!(similarity("The CAT, sat!", "the cat sat"), 1.0);
+    assert_eq!(similarity("the the the", "the cat sat"), 1.0 / 3.0);
+    assert_eq!(similarity("a b", "a c d e"), 2.0 / 6.0);
+    assert_eq!(similarity("x", "y"), 0.0);
+    assert_eq!(similarity("...", "!"), 0.0);
+    assert_eq!(similarity("It is -5.", "5"), 0.0);
+    assert_eq!(similarity("(3.14)", "3.14."), 1.0);
+}
+
+#[test]
+fn a_blank_response_scores_lowest() {
+    let config = RubricConfig {
+        similarity_weight: 1.0,
+        forbidden: vec![pattern("bad", 1.0)],
+        repetition_ngram: 1,
+        ..RubricConfig::default()
+    };
+    let worst = "bad bad bad bad bad bad,";
+    let mut rubric = Rubric::new(config).unwrap();
+    let scores = rubric.judge(&row(&["", " \n", worst, "Fine."], Some("Fine")));
+    let scores = scores.unwrap().rm_scores;
+    assert_eq!(scores[0], -2.0);
+    assert_eq!(scores[0], scores[1]);
+    assert!(scores[1] < scores[2] && scores[2] < scores[3]);
+}
+
+#[test]
+fn temperature_and_single_responses() {
+    let config = RubricConfig {
+        temperature: 0.5,
+        ending_weight: 1.0,
+        ..nothing()
+    };
+    let mut rubric = Rubric::new(config).unwrap();
+    let judged = rubric.judge(&row(&["Yes.", "Yes"], None)).unwrap();
+    assert_eq!(judged.rm_scores, [1.0, 0.0]);
+    assert_eq!(judged.probability[0][1], 1.0 / (1.0 + (-2.0f64).exp()));
+    let single = rubric.judge(&row(&["Yes."], None)).unwrap();
+    assert_eq!(single.probability, [[0.5]]);
+}
+
+#[test]
+fn nonsense_is_refused_by_key() {
+    let refused = |config: RubricConfig, start: &str| {
+        let Err(error) = Rubric::new(config) else {
+            panic!("accepted: {start}");
+        };
+        assert!(error.to_string().starts_with(start), "{error}");
+    };
+    let base = RubricConfig::default;
+    refused(
+        RubricConfig {
+            temperature: 0.0,
+            ..base()
+        },
+        "temperature: ",
+    );
+    refused(
+        RubricConfig {
+            length_target: -1.0,
+            ..base()
+        },
+        "length_target: ",
+    );
+    refused(
+        RubricConfig {
+            length_tolerance: f64::NAN,
+            ..base()
+        },
+        "length_tolerance: ",
+    );
+    refused(
+        RubricConfig {
+            ending_weight: -1.0,
+            ..base()
+        },
+        "ending_weight: ",
+    );
+    refused(
+        RubricConfig {
+            similarity_weight: f64::INFINITY,
+            ..base()
+        },
+        "similarity_weight: ",
+    );
+    refused(
+        RubricConfig {
+            repetition_ngram: 0,
+            ..base()
+        },
+        "repetition_ngram: ",
+    );
+    refused(nothing(), "ending_weight: all weights are 0");
+    let required = vec![pattern("a", 1.0), pattern("(", 1.0)];
+    refused(
+        RubricConfig { required, ..base() },
+        "required[1].pattern: not a regular",
+    );
+    let forbidden = vec![pattern("a", -1.0)];
+    refused(
+        RubricConfig {
+            forbidden,
+            ..base()
+        },
+        "forbidden[0].weight: ",
+    );
+}
+
+#[test]
+fn unknown_keys_are_refused() {
+    let parsed = toml::from_str::<RubricConfig>("ending_wait = 1.0");
+    assert!(parsed.unwrap_err().to_string().contains("ending_wait"));
+    let parsed = toml::from_str::<RubricConfig>(
+        "length_unit = \"characters\"\nrequired = [{ pattern = \"x\" }]",
+    );
+    let parsed = parsed.unwrap();
+    assert_eq!(parsed.length_unit, LengthUnit::Characters);
+    assert_eq!(parsed.required[0].weight, 1.0);
+}
+
+#[test]
+fn similarity_needs_references() {
+    let config = RubricConfig {
+        similarity_weight: 1.0,
+        ..nothing()
+    };
+    let mut rubric = Rubric::new(config).unwrap();
+    let error = rubric.judge(&row(&["a"], None)).unwrap_err().to_string();
+    assert!(
+        error.contains("`p7`") && error.contains("no `reference`"),
+        "{error}"
+    );
+    let judged = rubric.judge(&row(&["a", "b"], Some("b"))).unwrap();
+    assert_eq!(judged.rm_scores, [0.0, 1.0]);
+}

@@ -1,0 +1,159 @@
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::data::{Prompt, read_rows};
+
+fn row(id: &str, responses: &[&str]) -> ResponseRow {
+    ResponseRow {
+        prompt_id: id.into(),
+        prompt: Prompt::Text("Q".into()),
+        reference: None,
+        responses: responses.iter().map(|text| text.to_string()).collect(),
+        finish_reasons: None,
+        tokens: None,
+        logprobs: None,
+    }
+}
+
+fn rubric() -> Rubric {
+    Rubric::new(RubricConfig::default()).unwrap()
+}
+
+fn scores(folder: &TempDir, text: &str) -> PathBuf {
+    let path = folder.path().join("scores.jsonl");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn an_interrupted_file_is_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = [
+        row("a", &["x", "y."]),
+        row("b", &["z"]),
+        row("c", &["", "w!"]),
+    ];
+    let whole = folder.path().join("whole.jsonl");
+    let part = folder.path().join("part.jsonl");
+    let quiet = AtomicBool::new(false);
+    let mut seen = Vec::new();
+    let mut note = |done, all| seen.push((done, all));
+    let state = judge_file(&rows, &mut rubric(), &whole, &mut note, &quiet).unwrap();
+    assert_eq!(seen, [(0, 3), (1, 3), (2, 3), (3, 3)]);
+    assert_eq!(
+        (state.resumed, state.judged, state.interrupted),
+        (0, 3, false)
+    );
+
+    let interrupt = AtomicBool::new(false);
+    let mut stop = |done, _| interrupt.store(done == 1, Ordering::Relaxed);
+    let state = judge_file(&rows, &mut rubric(), &part, &mut stop, &interrupt).unwrap();
+    assert_eq!((state.judged, state.interrupted), (1, true));
+    let state = judge_file(&rows, &mut rubric(), &part, &mut |_, _| {}, &quiet).unwrap();
+    assert_eq!(
+        (state.resumed, state.judged, state.interrupted),
+        (1, 2, false)
+    );
+    assert_eq!(fs::read(&whole).unwrap(), fs::read(&part).unwrap());
+    let judged: Vec<JudgedRow> = read_rows(&whole).unwrap();
+    assert_eq!(judged[1].probability, [[0.5]]);
+}
+
+#[test]
+fn another_judgement_is_not_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let quiet = AtomicBool::new(false);
+    let judge = |row: ResponseRow, config: RubricConfig| {
+        let mut rubric = Rubric::new(config).unwrap();
+        judge_file(&[row], &mut rubric, &out, &mut |_, _| {}, &quiet)
+    };
+    judge(row("a", &["x"]), RubricConfig::default()).unwrap();
+    judge(row("a", &["x"]), RubricConfig::default()).unwrap();
+    let error = judge(row("a", &["y"]), RubricConfig::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("already holds other responses"),
+        "{error}"
+    );
+    let other = RubricConfig {
+        length_target: 7.0,
+        ..RubricConfig::default()
+    };
+    let error = judge(row("a", &["x"]), other).unwrap_err();
+    assert!(
+        error.to_string().contains("a judgement made otherwise"),
+        "{error}"
+    );
+}
+
+#[test]
+fn scores_are_joined_by_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = scores(
+        &folder,
+        concat!(
+            r#"{"prompt_id": "b", "comparison_logits": [[0, 2], [-1, 0]]}"#,
+            "\n",
+            r#"{"prompt_id": "a", "rm_scores": [1, 3]}"#,
+        ),
+    );
+    let mut judge = ScoresJudge::open(&path, 2.0).unwrap();
+    let a = judge.judge(&row("a", &["x", "y"])).unwrap();
+    assert_eq!(a.rm_scores, [1.0, 3.0]);
+    assert_eq!(a.probability[1][0], 1.0 / (1.0 + (-1.0f64).exp()));
+    let b = judge.judge(&row("b", &["x", "y"])).unwrap();
+    assert_eq!(b.rm_scores, [1.5, -1.5]);
+    assert_eq!(b.comparison_logits.unwrap()[0][1], 2.0);
+    let error =
+        |judge: &mut ScoresJudge, row: &ResponseRow| judge.judge(row).unwrap_err().to_string();
+    let absent = error(&mut judge, &row("c", &["x"]));
+    assert!(
+        absent.contains("`c`") && absent.contains("has no scores for it"),
+        "{absent}"
+    );
+    let short = error(&mut judge, &row("a", &["x", "y", "z"]));
+    assert!(
+        short.contains("`rm_scores` is for 2 responses, but the row has 3"),
+        "{short}"
+    );
+    let short = error(&mut judge, &row("b", &["x"]));
+    assert!(
+        short.contains("`comparison_logits` is for 2 responses"),
+        "{short}"
+    );
+}
+
+#[test]
+fn wrong_scores_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, part) in [
+        (r#"{"rm_scores": [1]}"#, "key `prompt_id` is missing"),
+        (r#"{"prompt_id": "a"}"#, "key `rm_scores` is missing"),
+        (
+            r#"{"prompt_id": "a", "rm_scores": [null]}"#,
+            "key `rm_scores[0]` must be a finite number",
+        ),
+        (
+            r#"{"prompt_id": "a", "comparison_logits": [[0, 1]]}"#,
+            "the matrix is square",
+        ),
+        (
+            "{\"prompt_id\": \"a\", \"rm_scores\": [NaN]}\n",
+            "JSON has no NaN",
+        ),
+    ] {
+        let Err(error) = ScoresJudge::open(&scores(&folder, text), 1.0) else {
+            panic!("accepted {text}");
+        };
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let path = scores(&folder, r#"{"prompt_id": "a", "rm_scores": [1]}"#);
+    assert!(matches!(
+        ScoresJudge::open(&path, 0.0),
+        Err(JudgeError::Config { .. })
+    ));
+}
