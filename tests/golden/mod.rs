@@ -1,5 +1,6 @@
 //! Outputs of the reference implementations (tests/fixtures/golden), on every backend.
 
+mod learning;
 mod llama;
 
 use std::path::PathBuf;

@@ -1,0 +1,229 @@
+//! Losses, optimizer and whole training runs, against the official trainer and torch.
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Tensor};
+use burn_autodiff::Autodiff;
+use serde_json::Value;
+use sppo_model::llama::{Llama, PackedBatch};
+use sppo_training::config::{self, Loss, Recompute};
+use sppo_training::learner::{Learner, sequence_logps};
+use sppo_training::loss::{PairLogps, PairProbabilities};
+use sppo_training::optimizer::{Optimizer, RmsProp, Schedule};
+use sppo_training::tokenise::TokenisedPair;
+
+use super::{ids, json, numbers, path};
+
+fn assert_relative(found: f64, expected: f64, tolerance: f64, what: &str) {
+    let allowed = tolerance * expected.abs().max(1e-9);
+    assert!(
+        (found - expected).abs() <= allowed,
+        "{what}: {found} is not {expected}"
+    );
+}
+
+fn kind(name: &Value) -> Loss {
+    name.as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn losses_and_gradients() {
+    for case in json("losses.json").as_array().unwrap() {
+        let column = |key: &str| numbers(&case[key]);
+        let (win, lose) = (column("chosen_probs_win"), column("chosen_probs_lose"));
+        let probabilities = column("chosen_probs").into_iter().zip(win).zip(lose);
+        let logps = PairLogps {
+            policy_chosen: column("policy_chosen"),
+            policy_rejected: column("policy_rejected"),
+            reference_chosen: column("ref_chosen"),
+            reference_rejected: column("ref_rejected"),
+            probabilities: probabilities
+                .map(|((chosen, win), lose)| PairProbabilities { chosen, win, lose })
+                .collect(),
+        };
+        let beta = case["beta"].as_f64().unwrap();
+        let output = logps.loss(kind(&case["kind"]), beta);
+        let rewards = logps.rewards(beta);
+        for (found, key) in [
+            (&output.losses, "losses"),
+            (&output.grad_chosen, "grad_chosen"),
+            (&output.grad_rejected, "grad_rejected"),
+            (&rewards.0, "chosen_rewards"),
+            (&rewards.1, "rejected_rewards"),
+        ] {
+            let expected = column(key);
+            assert_eq!(found.len(), expected.len(), "{key}");
+            for (f, e) in found.iter().zip(expected) {
+                assert_relative(*f, e, 1e-9, &format!("{} {key}", case["kind"]));
+            }
+        }
+        let mean = case["mean"].as_f64().unwrap();
+        assert_relative(output.mean, mean, 1e-9, "mean");
+    }
+}
+
+fn rmsprop_with_linear_schedule<B: Backend>(device: &B::Device) {
+    let case = json("rmsprop_linear.json");
+    let tensor = |values: &Value| {
+        let values: Vec<f32> = numbers(values).iter().map(|&x| x as f32).collect();
+        Tensor::<B, 1>::from_floats(values.as_slice(), device)
+    };
+    let schedule = Schedule {
+        kind: config::Schedule::Linear,
+        learning_rate: case["lr"].as_f64().unwrap(),
+        warmup_steps: case["warmup_steps"].as_u64().unwrap() as usize,
+        total_steps: case["total_steps"].as_u64().unwrap() as usize,
+    };
+    let optimizer = Optimizer::RmsProp(RmsProp {
+        alpha: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    });
+    let mut weights = tensor(&case["start"]);
+    let mut slots = Vec::new();
+    for (step, gradient) in case["grads"].as_array().unwrap().iter().enumerate() {
+        let rate = schedule.rate(step);
+        assert_relative(rate, case["lrs"][step].as_f64().unwrap(), 1e-12, "rate");
+        weights = optimizer.update(weights, tensor(gradient), &mut slots, rate, step + 1);
+        let found: Vec<f32> = weights.clone().into_data().to_vec().unwrap();
+        for (f, e) in found.iter().zip(numbers(&case["weights"][step])) {
+            assert!((*f as f64 - e).abs() < 2e-6, "step {step}: {f} is not {e}");
+        }
+    }
+}
+
+fn pairs() -> Vec<TokenisedPair> {
+    let rows = json("training_runs.json");
+    let pair = |row: &Value| {
+        let probability = |key: &str| row[key].as_f64().unwrap();
+        TokenisedPair::from_ids(
+            &ids(&row["prompt_ids"]),
+            &ids(&row["chosen_ids"]),
+            &ids(&row["rejected_ids"]),
+            ["chosen_probs", "chosen_probs_win", "chosen_probs_lose"].map(probability),
+            512,
+        )
+        .unwrap()
+    };
+    rows["pairs"].as_array().unwrap().iter().map(pair).collect()
+}
+
+/// Trains the golden checkpoint as `run` says and compares every step and the last logits.
+fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recompute) {
+    let pairs = pairs();
+    let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let reference: Vec<[f64; 2]> = pairs
+        .iter()
+        .map(|p| {
+            use burn::module::AutodiffModule;
+            let logps = sequence_logps(&model.valid(), &[&p.chosen, &p.rejected]).unwrap();
+            [logps[0], logps[1]]
+        })
+        .collect();
+    let optimizer = Optimizer::RmsProp(RmsProp {
+        alpha: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    });
+    let clip = run["max_grad_norm"].as_f64();
+    let mut learner = Learner::new(model, optimizer, recompute, clip);
+    let (loss, beta) = (kind(&run["loss_type"]), run["beta"].as_f64().unwrap());
+    let schedule = Schedule {
+        kind: config::Schedule::Linear,
+        learning_rate: run["learning_rate"].as_f64().unwrap(),
+        warmup_steps: run["warmup_steps"].as_u64().unwrap() as usize,
+        total_steps: 8,
+    };
+    for (step, expected) in run["steps"].as_array().unwrap().iter().enumerate() {
+        let rows: Vec<usize> = (0..4).map(|i| (step * 4 + i) % 16).collect();
+        let chosen = rows.iter().map(|&i| &pairs[i].chosen);
+        let rejected = rows.iter().map(|&i| &pairs[i].rejected);
+        let sequences: Vec<_> = chosen.chain(rejected).collect();
+        let batch = |policy: &[f64]| PairLogps {
+            policy_chosen: policy[..4].to_vec(),
+            policy_rejected: policy[4..].to_vec(),
+            reference_chosen: rows.iter().map(|&i| reference[i][0]).collect(),
+            reference_rejected: rows.iter().map(|&i| reference[i][1]).collect(),
+            probabilities: rows
+                .iter()
+                .map(|&i| PairProbabilities {
+                    chosen: pairs[i].chosen_probs,
+                    win: pairs[i].chosen_probs_win,
+                    lose: pairs[i].chosen_probs_lose,
+                })
+                .collect(),
+        };
+        let policy = learner
+            .backward(&sequences, |policy| {
+                let output = batch(policy).loss(loss, beta);
+                [output.grad_chosen, output.grad_rejected].concat()
+            })
+            .unwrap();
+        let report = learner.step(schedule.rate(step)).unwrap();
+        let what = format!("{} step {step}", run["loss_type"]);
+        let mean = batch(&policy).loss(loss, beta).mean;
+        assert_relative(mean, expected["loss"].as_f64().unwrap(), 2e-3, &what);
+        let norm = expected["grad_norm"].as_f64().unwrap();
+        assert_relative(report.grad_norm, norm, 2e-3, &what);
+        for (at, (key, known)) in [("chosen_logps", &reference), ("rejected_logps", &reference)]
+            .into_iter()
+            .enumerate()
+        {
+            let golden = numbers(&expected[key]);
+            let golden_reference = numbers(&expected[format!("reference_{key}")]);
+            for i in 0..4 {
+                assert_relative(policy[at * 4 + i], golden[i], 1e-3, &what);
+                assert_relative(known[rows[i]][at], golden_reference[i], 1e-5, &what);
+            }
+        }
+    }
+    let logits = learner
+        .valid()
+        .logits(&PackedBatch::new(&[&pairs[0].chosen.ids], device));
+    let [rows, width] = logits.dims();
+    let last = logits.slice([rows - 1..rows, 0..width]);
+    let found: Vec<f32> = last.into_data().to_vec().unwrap();
+    let expected = numbers(&run["final_last_logits_of_first_chosen"]);
+    for (f, e) in found.iter().zip(expected) {
+        assert!((*f as f64 - e).abs() < 5e-3, "last logits: {f} is not {e}");
+    }
+}
+
+fn training_runs<B: Backend>(device: &B::Device)
+where
+    Autodiff<B>: AutodiffBackend<Device = B::Device>,
+{
+    for run in json("training_runs.json")["runs"].as_array().unwrap() {
+        follow::<Autodiff<B>>(device, run, Recompute::None);
+    }
+}
+
+fn training_with_layers_recomputed<B: Backend>(device: &B::Device)
+where
+    Autodiff<B>: AutodiffBackend<Device = B::Device>,
+{
+    let runs = json("training_runs.json");
+    follow::<Autodiff<B>>(device, &runs["runs"][0], Recompute::Layer);
+}
+
+/// Summed log-probabilities of each golden sequence: alone, and all in one batch.
+fn batching_changes_no_logp<B: Backend>(device: &B::Device) {
+    let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let pairs = pairs();
+    let sequences: Vec<_> = pairs.iter().map(|p| &p.chosen).collect();
+    let together = sequence_logps(&model, &sequences).unwrap();
+    for (sequence, expected) in sequences.iter().zip(together) {
+        let alone = sequence_logps(&model, &[sequence]).unwrap()[0];
+        let tokens = sequence.response().len() as f64;
+        assert!(
+            (alone - expected).abs() / tokens < 1e-5,
+            "{alone} is not {expected}"
+        );
+    }
+}
+
+crate::on_every_backend!(
+    rmsprop_with_linear_schedule,
+    training_runs,
+    training_with_layers_recomputed,
+    batching_changes_no_logp,
+);
