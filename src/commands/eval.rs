@@ -43,7 +43,8 @@ pub struct Args {
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
     let file = args.prompts.or(config.prompts.heldout.clone());
-    let file = file.ok_or_else(|| user("give --prompts FILE, or prompts.heldout in the configuration"))?;
+    let file =
+        file.ok_or_else(|| user("give --prompts FILE, or prompts.heldout in the configuration"))?;
     let mut prompts: Vec<PromptRow> = read_rows(&file).or_user()?;
     prompts.truncate(config.eval.prompts.unwrap_or(usize::MAX));
     let folder = args.out.unwrap_or_else(|| config.output_dir.join("eval"));
@@ -54,10 +55,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         // Named by what they depend on, so that a repeated evaluation finds its answers.
         let settings = format!("{:?} {} {prompts:?}", config.eval, config.seed);
         let weights = model_fingerprint(&model).map_err(StageError::from)?;
-        let key = fingerprint([
-            ("model", weights.as_bytes()),
-            ("eval", settings.as_bytes()),
-        ]);
+        let key = fingerprint([("model", weights.as_bytes()), ("eval", settings.as_bytes())]);
         let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
         let job = Generation {
             model: &model,

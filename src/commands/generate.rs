@@ -45,7 +45,11 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
     if let Some(shard) = args.shard {
         let mut number = 0..;
-        prompts.retain(|_| number.next().is_some_and(|n: usize| n % shard.of == shard.index));
+        prompts.retain(|_| {
+            number
+                .next()
+                .is_some_and(|n: usize| n % shard.of == shard.index)
+        });
     }
     let sampling = args.sampling;
     let job = Generation {

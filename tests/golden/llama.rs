@@ -15,7 +15,10 @@ fn cases() -> Vec<(Vec<u32>, Vec<f32>)> {
     let mut cases = Vec::new();
     while let Ok(ids) = tensors.tensor(&format!("ids.{}", cases.len())) {
         let width = ids.data().len() / ids.shape().iter().product::<usize>();
-        let ids = ids.data().chunks_exact(width).map(|b| b[0] as u32 | (b[1] as u32) << 8);
+        let ids = ids
+            .data()
+            .chunks_exact(width)
+            .map(|b| b[0] as u32 | (b[1] as u32) << 8);
         let logits = reference
             .load(&format!("logits.{}", cases.len()), DType::F32)
             .unwrap()

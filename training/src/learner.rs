@@ -106,11 +106,7 @@ impl<B: AutodiffBackend> Learner<B> {
     }
 
     /// Goes on from a saved state; `model` given to `new` must be the one saved with it.
-    pub fn restore(
-        &mut self,
-        steps: usize,
-        state: HashMap<ParamId, ParamState<B::InnerBackend>>,
-    ) {
+    pub fn restore(&mut self, steps: usize, state: HashMap<ParamId, ParamState<B::InnerBackend>>) {
         self.steps = steps;
         self.state = state;
     }
@@ -182,8 +178,7 @@ impl<B: AutodiffBackend> Learner<B> {
         let (logps, grad) = self.backward_head(picked, &targets, weights)?;
         let empty = Tensor::zeros_like(&last);
         drop(last);
-        let mut grad =
-            empty.select_assign(0, rows, grad, burn::tensor::IndexingUpdateOp::Add);
+        let mut grad = empty.select_assign(0, rows, grad, burn::tensor::IndexingUpdateOp::Add);
         let rope = self.model.rope_rows(batch);
         for block in self.model.layers.iter().rev() {
             let Some(boundary) = boundaries.pop() else {
@@ -226,7 +221,12 @@ impl<B: AutodiffBackend> Learner<B> {
                 kept = Some((leaf, logps));
                 values
             }
-            _ => chunked_logps(&self.model.valid(), picked.clone(), &targets.valid(), &chunks),
+            _ => chunked_logps(
+                &self.model.valid(),
+                picked.clone(),
+                &targets.valid(),
+                &chunks,
+            ),
         };
         let logps = targets.sum_by_sequence(token_logps)?;
         let weights = targets.spread(&weights(&logps), &self.model.device());

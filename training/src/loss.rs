@@ -219,7 +219,10 @@ mod tests {
                     .enumerate()
                 {
                     let slope = (at(side, h) - at(side, -h)) / (2.0 * h);
-                    assert!((slope - grad).abs() < 1e-6, "{kind:?} {i} {side}: {slope} {grad}");
+                    assert!(
+                        (slope - grad).abs() < 1e-6,
+                        "{kind:?} {i} {side}: {slope} {grad}"
+                    );
                 }
             }
         }

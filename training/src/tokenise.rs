@@ -508,13 +508,8 @@ mod tests {
     fn limits_are_checked() {
         let template = ChatTemplate::new("x", BTreeMap::new()).unwrap();
         for (length, prompt) in [(10, 10), (10, 1), (0, 0)] {
-            let made = RowTokeniser::new(
-                tokenizer(),
-                template.clone(),
-                Rows::Clean,
-                length,
-                prompt,
-            );
+            let made =
+                RowTokeniser::new(tokenizer(), template.clone(), Rows::Clean, length, prompt);
             assert!(matches!(made, Err(TokeniseError::Limits { .. })));
         }
     }

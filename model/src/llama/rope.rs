@@ -5,16 +5,25 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::config::{LlamaConfig, RopeScaling};
 
-/// Cosines and sines of every position, f32 `[context, head_dim / 2]`.
+/// Cosines and sines of every position, f32 `[context, head_dim]`: both halves of a head turn by
+/// the same angles, the first with a negative sine.
 #[derive(Module, Debug)]
 pub struct Rope<B: Backend> {
     cos: Tensor<B, 2>,
     sin: Tensor<B, 2>,
 }
 
-/// Cosines and sines of the positions of one batch, `[tokens, 1, head_dim / 2]`.
+/// The factors of one batch's queries and keys, made once for all layers.
 #[derive(Clone, Debug)]
 pub struct RopeRows<B: Backend> {
+    pub(crate) queries: Factors<B>,
+    pub(crate) keys: Factors<B>,
+}
+
+/// `[tokens, heads, head_dim]`; repeated for each head because CPU backends multiply equal shapes
+/// many times faster than broadcast ones.
+#[derive(Clone, Debug)]
+pub(crate) struct Factors<B: Backend> {
     cos: Tensor<B, 3>,
     sin: Tensor<B, 3>,
 }
@@ -54,47 +63,61 @@ impl<B: Backend> Rope<B> {
     pub fn new(config: &LlamaConfig, device: &B::Device) -> Self {
         let frequencies = inverse_frequencies(config);
         let positions = config.max_position_embeddings;
-        let angles = || {
-            (0..positions).flat_map(|p| frequencies.iter().map(move |f| (p as f32) * (*f as f32)))
-        };
-        let table = |values: Vec<f32>| {
+        let width = config.head_dim;
+        let table = |of: fn(f32) -> f32, first_half: f32| {
+            let row = |p: usize| {
+                let values: Vec<f32> = frequencies
+                    .iter()
+                    .map(|&f| of(p as f32 * f as f32))
+                    .collect();
+                let first = values.iter().map(|x| first_half * x).collect::<Vec<f32>>();
+                first.into_iter().chain(values)
+            };
+            let values: Vec<f32> = (0..positions).flat_map(row).collect();
             Tensor::from_data(
-                TensorData::new(values, [positions, frequencies.len()]),
+                TensorData::new(values, [positions, width]),
                 (device, DType::F32),
             )
         };
         Self {
-            cos: table(angles().map(f32::cos).collect()),
-            sin: table(angles().map(f32::sin).collect()),
+            cos: table(f32::cos, 1.0),
+            sin: table(f32::sin, -1.0),
         }
     }
 
-    /// The rows of `positions` `[tokens]`, in `dtype`.
-    pub fn rows(&self, positions: Tensor<B, 1, Int>, dtype: DType) -> RopeRows<B> {
-        let pick = |table: &Tensor<B, 2>| {
-            table
-                .clone()
-                .select(0, positions.clone())
-                .cast(dtype)
-                .unsqueeze_dim(1)
+    /// The factors at `positions` `[tokens]`, in `dtype`.
+    pub fn rows(
+        &self,
+        positions: Tensor<B, 1, Int>,
+        heads: usize,
+        kv_heads: usize,
+        dtype: DType,
+    ) -> RopeRows<B> {
+        let pick = |table: &Tensor<B, 2>| -> Tensor<B, 3> {
+            let rows = table.clone().select(0, positions.clone());
+            rows.cast(dtype).unsqueeze_dim(1)
+        };
+        let (cos, sin) = (pick(&self.cos), pick(&self.sin));
+        let factors = |heads| Factors {
+            cos: cos.clone().repeat_dim(1, heads),
+            sin: sin.clone().repeat_dim(1, heads),
         };
         RopeRows {
-            cos: pick(&self.cos),
-            sin: pick(&self.sin),
+            queries: factors(heads),
+            keys: factors(kv_heads),
         }
     }
 }
 
-impl<B: Backend> RopeRows<B> {
+impl<B: Backend> Factors<B> {
     /// Rotates `x` `[tokens, heads, head_dim]` to its positions.
     pub fn apply(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [tokens, heads, width] = x.dims();
         let half = width / 2;
         let first = x.clone().slice([0..tokens, 0..heads, 0..half]);
-        let second = x.slice([0..tokens, 0..heads, half..width]);
-        let rotated_first = first.clone() * self.cos.clone() - second.clone() * self.sin.clone();
-        let rotated_second = second * self.cos.clone() + first * self.sin.clone();
-        Tensor::cat(vec![rotated_first, rotated_second], 2)
+        let second = x.clone().slice([0..tokens, 0..heads, half..width]);
+        let swapped = Tensor::cat(vec![second, first], 2);
+        x * self.cos.clone() + swapped * self.sin.clone()
     }
 }
 

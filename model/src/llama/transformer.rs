@@ -77,7 +77,15 @@ impl<B: Backend> Llama<B> {
 
     /// Cosines and sines for the positions of `batch`, shared by all blocks.
     pub fn rope_rows(&self, batch: &PackedBatch<B>) -> RopeRows<B> {
-        self.rope.rows(batch.positions.clone(), self.dtype())
+        self.rope_at(batch.positions.clone())
+    }
+
+    fn rope_at(&self, positions: Tensor<B, 1, Int>) -> RopeRows<B> {
+        let (heads, kv_heads) = self
+            .layers
+            .first()
+            .map_or((1, 1), |b| (b.self_attn.heads, b.self_attn.kv_heads));
+        self.rope.rows(positions, heads, kv_heads, self.dtype())
     }
 
     /// Output of the last block, before the final norm, `[tokens, hidden]`.
@@ -113,7 +121,7 @@ impl<B: Backend> Llama<B> {
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
         let new = ids.dims()[0] / step.rows;
-        let rope = self.rope.rows(step.positions.clone(), self.dtype());
+        let rope = self.rope_at(step.positions.clone());
         let used = cache.used();
         let mut hidden = self.embed(ids);
         for (index, block) in self.layers.iter().enumerate() {
@@ -203,7 +211,7 @@ impl<B: Backend> Attention<B> {
         let q = split(self.q_proj.forward(x.clone()), self.heads);
         let k = split(self.k_proj.forward(x.clone()), self.kv_heads);
         let v = split(self.v_proj.forward(x), self.kv_heads);
-        (rope.apply(q), rope.apply(k), v)
+        (rope.queries.apply(q), rope.keys.apply(k), v)
     }
 
     /// Queries `[rows, new, heads, head_dim]` over keys and values
@@ -226,13 +234,9 @@ impl<B: Backend> Attention<B> {
             .reshape([rows, new, self.kv_heads, group, width])
             .permute([0, 2, 3, 1, 4])
             .reshape([rows, self.kv_heads, group * new, width]);
-        let mask = if new == 1 {
-            mask
-        } else {
-            mask.repeat_dim(2, group)
-        };
         let scale = 1.0 / (width as f64).sqrt();
-        let scores = to_f32(q.matmul(k.transpose())) * scale + mask;
+        let scores = to_f32(q.matmul(k.transpose())) * scale;
+        let scores = add_mask(scores, mask, group);
         let weights = from_f32(softmax(scores, 3), dtype);
         weights
             .matmul(v)
@@ -240,6 +244,23 @@ impl<B: Backend> Attention<B> {
             .permute([0, 3, 1, 2, 4])
             .reshape([rows * new, heads * width])
     }
+}
+
+/// Adds a mask `[rows | 1, 1, new, slots]` to scores `[rows, kv_heads, group · new, slots]`.
+fn add_mask<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 4>, group: usize) -> Tensor<B, 4> {
+    let [rows, kv_heads, queries, slots] = scores.dims();
+    let [mask_rows, _, new, _] = mask.dims();
+    let mask = match new {
+        1 => mask,
+        _ => mask.repeat_dim(2, group),
+    };
+    if mask_rows != 1 || new == 1 {
+        return scores + mask;
+    }
+    // One row of a matrix for all: the broadcast that CPU backends do fast.
+    let flat = scores.reshape([rows * kv_heads, queries * slots]);
+    let masked = flat + mask.reshape([1, queries * slots]);
+    masked.reshape([rows, kv_heads, queries, slots])
 }
 
 impl<B: Backend> Mlp<B> {

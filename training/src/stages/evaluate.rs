@@ -18,7 +18,7 @@ pub struct Evaluation {
     pub prompts: usize,
     /// Part of the prompts won, in 0..1; a tie counts one half.
     pub win_rate: f64,
-    /// Standard error of `win_rate`: standard deviation (n − 1) over √n.
+    /// Standard error of `win_rate`: standard deviation (n − 1) of the prompts' means over √n.
     pub win_rate_se: f64,
     /// Win rate at equal length, in 0..1: σ(θ) of the fit p = σ(θ + φ·tanh(z)), where z is the
     /// difference of lengths over its standard deviation (AlpacaEval's form without its
@@ -52,8 +52,10 @@ pub fn compare_answers(
 ) -> Result<Evaluation, StageError> {
     let own = read_rows::<ResponseRow>(files.answers)?;
     let other = read_rows::<ResponseRow>(files.against)?;
-    let other: HashMap<&str, &ResponseRow> =
-        other.iter().map(|row| (row.prompt_id.as_str(), row)).collect();
+    let other: HashMap<&str, &ResponseRow> = other
+        .iter()
+        .map(|row| (row.prompt_id.as_str(), row))
+        .collect();
     // Cheap to make again, and it must hold exactly these answers.
     match std::fs::remove_file(files.both) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -75,18 +77,14 @@ pub fn compare_answers(
     }
     writer.finish()?;
     judge_responses(files.both, judge, files.judged, monitor)?;
-    let games: Vec<Game> = read_rows::<JudgedRow>(files.judged)?
-        .iter()
-        .flat_map(games)
-        .collect();
-    Ok(summarise(&games))
+    let judged = read_rows::<JudgedRow>(files.judged)?;
+    Ok(summarise(&judged.iter().map(games).collect::<Vec<_>>()))
 }
 
 /// One prompt's answers of both models: first all of the one, then all of the other.
 fn side_by_side(own: &ResponseRow, other: &ResponseRow) -> ResponseRow {
-    let join = |a: &Option<Vec<String>>, b: &Option<Vec<String>>| {
-        Some([a.clone()?, b.clone()?].concat())
-    };
+    let join =
+        |a: &Option<Vec<String>>, b: &Option<Vec<String>>| Some([a.clone()?, b.clone()?].concat());
     ResponseRow {
         prompt_id: own.prompt_id.clone(),
         prompt: own.prompt.clone(),
@@ -118,9 +116,12 @@ fn games(row: &JudgedRow) -> Vec<Game> {
         .collect()
 }
 
-fn summarise(games: &[Game]) -> Evaluation {
-    let count = games.len() as f64;
-    let mean = |value: &dyn Fn(&Game) -> f64| games.iter().map(value).sum::<f64>() / count;
+/// Samples of one prompt are not independent, so the error is that of the prompts' means.
+fn summarise(prompts: &[Vec<Game>]) -> Evaluation {
+    let count = prompts.len() as f64;
+    let games: Vec<Game> = prompts.iter().flatten().copied().collect();
+    let mean =
+        |value: &dyn Fn(&Game) -> f64| games.iter().map(value).sum::<f64>() / games.len() as f64;
     // Scores that differ by rounding only are a tie.
     let win = |game: &Game| match game.preference - 0.5 {
         d if d.abs() < 1e-9 => 0.5,
@@ -128,13 +129,16 @@ fn summarise(games: &[Game]) -> Evaluation {
         _ => 0.0,
     };
     let win_rate = mean(&win);
-    let squares = games.iter().map(|g| (win(g) - win_rate).powi(2)).sum::<f64>();
-    let deviation = (squares / (count - 1.0).max(1.0)).sqrt();
+    let squares = prompts.iter().map(|games| {
+        let wins: f64 = games.iter().map(win).sum();
+        (wins / games.len() as f64 - win_rate).powi(2)
+    });
+    let deviation = (squares.sum::<f64>() / (count - 1.0).max(1.0)).sqrt();
     Evaluation {
-        prompts: games.len(),
+        prompts: prompts.len(),
         win_rate,
         win_rate_se: deviation / count.sqrt(),
-        length_controlled_win_rate: length_controlled(games, win),
+        length_controlled_win_rate: length_controlled(&games, win),
         mean_preference: mean(&|g| g.preference),
         mean_length: mean(&|g| g.length),
         mean_length_against: mean(&|g| g.length_against),
@@ -165,8 +169,7 @@ fn length_controlled(games: &[Game], win: impl Fn(&Game) -> f64) -> f64 {
             hessian[1][1] += weight * x * x;
         }
         let determinant = hessian[0][0] * hessian[1][1] - hessian[0][1] * hessian[0][1];
-        let step_theta =
-            (hessian[1][1] * gradient[0] - hessian[0][1] * gradient[1]) / determinant;
+        let step_theta = (hessian[1][1] * gradient[0] - hessian[0][1] * gradient[1]) / determinant;
         let step_phi = (hessian[0][0] * gradient[1] - hessian[0][1] * gradient[0]) / determinant;
         // Long steps overshoot where the fit saturates.
         theta -= step_theta.clamp(-2.0, 2.0);
@@ -187,6 +190,20 @@ mod tests {
         }
     }
 
+    /// One game a prompt.
+    fn alone(games: &[Game]) -> Vec<Vec<Game>> {
+        games.iter().map(|game| vec![*game]).collect()
+    }
+
+    #[test]
+    fn more_samples_of_a_prompt_do_not_shrink_the_error() {
+        let (won, lost) = (game(0.9, 5.0, 5.0), game(0.1, 5.0, 5.0));
+        let one = summarise(&[vec![won], vec![lost], vec![won]]);
+        let three = summarise(&[vec![won; 3], vec![lost; 3], vec![won; 3]]);
+        assert_eq!(one.win_rate, three.win_rate);
+        assert!((one.win_rate_se - three.win_rate_se).abs() < 1e-12);
+    }
+
     #[test]
     fn ties_count_half_and_the_error_is_that_of_a_mean() {
         let games = [
@@ -195,11 +212,10 @@ mod tests {
             game(0.2, 10.0, 10.0),
             game(0.8, 10.0, 10.0),
         ];
-        let found = summarise(&games);
+        let found = summarise(&alone(&games));
         assert_eq!(found.win_rate, 0.625);
-        let deviation = (((1.0f64 - 0.625).powi(2) * 2.0 + 0.125f64.powi(2) + 0.625f64.powi(2))
-            / 3.0)
-            .sqrt();
+        let deviation =
+            (((1.0f64 - 0.625).powi(2) * 2.0 + 0.125f64.powi(2) + 0.625f64.powi(2)) / 3.0).sqrt();
         assert!((found.win_rate_se - deviation / 2.0).abs() < 1e-12);
         assert_eq!(found.mean_length, 10.0);
     }
@@ -209,11 +225,18 @@ mod tests {
         // Longer answers always win; there are more long ones.
         let mut games = vec![game(0.9, 30.0, 10.0); 30];
         games.extend(vec![game(0.1, 10.0, 30.0); 10]);
-        let found = summarise(&games);
+        let found = summarise(&alone(&games));
         assert_eq!(found.win_rate, 0.75);
-        assert!((found.length_controlled_win_rate - 0.5).abs() < 0.1, "{found:?}");
-        let even = vec![game(0.9, 10.0, 10.0), game(0.9, 10.0, 10.0), game(0.1, 10.0, 10.0)];
-        let found = summarise(&even);
+        assert!(
+            (found.length_controlled_win_rate - 0.5).abs() < 0.1,
+            "{found:?}"
+        );
+        let even = vec![
+            game(0.9, 10.0, 10.0),
+            game(0.9, 10.0, 10.0),
+            game(0.1, 10.0, 10.0),
+        ];
+        let found = summarise(&alone(&even));
         assert!((found.length_controlled_win_rate - 2.0 / 3.0).abs() < 0.01);
     }
 }

@@ -32,10 +32,7 @@ pub fn init_model<B: Backend>(
 
 /// The folder of the model that `config` starts from; a model from scratch is written to
 /// `<output_dir>/init` first (the same weights each time).
-pub fn start_model<B: Backend>(
-    config: &Config,
-    device: &B::Device,
-) -> Result<PathBuf, StageError> {
+pub fn start_model<B: Backend>(config: &Config, device: &B::Device) -> Result<PathBuf, StageError> {
     match config.model.source()? {
         ModelSource::Folder(path) => Ok(path),
         ModelSource::Init(init) => {

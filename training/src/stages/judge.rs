@@ -13,13 +13,14 @@ use crate::preference::{Ties, judged_to_pair};
 pub fn build_judge(config: &config::Judge) -> Result<Box<dyn Judge>, StageError> {
     match config.kind {
         JudgeKind::Rubric => {
-            let rules: RubricConfig = config
-                .rubric
-                .clone()
-                .try_into()
-                .map_err(|e: toml::de::Error| {
-                    StageError::Input(format!("[judge.rubric]: {}", e.message()))
-                })?;
+            let rules: RubricConfig =
+                config
+                    .rubric
+                    .clone()
+                    .try_into()
+                    .map_err(|e: toml::de::Error| {
+                        StageError::Input(format!("[judge.rubric]: {}", e.message()))
+                    })?;
             let rubric = Rubric::new(rules).map_err(|error| match error {
                 JudgeError::Config { key, problem } => JudgeError::Config {
                     key: format!("judge.rubric.{key}"),

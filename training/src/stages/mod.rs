@@ -129,7 +129,12 @@ fn io_is_input(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::*;
     matches!(
         error.kind(),
-        NotFound | PermissionDenied | IsADirectory | NotADirectory | AlreadyExists | InvalidFilename
+        NotFound
+            | PermissionDenied
+            | IsADirectory
+            | NotADirectory
+            | AlreadyExists
+            | InvalidFilename
     )
 }
 

@@ -12,9 +12,9 @@ use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::{AdamW, Optimizer, RmsProp, Schedule, Sgd};
 use crate::trainer::{
-    ModelFiles, Objective, Outcome, PreferenceObjective, PreferencePair,
-    SupervisedObjective, TrainSettings, finished_model, fingerprint, latest_checkpoint,
-    model_fingerprint, reference_logps, restore, tokenise_pairs, tokenise_supervised, train,
+    ModelFiles, Objective, Outcome, PreferenceObjective, PreferencePair, SupervisedObjective,
+    TrainSettings, fingerprint, finished_model, latest_checkpoint, model_fingerprint,
+    reference_logps, restore, tokenise_pairs, tokenise_supervised, train,
 };
 
 /// One iteration's training: `model` is start and reference.
@@ -68,7 +68,14 @@ pub fn train_pairs<B: AutodiffBackend>(
         None => Vec::new(),
     };
     let logps = |pairs: &[PreferencePair], monitor: &dyn Monitor| {
-        reference_pass(&reference, &model_key, pairs, config.batch_size, job.output_dir, monitor)
+        reference_pass(
+            &reference,
+            &model_key,
+            pairs,
+            config.batch_size,
+            job.output_dir,
+            monitor,
+        )
     };
     let known = logps(&pairs, monitor)?;
     let held_out_known = logps(&held_out, monitor)?;
@@ -289,8 +296,20 @@ fn run<B: AutodiffBackend, O: Objective<B>>(
         config,
         template: start.model,
     };
-    monitor.begin(start.label, "steps", first, settings.steps(objective.rows()));
-    let outcome = train(&mut learner, &mut objective, settings, files, first, monitor);
+    monitor.begin(
+        start.label,
+        "steps",
+        first,
+        settings.steps(objective.rows()),
+    );
+    let outcome = train(
+        &mut learner,
+        &mut objective,
+        settings,
+        files,
+        first,
+        monitor,
+    );
     monitor.end();
     match outcome? {
         Outcome::Finished(path) => Ok(path),

@@ -195,7 +195,10 @@ fn one_step<B: AutodiffBackend, O: Objective<B>>(
     }
     let update = learner.step(rate)?;
     if !update.updated {
-        let rows = window.iter().map(|&i| objective.row_name(i)).collect::<Vec<_>>();
+        let rows = window
+            .iter()
+            .map(|&i| objective.row_name(i))
+            .collect::<Vec<_>>();
         refuse(settings, step, "gradient", &rows)?;
         skipped = true;
     }
@@ -223,7 +226,11 @@ fn refuse(
     rows: &[String],
 ) -> Result<(), TrainError> {
     if settings.skip_non_finite {
-        tracing::warn!(step = step + 1, ?rows, "the {what} is not finite; step skipped");
+        tracing::warn!(
+            step = step + 1,
+            ?rows,
+            "the {what} is not finite; step skipped"
+        );
         return Ok(());
     }
     Err(TrainError::NonFinite {

@@ -43,11 +43,23 @@ pub fn tokenise_pairs(
             probability(ProbabilityKey::Lose),
         ];
         let pair = match (&row.content, tokeniser) {
-            (PairContent::Ids { prompt, chosen, rejected }, _) => {
-                TokenisedPair::from_ids(prompt, chosen, rejected, probabilities, max_length)
-                    .map_err(in_row)?
-            }
-            (PairContent::Text { prompt, chosen, rejected }, Some(tokeniser)) => {
+            (
+                PairContent::Ids {
+                    prompt,
+                    chosen,
+                    rejected,
+                },
+                _,
+            ) => TokenisedPair::from_ids(prompt, chosen, rejected, probabilities, max_length)
+                .map_err(in_row)?,
+            (
+                PairContent::Text {
+                    prompt,
+                    chosen,
+                    rejected,
+                },
+                Some(tokeniser),
+            ) => {
                 let sides = tokeniser.pair(prompt, chosen, rejected).map_err(in_row)?;
                 TokenisedPair::new(sides, probabilities)
             }
@@ -197,7 +209,11 @@ impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
                 Some(output) => {
                     let from = at * batch_size;
                     let part = from..from + rows.len();
-                    [&output.grad_chosen[part.clone()], &output.grad_rejected[part]].concat()
+                    [
+                        &output.grad_chosen[part.clone()],
+                        &output.grad_rejected[part],
+                    ]
+                    .concat()
                 }
                 None => {
                     let batch = Self::batch(&self.pairs, &self.reference, rows, policy);

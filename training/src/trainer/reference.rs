@@ -31,7 +31,11 @@ pub fn reference_logps<B: Backend>(
         .collect();
     // Whole batches only: a batch cut elsewhere could differ in the last digit.
     let whole = logps.len() / batch_size * batch_size;
-    let rest = if logps.len() == pairs.len() { pairs.len() } else { whole };
+    let rest = if logps.len() == pairs.len() {
+        pairs.len()
+    } else {
+        whole
+    };
     monitor.begin("reference log-probabilities", "pairs", rest, pairs.len());
     let starts = (rest..pairs.len()).step_by(batch_size);
     for (first, batch) in starts.zip(pairs[rest..].chunks(batch_size)) {
@@ -40,7 +44,9 @@ pub fn reference_logps<B: Backend>(
             return Ok(None);
         }
         let chosen = batch.iter().map(|p| &p.pair.chosen);
-        let sequences: Vec<_> = chosen.chain(batch.iter().map(|p| &p.pair.rejected)).collect();
+        let sequences: Vec<_> = chosen
+            .chain(batch.iter().map(|p| &p.pair.rejected))
+            .collect();
         let values = sequence_logps(model, &sequences)?;
         let (chosen, rejected) = values.split_at(batch.len());
         for (i, (&chosen, &rejected)) in chosen.iter().zip(rejected).enumerate() {

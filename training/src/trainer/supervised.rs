@@ -16,13 +16,12 @@ pub fn tokenise_supervised(
 ) -> Result<Vec<TokenisedSequence>, TrainError> {
     let tokenise = |(index, row): (usize, &SftRow)| {
         let name = (index + 1).to_string();
-        let sequence =
-            tokeniser
-                .single(&row.prompt, &row.response)
-                .map_err(|source| TrainError::Row {
-                    row: name.clone(),
-                    source,
-                })?;
+        let sequence = tokeniser
+            .single(&row.prompt, &row.response)
+            .map_err(|source| TrainError::Row {
+                row: name.clone(),
+                source,
+            })?;
         let message = match sequence.ids.iter().find(|&&id| id as usize >= vocab) {
             Some(id) => format!(
                 "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
@@ -78,8 +77,13 @@ impl<B: AutodiffBackend> Objective<B> for SupervisedObjective {
             report.tokens += sequences.iter().map(|s| s.ids.len()).sum::<usize>();
             let logps = learner.backward(&sequences, |logps| vec![-share; logps.len()])?;
             report.loss -= logps.iter().sum::<f64>() * share;
-            let bad = rows.iter().zip(&logps).filter(|(_, logp)| !logp.is_finite());
-            report.bad_rows.extend(bad.map(|(i, _)| (i + 1).to_string()));
+            let bad = rows
+                .iter()
+                .zip(&logps)
+                .filter(|(_, logp)| !logp.is_finite());
+            report
+                .bad_rows
+                .extend(bad.map(|(i, _)| (i + 1).to_string()));
         }
         Ok(report)
     }
