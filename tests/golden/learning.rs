@@ -114,8 +114,9 @@ fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recomp
     let reference: Vec<[f64; 2]> = pairs
         .iter()
         .map(|p| {
-            use burn::module::AutodiffModule;
-            let logps = sequence_logps(&model.valid(), &[&p.chosen, &p.rejected]).unwrap();
+            use burn::module::Module;
+            let frozen = model.clone().no_grad();
+            let logps = sequence_logps(&frozen, &[&p.chosen, &p.rejected]).unwrap();
             [logps[0], logps[1]]
         })
         .collect();

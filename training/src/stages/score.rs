@@ -25,7 +25,8 @@ pub struct Scoring<'a> {
     pub batch: usize,
 }
 
-/// Scores the rows behind those that `out` holds already.
+/// Scores the rows behind those that `out` holds already; on a training backend the values are
+/// those that training sees, to the last digit.
 pub fn score<B: Backend>(
     job: Scoring<'_>,
     device: &B::Device,
@@ -42,7 +43,7 @@ pub fn score<B: Backend>(
             rows.len()
         )));
     }
-    let policy = Policy::<B>::load(job.model, DType::F32, device)?;
+    let policy = Policy::<B>::load(job.model, DType::F32, device)?.frozen();
     let tokeniser = policy.row_tokeniser(job.rows, job.max_length, job.max_prompt_length)?;
     let pairs = tokenise_pairs(
         &rows,
