@@ -39,6 +39,17 @@ impl<B: Backend> RmsNorm<B> {
     }
 }
 
+/// Softmax over the last dimension of `[rows, heads, queries, slots]`.
+///
+/// Written out: a backend's own kernel rounds otherwise than the steps that autodiff records, and
+/// the reference pass, training and recomputed layers shall agree to the bit.
+pub fn softmax<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    let shifted = x.clone() - x.detach().max_dim(3);
+    let exp = shifted.exp();
+    let sum = exp.clone().sum_dim(3);
+    exp / sum
+}
+
 /// `x` in f32; no operation where it is f32 already.
 pub fn to_f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     from_f32(x, DType::F32)

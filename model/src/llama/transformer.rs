@@ -1,12 +1,12 @@
 //! The Llama decoder as a Burn module; field names give the Hugging Face parameter names.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::silu;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 use super::kv_cache::{KvCache, LayerCache};
 use super::layout::{Grid, PackedBatch};
-use super::nn::{Linear, RmsNorm, from_f32, to_f32};
+use super::nn::{Linear, RmsNorm, from_f32, softmax, to_f32};
 use super::rope::{Rope, RopeRows};
 
 /// A Llama decoder with its vocabulary projection.
@@ -233,7 +233,7 @@ impl<B: Backend> Attention<B> {
         };
         let scale = 1.0 / (width as f64).sqrt();
         let scores = to_f32(q.matmul(k.transpose())) * scale + mask;
-        let weights = from_f32(softmax(scores, 3), dtype);
+        let weights = from_f32(softmax(scores), dtype);
         weights
             .matmul(v)
             .reshape([rows, self.kv_heads, group, new, width])
