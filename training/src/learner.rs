@@ -224,12 +224,10 @@ impl<B: AutodiffBackend> Learner<B> {
                 kept = Some((leaf, logps));
                 values
             }
-            _ => chunked_logps(
-                &self.model.valid(),
-                picked.clone(),
-                &targets.valid(),
-                &chunks,
-            ),
+            _ => {
+                let picked = Tensor::from_inner(picked.clone());
+                chunked_logps(&self.frozen(), picked, targets, &chunks).inner()
+            }
         };
         let logps = targets.sum_by_sequence(token_logps)?;
         let weights = targets.spread(&weights(&logps), &self.model.device());
