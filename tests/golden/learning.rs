@@ -62,7 +62,12 @@ fn losses_and_gradients() {
 }
 
 fn rmsprop_with_linear_schedule<B: Backend>(device: &B::Device) {
-    let case = json("rmsprop_linear.json");
+    for case in json("rmsprop_linear.json").as_array().unwrap() {
+        follow_rmsprop::<B>(device, case);
+    }
+}
+
+fn follow_rmsprop<B: Backend>(device: &B::Device, case: &Value) {
     let tensor = |values: &Value| {
         let values: Vec<f32> = numbers(values).iter().map(|&x| x as f32).collect();
         Tensor::<B, 1>::from_floats(values.as_slice(), device)

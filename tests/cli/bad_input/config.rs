@@ -153,7 +153,7 @@ fn options_that_exclude_each_other() {
     );
     refused_config(
         "[train]\neval_every = 5",
-        &["train.eval_every and train.eval_data belong together"],
+        &["train.eval_every needs train.eval_data"],
     );
     refused_config(
         "[judge]\nscores = \"s.jsonl\"",
