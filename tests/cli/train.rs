@@ -434,3 +434,18 @@ mod stops {
         assert_eq!(metrics(&place, "halves"), metrics(&place, "whole"));
     }
 }
+
+/// Checkpoints of other settings would outlive the new ones when the oldest are pruned.
+#[test]
+fn other_settings_start_anew() {
+    let place = place();
+    let every = "--set train.keep_checkpoints=1 --set train.checkpoint_every";
+    place.ok(&format!("{TRAIN} {every}=7"));
+    assert!(place.path("out/checkpoints/step-00000007").is_dir());
+    place.ok(&format!("{TRAIN} {every}=3 --set train.learning_rate=1e-5"));
+    let names: Vec<_> = fs::read_dir(place.path("out/checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["step-00000006"]);
+}

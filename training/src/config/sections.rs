@@ -201,6 +201,8 @@ section! {
         max_grad_norm: Option<f64> = None => "1.0";
         /// Longest row, in tokens.
         max_length: usize = 1024;
+        /// Steps between checkpoints; 0 writes only the fine-tuned model.
+        checkpoint_every: usize = 0;
     } {}
 }
 

@@ -13,8 +13,8 @@ use crate::monitor::Monitor;
 use crate::optimizer::{AdamW, Optimizer, RmsProp, Schedule, Sgd};
 use crate::trainer::{
     ModelFiles, Objective, Outcome, PreferenceObjective, PreferencePair, SupervisedObjective,
-    TrainSettings, fingerprint, finished_model, latest_checkpoint, model_fingerprint,
-    reference_logps, restore, tokenise_pairs, tokenise_supervised, train,
+    TrainSettings, clear_other_work, fingerprint, finished_model, latest_checkpoint,
+    model_fingerprint, reference_logps, restore, tokenise_pairs, tokenise_supervised, train,
 };
 
 /// One iteration's training: `model` is start and reference.
@@ -60,6 +60,7 @@ pub fn train_pairs<B: AutodiffBackend>(
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
     };
+    clear_other_work(job.output_dir, &key)?;
     let resumed = latest_checkpoint(job.output_dir, &key);
     // On the training backend, so that the first step finds no difference between the two.
     let reference = Policy::<B>::load(job.model, dtype, device)?.frozen();
@@ -68,6 +69,7 @@ pub fn train_pairs<B: AutodiffBackend>(
         Some(path) => tokenise(&read_pairs(path, config)?, &reference, config)?,
         None => Vec::new(),
     };
+    let reference_key = format!("{model_key} {}", config.precision);
     let logps = |pairs: &[PreferencePair], monitor: &dyn Monitor| {
         reference_pass(
             &reference,
@@ -199,6 +201,7 @@ pub fn fine_tune<B: AutodiffBackend>(
     if let Some(done) = finished_model(job.output_dir, &key) {
         return Ok(done);
     }
+    clear_other_work(job.output_dir, &key)?;
     let resumed = latest_checkpoint(job.output_dir, &key);
     let policy = Policy::<B::InnerBackend>::load(job.model, DType::F32, device)?;
     policy.require_text()?;
@@ -223,7 +226,7 @@ pub fn fine_tune<B: AutodiffBackend>(
         },
         shuffle: true,
         seed: job.seed,
-        checkpoint_every: 0,
+        checkpoint_every: config.checkpoint_every,
         keep_checkpoints: 1,
         eval_every: 0,
         skip_non_finite: false,

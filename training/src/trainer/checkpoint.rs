@@ -110,6 +110,32 @@ pub fn finished_model(output_dir: &Path, key: &str) -> Option<PathBuf> {
     (saved.key == key).then_some(dir)
 }
 
+/// Removes checkpoints of other inputs, which would be pruned among this training's own, with a
+/// warning; the trained model stays until the new one replaces it.
+pub fn clear_other_work(output_dir: &Path, key: &str) -> Result<(), TrainError> {
+    let is_other = |mark: &Path| {
+        let saved: Option<Saved> = fs::read_to_string(mark)
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok());
+        saved.is_none_or(|saved| saved.key != key)
+    };
+    let folders: Vec<PathBuf> = step_folders(output_dir)
+        .into_iter()
+        .filter(|dir| is_other(&dir.join(STATE)))
+        .collect();
+    let model = output_dir.join("model").join(PROVENANCE);
+    if !folders.is_empty() || (model.is_file() && is_other(&model)) {
+        tracing::warn!(
+            "{} holds a training of other rows, settings or weights; this one starts anew and replaces it",
+            output_dir.display()
+        );
+    }
+    for dir in &folders {
+        fs::remove_dir_all(dir).map_err(io("remove", dir))?;
+    }
+    Ok(())
+}
+
 fn step_folders(output_dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(output_dir.join("checkpoints")) else {
         return Vec::new();

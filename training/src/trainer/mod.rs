@@ -18,7 +18,8 @@ use burn::tensor::backend::AutodiffBackend;
 use sppo_model::llama::{CheckpointError, LlamaConfig};
 
 pub use checkpoint::{
-    Saved, fingerprint, finished_model, latest_checkpoint, model_fingerprint, restore, write_aside,
+    Saved, clear_other_work, fingerprint, finished_model, latest_checkpoint, model_fingerprint,
+    restore, write_aside,
 };
 pub use metrics::{PairMetrics, StepMetrics};
 pub use objective::{Objective, WindowReport};
