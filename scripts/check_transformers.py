@@ -2,6 +2,7 @@
 """Loads a checkpoint in transformers and compares it with `sppo score`.
 
     check_transformers.py MODEL PAIRS SCORES [--tolerance 1e-4] [--max-length 1024]
+    check_transformers.py MODEL           only loads it and answers a question
 
 MODEL   checkpoint folder
 PAIRS   .jsonl of pairs: prompt_ids + chosen_ids + rejected_ids, or prompt + chosen + rejected
@@ -64,6 +65,16 @@ def response_logp(model, prompt, response):
     return logps.double().sum().item()
 
 
+def answer(model, tokenizer, question):
+    start = tokenizer.apply_chat_template(
+        turns(question, "user"), tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(start, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    mask = torch.ones_like(ids)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=40, do_sample=False)
+    return tokenizer.decode(out[0][ids.shape[1] :])
+
+
 def read_lines(path):
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.strip()]
@@ -72,11 +83,13 @@ def read_lines(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
-    parser.add_argument("pairs")
-    parser.add_argument("scores")
+    parser.add_argument("pairs", nargs="?")
+    parser.add_argument("scores", nargs="?")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="per response token")
     parser.add_argument("--max-length", type=int, default=1024, help="longer rows are refused")
     args = parser.parse_args()
+    if args.pairs and not args.scores:
+        parser.error("PAIRS needs SCORES")
 
     logging.disable_progress_bar()
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -89,6 +102,10 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"loaded: {parameters} parameters, {len(tokenizer)} tokens")
+
+    if not args.pairs:
+        print(answer(model, tokenizer, "What is the opposite of hot?"))
+        return
 
     pairs, scores = read_lines(args.pairs), read_lines(args.scores)
     if len(pairs) != len(scores) or not pairs:

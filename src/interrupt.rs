@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-use crate::errors::Interrupted;
-
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler for the whole process.
@@ -24,12 +22,4 @@ pub fn install() -> anyhow::Result<()> {
 /// Set once a stop was asked for; long work looks at it between steps.
 pub fn flag() -> &'static AtomicBool {
     &REQUESTED
-}
-
-/// An `Interrupted` error once a stop was asked for.
-pub fn check() -> anyhow::Result<()> {
-    if REQUESTED.load(Ordering::SeqCst) {
-        return Err(Interrupted.into());
-    }
-    Ok(())
 }

@@ -1,3 +1,5 @@
 //! End-to-end tests: the golden cases on every backend that was built in, and the binary itself.
 
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod cli;
 mod golden;

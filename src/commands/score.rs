@@ -64,6 +64,6 @@ impl WithBackend for Score<'_> {
     type Output = Result<(), StageError>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
-        score::<B::InnerBackend>(self.0, &device, &Console::default())
+        score::<B>(self.0, &device, &Console::default())
     }
 }

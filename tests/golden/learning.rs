@@ -62,7 +62,12 @@ fn losses_and_gradients() {
 }
 
 fn rmsprop_with_linear_schedule<B: Backend>(device: &B::Device) {
-    let case = json("rmsprop_linear.json");
+    for case in json("rmsprop_linear.json").as_array().unwrap() {
+        follow_rmsprop::<B>(device, case);
+    }
+}
+
+fn follow_rmsprop<B: Backend>(device: &B::Device, case: &Value) {
     let tensor = |values: &Value| {
         let values: Vec<f32> = numbers(values).iter().map(|&x| x as f32).collect();
         Tensor::<B, 1>::from_floats(values.as_slice(), device)
@@ -114,8 +119,9 @@ fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recomp
     let reference: Vec<[f64; 2]> = pairs
         .iter()
         .map(|p| {
-            use burn::module::AutodiffModule;
-            let logps = sequence_logps(&model.valid(), &[&p.chosen, &p.rejected]).unwrap();
+            use burn::module::Module;
+            let frozen = model.clone().no_grad();
+            let logps = sequence_logps(&frozen, &[&p.chosen, &p.rejected]).unwrap();
             [logps[0], logps[1]]
         })
         .collect();

@@ -85,6 +85,12 @@ impl<B: AutodiffBackend> Learner<B> {
         self.model.valid()
     }
 
+    /// The model without gradients, on the training backend: the inner backend may fuse operations
+    /// that autodiff composes, and would differ in the last digit.
+    fn frozen(&self) -> Llama<B> {
+        self.model.clone().no_grad()
+    }
+
     /// Optimizer steps taken.
     pub fn steps(&self) -> usize {
         self.steps
@@ -113,7 +119,7 @@ impl<B: AutodiffBackend> Learner<B> {
 
     /// Summed response log-probabilities of `sequences`, without gradients.
     pub fn logps(&self, sequences: &[&TokenisedSequence]) -> Result<Vec<f64>, LearnerError> {
-        sequence_logps(&self.valid(), sequences)
+        sequence_logps(&self.frozen(), sequences)
     }
 
     /// Adds the gradient of Σ wᵢ · logpᵢ, where `weights` maps the summed response
@@ -128,7 +134,7 @@ impl<B: AutodiffBackend> Learner<B> {
         let batch = PackedBatch::<B>::new(&ids, &device);
         match self.recompute {
             Recompute::None => self.backward_kept(sequences, &batch, weights),
-            Recompute::Layer => self.backward_recomputed(sequences, &batch, &ids, weights),
+            Recompute::Layer => self.backward_recomputed(sequences, &batch, weights),
         }
     }
 
@@ -155,20 +161,18 @@ impl<B: AutodiffBackend> Learner<B> {
         &mut self,
         sequences: &[&TokenisedSequence],
         batch: &PackedBatch<B>,
-        ids: &[&[u32]],
         weights: impl FnOnce(&[f64]) -> Vec<f64>,
     ) -> Result<Vec<f64>, LearnerError> {
         let device = self.model.device();
-        let inner = self.model.valid();
-        let inner_batch = PackedBatch::<B::InnerBackend>::new(ids, &device);
-        let rope = inner.rope_rows(&inner_batch);
-        let mut boundaries = vec![inner.embed(inner_batch.ids.clone())];
-        for block in &inner.layers {
-            if let Some(hidden) = boundaries.last() {
-                boundaries.push(block.forward(hidden.clone(), &rope, &inner_batch));
-            }
+        let frozen = self.frozen();
+        let rope = frozen.rope_rows(batch);
+        let mut hidden = frozen.embed(batch.ids.clone());
+        let mut boundaries = vec![hidden.clone().inner()];
+        for block in &frozen.layers {
+            hidden = block.forward(hidden, &rope, batch);
+            boundaries.push(hidden.clone().inner());
         }
-        drop(inner);
+        drop((frozen, hidden));
         let targets = Targets::<B>::new(sequences, &batch.starts, &device);
         let rows = targets.rows.clone().inner();
         let Some(last) = boundaries.pop() else {
@@ -179,7 +183,6 @@ impl<B: AutodiffBackend> Learner<B> {
         let empty = Tensor::zeros_like(&last);
         drop(last);
         let mut grad = empty.select_assign(0, rows, grad, burn::tensor::IndexingUpdateOp::Add);
-        let rope = self.model.rope_rows(batch);
         for block in self.model.layers.iter().rev() {
             let Some(boundary) = boundaries.pop() else {
                 break;
@@ -221,12 +224,10 @@ impl<B: AutodiffBackend> Learner<B> {
                 kept = Some((leaf, logps));
                 values
             }
-            _ => chunked_logps(
-                &self.model.valid(),
-                picked.clone(),
-                &targets.valid(),
-                &chunks,
-            ),
+            _ => {
+                let picked = Tensor::from_inner(picked.clone());
+                chunked_logps(&self.frozen(), picked, targets, &chunks).inner()
+            }
         };
         let logps = targets.sum_by_sequence(token_logps)?;
         let weights = targets.spread(&weights(&logps), &self.model.device());

@@ -151,8 +151,9 @@ fn row_loss(kind: Loss, beta: f64, w: f64, l: f64, p: PairProbabilities) -> (f64
 /// As in TRL, gradients flow through the batch means too.
 fn kto_pair(chosen: &[f64], rejected: &[f64], beta: f64) -> LossOutput {
     let rows = chosen.len() as f64;
-    let kl = |deltas: &[f64]| (deltas.iter().sum::<f64>() / rows).max(0.0);
-    let (kl_chosen, kl_rejected) = (kl(chosen), kl(rejected));
+    let mean = |deltas: &[f64]| deltas.iter().sum::<f64>() / rows;
+    let (mean_chosen, mean_rejected) = (mean(chosen), mean(rejected));
+    let (kl_chosen, kl_rejected) = (mean_chosen.max(0.0), mean_rejected.max(0.0));
     let won: Vec<f64> = chosen
         .iter()
         .map(|d| sigmoid(beta * (d - kl_rejected)))
@@ -162,11 +163,12 @@ fn kto_pair(chosen: &[f64], rejected: &[f64], beta: f64) -> LossOutput {
         .map(|d| sigmoid(beta * (kl_chosen - d)))
         .collect();
     let slope = |s: &f64| beta * s * (1.0 - s) / (2.0 * rows);
-    let through = |kl: f64, values: &[f64]| match kl > 0.0 {
+    // torch's clamp passes the gradient at the bound itself, where the first step stands.
+    let through = |mean: f64, values: &[f64]| match mean >= 0.0 {
         true => values.iter().map(slope).sum::<f64>() / rows,
         false => 0.0,
     };
-    let (to_chosen, to_rejected) = (through(kl_chosen, &lost), through(kl_rejected, &won));
+    let (to_chosen, to_rejected) = (through(mean_chosen, &lost), through(mean_rejected, &won));
     let losses: Vec<f64> = won.iter().chain(&lost).map(|s| 1.0 - s).collect();
     LossOutput {
         mean: losses.iter().sum::<f64>() / (2.0 * rows),
@@ -226,6 +228,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// At the start policy and reference agree, so both KL means stand at the clamp's bound.
+    #[test]
+    fn the_first_kto_step_has_the_gradient_of_the_means() {
+        let start = PairLogps {
+            policy_chosen: vec![-10.0, -20.0],
+            policy_rejected: vec![-12.0, -18.0],
+            reference_chosen: vec![-10.0, -20.0],
+            reference_rejected: vec![-12.0, -18.0],
+            probabilities: Vec::new(),
+        };
+        let output = start.loss(Loss::KtoPair, 0.4);
+        // Each side: its own slope and as much again through the mean of the two.
+        assert_eq!(output.grad_chosen, [-0.05, -0.05]);
+        assert_eq!(output.grad_rejected, [0.05, 0.05]);
     }
 
     #[test]

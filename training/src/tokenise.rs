@@ -354,7 +354,7 @@ mod tests {
         ids.iter().filter(|&&other| other == id).count()
     }
 
-    #[derive(Deserialize)]
+    #[derive(serde::Deserialize)]
     struct Official {
         max_length: usize,
         max_prompt_length: usize,

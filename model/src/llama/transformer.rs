@@ -236,8 +236,7 @@ impl<B: Backend> Attention<B> {
             .reshape([rows, self.kv_heads, group * new, width]);
         let scale = 1.0 / (width as f64).sqrt();
         let scores = to_f32(q.matmul(k.transpose())) * scale;
-        let scores = add_mask(scores, mask, group);
-        let weights = from_f32(softmax(scores, 3), dtype);
+        let weights = from_f32(softmax(add_mask(scores, mask, group), 3), dtype);
         weights
             .matmul(v)
             .reshape([rows, self.kv_heads, group, new, width])

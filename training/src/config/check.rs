@@ -51,11 +51,10 @@ pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
             stop,
         )?;
     }
-    if (train.eval_every > 0) != train.eval_data.is_some() {
-        return Err(ConfigError::Conflict {
+    if train.eval_every > 0 && train.eval_data.is_none() {
+        return Err(ConfigError::Missing {
             at: source.at("train.eval_every"),
-            message: "train.eval_every and train.eval_data belong together; give both or none"
-                .into(),
+            message: "train.eval_every needs train.eval_data, a file of held-out pairs".into(),
         });
     }
     let judge = &config.judge;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::AutodiffBackend, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use sppo_model::llama::layout::ints;
 use sppo_model::llama::{Llama, PackedBatch};
 
@@ -93,17 +93,6 @@ impl<B: Backend> Targets<B> {
             .collect();
         let rows = values.len();
         Tensor::from_data(TensorData::new(values, [rows]), (device, DType::F32))
-    }
-}
-
-impl<B: AutodiffBackend> Targets<B> {
-    /// The same on the inner backend.
-    pub fn valid(&self) -> Targets<B::InnerBackend> {
-        Targets {
-            rows: self.rows.clone().inner(),
-            tokens: self.tokens.clone().inner(),
-            counts: self.counts.clone(),
-        }
     }
 }
 

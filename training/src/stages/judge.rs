@@ -19,7 +19,9 @@ pub fn build_judge(config: &config::Judge) -> Result<Box<dyn Judge>, StageError>
                     .clone()
                     .try_into()
                     .map_err(|e: toml::de::Error| {
-                        StageError::Input(format!("[judge.rubric]: {}", e.message()))
+                        // The full text names the key; `message` alone does not.
+                        let text = e.to_string().trim().replace('\n', ", ");
+                        StageError::Input(format!("[judge.rubric]: {text}"))
                     })?;
             let rubric = Rubric::new(rules).map_err(|error| match error {
                 JudgeError::Config { key, problem } => JudgeError::Config {

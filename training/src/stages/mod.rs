@@ -10,6 +10,7 @@ mod train;
 
 use std::path::{Path, PathBuf};
 
+use burn::module::Module;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use sppo_model::chat_template::{ChatTemplate, TemplateError};
@@ -187,6 +188,14 @@ impl<B: Backend> Policy<B> {
             model,
             text,
         })
+    }
+
+    /// The same without gradients.
+    pub fn frozen(self) -> Self {
+        Self {
+            model: self.model.no_grad(),
+            ..self
+        }
     }
 
     /// Makes rows of text; `None` where the folder cannot (no tokenizer or template).

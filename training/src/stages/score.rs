@@ -25,7 +25,8 @@ pub struct Scoring<'a> {
     pub batch: usize,
 }
 
-/// Scores the rows behind those that `out` holds already.
+/// Scores the rows behind those that `out` holds already; on a training backend the values are
+/// those that training sees, to the last digit.
 pub fn score<B: Backend>(
     job: Scoring<'_>,
     device: &B::Device,
@@ -42,7 +43,7 @@ pub fn score<B: Backend>(
             rows.len()
         )));
     }
-    let policy = Policy::<B>::load(job.model, DType::F32, device)?;
+    let policy = Policy::<B>::load(job.model, DType::F32, device)?.frozen();
     let tokeniser = policy.row_tokeniser(job.rows, job.max_length, job.max_prompt_length)?;
     let pairs = tokenise_pairs(
         &rows,
@@ -52,7 +53,12 @@ pub fn score<B: Backend>(
         policy.config.max_position_embeddings,
     )?;
     monitor.begin("scoring", "pairs", done.len(), pairs.len());
-    for batch in pairs[done.len()..].chunks(job.batch) {
+    for (index, batch) in pairs.chunks(job.batch).enumerate() {
+        // Batches are cut from the whole list: cut elsewhere, the last digit could differ.
+        let kept = done.len().saturating_sub(index * job.batch);
+        if kept >= batch.len() {
+            continue;
+        }
         if monitor.interrupted() {
             monitor.end();
             return Err(StageError::Interrupted);
@@ -62,13 +68,13 @@ pub fn score<B: Backend>(
         let sequences: Vec<_> = chosen.chain(rejected).collect();
         let logps = sequence_logps(&policy.model, &sequences)?;
         let (chosen, rejected) = logps.split_at(batch.len());
-        for (&chosen_logps, &rejected_logps) in chosen.iter().zip(rejected) {
+        for (&chosen_logps, &rejected_logps) in chosen.iter().zip(rejected).skip(kept) {
             writer.append(&LogpRow {
                 chosen_logps,
                 rejected_logps,
             })?;
         }
-        monitor.advance(batch.len(), None);
+        monitor.advance(batch.len() - kept, None);
     }
     monitor.end();
     Ok(writer.finish()?)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 
 use super::{Policy, StageError};
 use crate::config::{self, OnNonFinite, Precision, Rows};
@@ -61,7 +61,8 @@ pub fn train_pairs<B: AutodiffBackend>(
         Precision::Bf16 => DType::BF16,
     };
     let resumed = latest_checkpoint(job.output_dir, &key);
-    let reference = Policy::<B::InnerBackend>::load(job.model, dtype, device)?;
+    // On the training backend, so that the first step finds no difference between the two.
+    let reference = Policy::<B>::load(job.model, dtype, device)?.frozen();
     let pairs = tokenise(&rows, &reference, config)?;
     let held_out = match &config.eval_data {
         Some(path) => tokenise(&read_pairs(path, config)?, &reference, config)?,
@@ -148,7 +149,7 @@ fn read_pairs(path: &Path, config: &config::Train) -> Result<Vec<PairRow>, Stage
     Ok(rows)
 }
 
-fn tokenise<B: burn::tensor::backend::Backend>(
+fn tokenise<B: Backend>(
     rows: &[PairRow],
     policy: &Policy<B>,
     config: &config::Train,
@@ -164,7 +165,7 @@ fn tokenise<B: burn::tensor::backend::Backend>(
     )?)
 }
 
-fn reference_pass<B: burn::tensor::backend::Backend>(
+fn reference_pass<B: Backend>(
     reference: &Policy<B>,
     model_key: &str,
     pairs: &[PreferencePair],
