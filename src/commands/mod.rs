@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod args;
+mod bench;
 mod config;
 mod eval;
 mod generate;
@@ -32,6 +33,8 @@ pub enum Command {
     Score(score::Args),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
+    /// Measures tokens per second of training and generation.
+    Bench(bench::Args),
     /// Prints the resolved configuration, or the documentation of every key.
     Config(config::Args),
 }
@@ -48,6 +51,7 @@ impl Command {
             Self::Train(args) => train::run(args, json),
             Self::Score(args) => score::run(args, json),
             Self::Eval(args) => eval::run(args, json),
+            Self::Bench(args) => bench::run(args, json),
             Self::Config(args) => config::run(args, json),
         }
     }

@@ -1,6 +1,7 @@
 //! The stages of the recipe as resumable jobs from files to files: what the commands and the
 //! self-play loop have in common.
 
+mod bench;
 mod evaluate;
 mod generate;
 mod init;
@@ -18,6 +19,7 @@ use sppo_model::generate::{GenerateError, GenerationDefaultsError};
 use sppo_model::llama::{CheckpointError, Llama, LlamaConfig};
 use sppo_model::tokenizer::{Tokenizer, TokenizerError};
 
+pub use bench::{Bench, BenchReport, bench};
 pub use evaluate::{Comparison, Evaluation, compare_answers};
 pub use generate::{Generation, generate};
 pub use init::{init_model, start_model};

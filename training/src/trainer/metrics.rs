@@ -156,7 +156,7 @@ impl MetricsFile {
 }
 
 /// Highest resident memory of this process so far; 0 where the system does not tell.
-pub(super) fn peak_memory_bytes() -> u64 {
+pub fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     let kilobytes = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());

@@ -21,7 +21,7 @@ pub use checkpoint::{
     Saved, clear_other_work, fingerprint, finished_model, latest_checkpoint, model_fingerprint,
     restore, write_aside,
 };
-pub use metrics::{PairMetrics, StepMetrics};
+pub use metrics::{PairMetrics, StepMetrics, peak_memory_bytes};
 pub use objective::{Objective, WindowReport};
 pub use preference::{PreferenceObjective, PreferencePair, tokenise_pairs};
 pub use reference::reference_logps;

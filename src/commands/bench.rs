@@ -1,0 +1,89 @@
+//! `sppo bench`: tokens per second of training and generation on random rows.
+
+use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
+use sppo_training::config::{Precision, Recompute, resolve_model};
+use sppo_training::stages::{Bench, BenchReport, StageError, bench};
+
+use super::args::{DeviceArg, count};
+use crate::backend::{WithBackend, dispatch};
+use crate::errors::user;
+use crate::output;
+use crate::progress::Console;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sppo bench --model runs/default/sft/model
+  sppo bench --model DIR --batch 8 --prompt 150 --response 300 --precision bf16 --json")]
+pub struct Args {
+    /// Checkpoint folder or Hugging Face repository id in the local cache.
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// Pairs of one step.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = count)]
+    pub batch: usize,
+    /// Tokens of a prompt.
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = count)]
+    pub prompt: usize,
+    /// Most tokens of a response; they have half of it to all of it.
+    #[arg(long, value_name = "N", default_value_t = 80, value_parser = count)]
+    pub response: usize,
+    /// Timed optimizer steps, behind one that is not timed.
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = count)]
+    pub steps: usize,
+    /// Sequences sampled together.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = count)]
+    pub generate: usize,
+    /// New tokens of each.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count)]
+    pub new: usize,
+    /// Number format of weights and activations: f32 or bf16.
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
+    /// What the backward pass computes again: none or layer.
+    #[arg(long, default_value_t = Recompute::None)]
+    pub recompute: Recompute,
+    #[command(flatten)]
+    pub device: DeviceArg,
+}
+
+/// Measures and prints.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let model = resolve_model(&args.model)?;
+    let dtype = match args.precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 if args.device.device.has_bf16() => DType::BF16,
+        Precision::Bf16 => return Err(user("--precision bf16: this device has no bf16")),
+    };
+    let job = Bench {
+        model: &model,
+        batch: args.batch,
+        prompt: args.prompt,
+        response: args.response,
+        steps: args.steps,
+        generate: args.generate,
+        new: args.new,
+        dtype,
+        recompute: args.recompute,
+    };
+    let report = dispatch(args.device.device, Measure(job))??;
+    output::print(&format!(
+        "training {:.0} tokens/s, generation {:.0} tokens/s, peak memory {:.0} MiB",
+        report.train_tokens_per_s, report.generate_tokens_per_s, report.peak_memory_mib
+    ))?;
+    match json {
+        true => output::json(&report),
+        false => Ok(()),
+    }
+}
+
+struct Measure<'a>(Bench<'a>);
+
+impl WithBackend for Measure<'_> {
+    type Output = Result<BenchReport, StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        bench::<B>(self.0, &device, &Console::default())
+    }
+}
