@@ -36,7 +36,8 @@ pub struct Args {
     /// Folder of the judge's model.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Folder whose chat template renders prompts that are message lists.
+    /// Folder whose chat template renders prompts that are message lists, for judges that read
+    /// the prompt; rubric and scores do not.
     #[arg(long, value_name = "DIR")]
     pub chat_template: Option<PathBuf>,
 }

@@ -11,7 +11,7 @@ use burn::tensor::backend::AutodiffBackend;
 
 pub use report::{IterationReport, Report};
 
-use crate::config::{Config, ModelSource, Split};
+use crate::config::{Config, JudgeKind, ModelSource, Split};
 use crate::data::{PromptRow, read_rows};
 use crate::monitor::Monitor;
 use crate::preference::Ties;
@@ -38,6 +38,12 @@ pub fn run<B: AutodiffBackend>(
     let train_file = required(&config.prompts.train, "prompts.train")?;
     let heldout_file = required(&config.prompts.heldout, "prompts.heldout")?;
     // All that can be refused is refused before the first model is loaded.
+    if config.judge.kind == JudgeKind::Scores {
+        return Err(StageError::Input(
+            "judge.kind = \"scores\": a run samples its responses itself, so no file can hold their scores beforehand; use another judge, or go stage by stage (sppo generate, judge, pairs, train)"
+                .into(),
+        ));
+    }
     build_judge(&config.judge)?;
     let parts = split_prompts(config, read_rows(train_file)?)?;
     let mut heldout: Vec<PromptRow> = read_rows(heldout_file)?;

@@ -73,7 +73,7 @@ pub fn train_pairs<B: AutodiffBackend>(
     let logps = |pairs: &[PreferencePair], monitor: &dyn Monitor| {
         reference_pass(
             &reference,
-            &model_key,
+            &reference_key,
             pairs,
             config.batch_size,
             job.output_dir,

@@ -205,7 +205,7 @@ fn write_model<B: AutodiffBackend>(
 
 fn model_card(settings: &TrainSettings) -> String {
     format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- sppo\n- alignment\n---\n\n# A Llama trained with sppo\n\n{}\n\nLoad it with transformers (`AutoModelForCausalLM.from_pretrained`), vLLM, or `sppo chat --model`.\n",
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- sppo\n- alignment\n---\n\n# A Llama trained with sppo\n\n{}\n\nLoad it with transformers (`AutoModelForCausalLM.from_pretrained`) or vLLM.\n",
         settings.summary
     )
 }
