@@ -83,10 +83,11 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
         };
         let index = dir.join(INDEX);
-        if index.is_file() {
-            checkpoint.open_index(&index)?;
-        } else if dir.join(SINGLE).is_file() {
+        // The order of transformers, where both are there.
+        if dir.join(SINGLE).is_file() {
             checkpoint.add_file(&dir.join(SINGLE))?;
+        } else if index.is_file() {
+            checkpoint.open_index(&index)?;
         } else {
             return Err(SafetensorsError::NoWeights { dir: dir.into() });
         }

@@ -95,7 +95,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
 
 fn text(evaluation: &Evaluation) -> String {
     format!(
-        "win rate {:.1} % ± {:.1} (95 %), length-controlled {:.1} %, over {} answers of {:.0} against {:.0} characters\n",
+        "win rate {:.1} % ± {:.1} (95 %), length-controlled {:.1} %, over {} prompts, answers of {:.0} against {:.0} characters\n",
         100.0 * evaluation.win_rate,
         196.0 * evaluation.win_rate_se,
         100.0 * evaluation.length_controlled_win_rate,

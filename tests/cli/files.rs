@@ -506,3 +506,21 @@ fn only_results_go_to_stdout() {
         ("quiet.jsonl\n", "")
     );
 }
+
+/// `sppo pairs` replaces pairs and nothing else.
+#[test]
+fn pairs_do_not_replace_other_files() {
+    let place = Place::with_model();
+    let rows = [serde_json::json!({
+        "prompt_id": "a", "prompt": "hello", "responses": ["x", "y"],
+        "rm_scores": [1.0, 0.0], "probability": [[0.5, 0.7], [0.3, 0.5]],
+    })];
+    place.write_rows("judged.jsonl", &rows);
+    place.refused(
+        "pairs --judged judged.jsonl --out judged.jsonl",
+        &["judged.jsonl already holds something other than pairs"],
+    );
+    assert_eq!(place.rows("judged.jsonl").len(), 1);
+    place.ok("pairs --judged judged.jsonl --out pairs.parquet");
+    place.ok("pairs --judged judged.jsonl --out pairs.parquet");
+}

@@ -142,6 +142,13 @@ impl Place {
         assert_eq!(ran.stdout, "");
     }
 
+    /// Runs a command that must fail at work (exit code 1); gives its stderr.
+    fn fails(&self, args: &str) -> String {
+        let ran = self.sppo(args);
+        assert_eq!(ran.code, Some(1), "sppo {args}: {}", ran.stderr);
+        ran.stderr
+    }
+
     fn start(&self, args: &str) -> Child {
         let mut command = self.command(args);
         command.stdout(Stdio::null()).stderr(Stdio::null());

@@ -449,3 +449,40 @@ fn other_settings_start_anew() {
         .collect();
     assert_eq!(names, ["step-00000006"]);
 }
+
+/// A step that is skipped leaves the optimizer alone, and weights that overflow are never saved.
+#[test]
+fn weights_that_are_not_finite_are_not_saved() {
+    let place = place();
+    let broken = "--set train.optimizer=sgd --set train.learning_rate=1e38";
+    let stderr = place.fails(&format!("{TRAIN} {broken} --set train.warmup_steps=0"));
+    assert!(stderr.contains("not finite"), "{stderr}");
+    assert!(!place.path("out/model").exists());
+}
+
+#[test]
+fn a_training_does_not_replace_the_model_it_starts_from() {
+    let place = place();
+    place.ok(TRAIN);
+    place.refused(
+        &format!("{TRAIN} --set model.path=out/model"),
+        &["out/model", "choose another output_dir"],
+    );
+}
+
+/// Settings that do not change the result do not train again.
+#[test]
+fn how_often_checkpoints_are_written_is_no_part_of_the_key() {
+    let place = place();
+    place.ok(TRAIN);
+    let before = fs::metadata(place.path("out/metrics.jsonl"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    place.ok(&format!("{TRAIN} --set train.checkpoint_every=3"));
+    let after = fs::metadata(place.path("out/metrics.jsonl"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(before, after);
+}

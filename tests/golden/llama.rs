@@ -92,4 +92,39 @@ fn greedy_tokens<B: Backend>(device: &B::Device) {
     }
 }
 
-crate::on_every_backend!(logits, packing_changes_nothing, greedy_tokens);
+/// A row that ends long before the others keeps its place in the batch; its position must not run
+/// past the context while it waits.
+fn short_prompts_do_not_drag_a_long_one_past_the_context<B: Backend>(device: &B::Device) {
+    let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let context = config.max_position_embeddings;
+    let params = SamplingParams {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        max_new_tokens: 40,
+        stop_ids: vec![],
+        seed: 0,
+    };
+    let lengths = [context - 5, 3, 3, 3, 3, 3];
+    let requests: Vec<Request> = lengths
+        .iter()
+        .enumerate()
+        .map(|(i, &length)| Request {
+            id: i.to_string(),
+            prompt: (0..length as u32).map(|t| t % 400).collect(),
+            samples: 1,
+        })
+        .collect();
+    let found = generate(&model, &config, &requests, &params, |_| true)
+        .unwrap()
+        .unwrap();
+    let lengths: Vec<usize> = found.iter().map(|s| s[0].tokens.len()).collect();
+    assert_eq!(lengths, [5, 40, 40, 40, 40, 40]);
+}
+
+crate::on_every_backend!(
+    short_prompts_do_not_drag_a_long_one_past_the_context,
+    logits,
+    packing_changes_nothing,
+    greedy_tokens
+);

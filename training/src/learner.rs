@@ -248,6 +248,11 @@ impl<B: AutodiffBackend> Learner<B> {
         Ok((logps, Tensor::cat(parts, 0)))
     }
 
+    /// Whether every weight is finite.
+    pub fn is_finite(&self) -> Result<bool, LearnerError> {
+        gradients::all_finite(&self.model.valid())
+    }
+
     /// One optimizer step at rate `rate` with the gradients gathered since the last one.
     ///
     /// A gradient that is not finite leaves the weights alone and is reported.

@@ -231,9 +231,12 @@ impl RowTokeniser {
         prompt: &[Message],
         response: &str,
     ) -> Result<TokenisedSequence, TokeniseError> {
-        let parts = self.parts(prompt, response)?;
-        let length = parts.1.len();
-        Ok(self.cut(parts, length))
+        let (mut prompt, mut response) = self.parts(prompt, response)?;
+        if prompt.len() + response.len() > self.max_length {
+            self.shorten(&mut prompt);
+            response.truncate(self.max_length - prompt.len());
+        }
+        Ok(TokenisedSequence::new(&prompt, &response))
     }
 
     fn parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
@@ -286,17 +289,24 @@ impl RowTokeniser {
     /// `longer` is the length of the row's longer response.
     fn cut(&self, (mut prompt, mut response): Parts, longer: usize) -> TokenisedSequence {
         let too_long = |prompt: &[u32]| prompt.len() + longer > self.max_length;
-        if too_long(&prompt) && prompt.len() > self.max_prompt_length {
+        if too_long(&prompt) {
+            self.shorten(&mut prompt);
+        }
+        if too_long(&prompt) {
+            response.truncate(self.max_length - self.max_prompt_length);
+        }
+        TokenisedSequence::new(&prompt, &response)
+    }
+
+    /// Takes the beginning of a prompt away down to `max_prompt_length`; clean rows keep its BOS.
+    fn shorten(&self, prompt: &mut Vec<u32>) {
+        if prompt.len() > self.max_prompt_length {
             let bos = prompt[0];
             prompt.drain(..prompt.len() - self.max_prompt_length);
             if self.mode == Rows::Clean && self.tokenizer.bos_id() == Some(bos) {
                 prompt[0] = bos;
             }
         }
-        if too_long(&prompt) {
-            response.truncate(self.max_length - self.max_prompt_length);
-        }
-        TokenisedSequence::new(&prompt, &response)
     }
 }
 

@@ -101,7 +101,7 @@ pub fn generate<B: Backend>(
     params: &SamplingParams,
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<Option<Vec<Vec<Sample>>>, GenerateError> {
-    check(config, requests)?;
+    check_requests(config, requests)?;
     let samples = |r: &Request| r.samples;
     if requests.iter().map(samples).sum::<usize>() == 0 || params.max_new_tokens == 0 {
         let none = |r: &Request| {
@@ -162,7 +162,8 @@ pub fn generate<B: Backend>(
     }
 }
 
-fn check(config: &LlamaConfig, requests: &[Request]) -> Result<(), GenerateError> {
+/// Refuses prompts that the model cannot answer, naming the first one.
+pub fn check_requests(config: &LlamaConfig, requests: &[Request]) -> Result<(), GenerateError> {
     for Request { id, prompt, .. } in requests {
         let id = id.clone();
         if prompt.is_empty() {
@@ -246,7 +247,12 @@ fn decode_one<B: Backend>(
         cache.grow(used.min(room).max(1), device);
     }
     let last = |row: &Row| row.tokens.last().map_or(0, |&t| t as i64);
-    let position = |row: &Row| (used - row.padding) as i64;
+    // A row that is done waits in the batch; its output is not read, and its place may lie behind
+    // the context.
+    let position = |row: &Row| match row.finish {
+        Some(_) => 0,
+        None => (used - row.padding) as i64,
+    };
     let mask = rows
         .iter()
         .flat_map(|row| (0..=used).map(|slot| if slot >= row.padding { 0.0 } else { MASKED }));

@@ -4,6 +4,6 @@ mod batch;
 mod defaults;
 pub mod sampling;
 
-pub use batch::{FinishReason, GenerateError, Request, Sample, generate};
+pub use batch::{FinishReason, GenerateError, Request, Sample, check_requests, generate};
 pub use defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use sampling::SamplingParams;

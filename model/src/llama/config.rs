@@ -143,6 +143,7 @@ impl LlamaConfig {
             });
         }
         let (rope_theta, rope_scaling) = rope(&raw)?;
+        refuse_absurd(&raw)?;
         let config = Self {
             hidden_size: hidden,
             intermediate_size: size(&raw, "intermediate_size", None)?,
@@ -261,6 +262,32 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
                 value,
                 "it changes what the model computes and this program does not compute it",
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Sizes far beyond any Llama would exhaust the memory before the weights are looked at.
+fn refuse_absurd(raw: &Map<String, Value>) -> Result<(), ConfigError> {
+    const MOST: [(&str, u64); 8] = [
+        ("hidden_size", 1 << 20),
+        ("intermediate_size", 1 << 22),
+        ("num_hidden_layers", 1 << 12),
+        ("num_attention_heads", 1 << 14),
+        ("num_key_value_heads", 1 << 14),
+        ("head_dim", 1 << 14),
+        ("vocab_size", 1 << 24),
+        ("max_position_embeddings", 1 << 22),
+    ];
+    for (key, most) in MOST {
+        if let Some(found) = raw.get(key).and_then(Value::as_u64)
+            && found > most
+        {
+            return Err(ConfigError::Value {
+                key: key.into(),
+                found: found.to_string(),
+                wanted: format!("expected at most {most}"),
+            });
         }
     }
     Ok(())
@@ -447,6 +474,7 @@ mod tests {
             ("vocab_size", json!("many")),
             ("num_key_value_heads", json!(3)),
             ("head_dim", json!(15)),
+            ("max_position_embeddings", json!(1_000_000_000_000u64)),
             ("rms_norm_eps", json!(-1.0)),
             ("eos_token_id", json!("x")),
         ] {

@@ -109,7 +109,7 @@ impl Check<'_> {
             ("sft.epochs", sft.epochs, 1),
             ("sft.batch_size", sft.batch_size, 1),
             ("sft.gradient_accumulation", sft.gradient_accumulation, 1),
-            ("sft.max_length", sft.max_length, 2),
+            ("sft.max_length", sft.max_length, 4),
             ("generate.samples", config.generate.samples, 2),
             ("generate.max_new_tokens", config.generate.max_new_tokens, 1),
             ("generate.batch", config.generate.batch, 1),
@@ -127,7 +127,12 @@ impl Check<'_> {
             ("eval.max_new_tokens", config.eval.max_new_tokens, 1),
         ];
         for (key, found, least) in counts.into_iter().chain(limits) {
-            self.that(key, found >= least, || format!("{least} or more"), found)?;
+            let most = 10_000_000;
+            let range = || match found > most {
+                true => format!("at most {most}"),
+                false => format!("{least} or more"),
+            };
+            self.that(key, (least..=most).contains(&found), range, found)?;
         }
         Ok(())
     }

@@ -342,7 +342,40 @@ section! {
     } {}
 }
 
+impl Generate {
+    /// The settings that the result depends on, the others at a fixed value.
+    pub fn that_matters(&self) -> Self {
+        Self {
+            batch: 1,
+            ..self.clone()
+        }
+    }
+}
+
+impl Sft {
+    /// The settings that the result depends on, the others at a fixed value.
+    pub fn that_matters(&self) -> Self {
+        Self {
+            data: None,
+            checkpoint_every: 0,
+            ..self.clone()
+        }
+    }
+}
+
 impl Train {
+    /// The settings that the result depends on, the others at a fixed value.
+    pub fn that_matters(&self) -> Self {
+        Self {
+            data: None,
+            checkpoint_every: 0,
+            keep_checkpoints: 1,
+            eval_every: 0,
+            eval_data: None,
+            ..self.clone()
+        }
+    }
+
     /// η of the SPPO loss, 1/β.
     pub fn eta(&self) -> f64 {
         1.0 / self.beta

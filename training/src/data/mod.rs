@@ -148,6 +148,33 @@ pub fn read_rows<T: Row>(path: &Path) -> Result<Vec<T>, DataError> {
     Ok(collector.rows)
 }
 
+/// Writes all rows of a file anew: beside it first, then renamed, so that a kill leaves the old
+/// rows or the new ones.
+pub fn write_rows<T: Row>(path: &Path, rows: &[T]) -> Result<(), DataError> {
+    Format::of(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".new-{name}"));
+    // What an earlier, killed run left must not be continued.
+    for stale in [
+        &aside,
+        &writer::journal_of(&aside),
+        &writer::journal_of(path),
+    ] {
+        match std::fs::remove_file(stale) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(DataError::io(stale, "remove it", source));
+            }
+            _ => {}
+        }
+    }
+    let (mut writer, _) = RowWriter::open(&aside)?;
+    for row in rows {
+        writer.append(row)?;
+    }
+    writer.finish()?;
+    std::fs::rename(&aside, path).map_err(|source| DataError::io(path, "replace it", source))
+}
+
 /// A JSON object as the readers hand it over.
 type Object = serde_json::Map<String, serde_json::Value>;
 

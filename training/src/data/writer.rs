@@ -116,9 +116,14 @@ impl<T: Row> RowWriter<T> {
     }
 }
 
+/// Where the rows of a Parquet file are kept until it is finished.
+pub(super) fn journal_of(path: &Path) -> PathBuf {
+    beside(path, ".partial.jsonl")
+}
+
 impl ParquetSink {
     fn open<T: Row>(path: &Path) -> Result<(Self, Vec<T>), DataError> {
-        let journal_path = beside(path, ".partial.jsonl");
+        let journal_path = journal_of(path);
         let mut table = Table::default();
         // A journal holds all rows of the table and perhaps more, so it goes first.
         if !journal_path.exists() && path.exists() {

@@ -80,3 +80,24 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<'_, B> {
         }
     }
 }
+
+/// Whether every parameter of `module` is finite.
+pub(super) fn all_finite<B: Backend, M: Module<B>>(module: &M) -> Result<bool, LearnerError> {
+    let mut sums = Sums(Vec::new());
+    module.visit(&mut sums);
+    let values: Vec<f32> = Tensor::cat(sums.0, 0)
+        .try_into_data()
+        .map_err(|e| LearnerError::Device(e.to_string()))?
+        .into_vec()
+        .map_err(|e| LearnerError::Device(format!("{e:?}")))?;
+    Ok(values.iter().all(|sum| sum.is_finite()))
+}
+
+/// The sum of each parameter's magnitudes.
+struct Sums<B: Backend>(Vec<Tensor<B, 1>>);
+
+impl<B: Backend> ModuleVisitor<B> for Sums<B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.0.push(to_f32(param.val()).abs().sum());
+    }
+}

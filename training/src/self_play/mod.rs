@@ -129,7 +129,7 @@ impl<D> Run<'_, D> {
             return Ok(base);
         };
         let rows = file_key(data)?;
-        let settings = format!("{:?} {}", config.sft, config.seed);
+        let settings = format!("{:?} {}", config.sft.that_matters(), config.seed);
         let key = fingerprint([
             ("base", base.key.as_bytes()),
             ("rows", rows.as_bytes()),
@@ -165,7 +165,7 @@ impl<D> Run<'_, D> {
         let (config, sampling) = (self.config, &self.config.generate);
         // Each round draws anew, also where it reuses prompts.
         let seed = config.seed.wrapping_add(index as u64 + 1);
-        let settings = format!("{sampling:?} {seed} {prompts:?}");
+        let settings = format!("{:?} {seed} {prompts:?}", sampling.that_matters());
         let key = fingerprint([
             ("policy", policy.key.as_bytes()),
             ("generate", settings.as_bytes()),
@@ -213,7 +213,7 @@ impl<D> Run<'_, D> {
                 judged.display()
             )));
         }
-        let settings = format!("{:?} {ties:?}", config.train);
+        let settings = format!("{:?} {ties:?}", config.train.that_matters());
         let key = fingerprint([("judged", key.as_bytes()), ("train", settings.as_bytes())]);
         let model = folder.join("model");
         let made = [

@@ -35,6 +35,12 @@ impl Stage {
         };
         if !same {
             for file in files {
+                if file.exists() {
+                    tracing::warn!(
+                        "{} was made from other settings or inputs; it is made anew",
+                        file.display()
+                    );
+                }
                 remove(file)?;
             }
             stage.write(false)?;

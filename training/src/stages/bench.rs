@@ -161,7 +161,7 @@ fn time_generation<B: AutodiffBackend>(
         stop_ids: Vec::new(),
         seed: 0,
     };
-    let mut run = |params: &SamplingParams| {
+    let run = |params: &SamplingParams| {
         let going = |_| !monitor.interrupted();
         let answers = sppo_model::generate::generate(
             &policy.model,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StageError;
 use super::judge::judge_responses;
-use crate::data::{JudgedRow, ResponseRow, RowWriter, read_rows};
+use crate::data::{JudgedRow, ResponseRow, read_rows, write_rows};
 use crate::judge::Judge;
 use crate::monitor::Monitor;
 
@@ -56,14 +56,7 @@ pub fn compare_answers(
         .iter()
         .map(|row| (row.prompt_id.as_str(), row))
         .collect();
-    // Cheap to make again, and it must hold exactly these answers.
-    match std::fs::remove_file(files.both) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StageError::io("replace", files.both)(error));
-        }
-        _ => {}
-    }
-    let (mut writer, _) = RowWriter::<ResponseRow>::open(files.both)?;
+    let mut rows = Vec::with_capacity(own.len());
     for row in &own {
         let Some(against) = other.get(row.prompt_id.as_str()) else {
             return Err(StageError::Input(format!(
@@ -73,9 +66,10 @@ pub fn compare_answers(
                 files.answers.display()
             )));
         };
-        writer.append(&side_by_side(row, against))?;
+        rows.push(side_by_side(row, against));
     }
-    writer.finish()?;
+    // Cheap to make again, and it must hold exactly these answers.
+    write_rows(files.both, &rows)?;
     judge_responses(files.both, judge, files.judged, monitor)?;
     let judged = read_rows::<JudgedRow>(files.judged)?;
     Ok(summarise(&judged.iter().map(games).collect::<Vec<_>>()))

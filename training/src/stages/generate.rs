@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use sppo_model::generate::{GenerationDefaults, Request, Sample, SamplingParams};
+use sppo_model::generate::{GenerationDefaults, Request, Sample, SamplingParams, check_requests};
 
 use super::{Policy, StageError};
 use crate::data::{Prompt, PromptRow, ResponseRow, RowWriter};
@@ -55,6 +55,8 @@ pub fn generate<B: Backend>(
         stop_ids: GenerationDefaults::from_dir(job.model, &policy.config)?.stop_ids,
         seed: job.seed,
     };
+    // Hours later would be a bad time to find the one prompt that is too long.
+    check_requests(&policy.config, &requests)?;
     let together = (job.batch / job.samples).max(1);
     monitor.begin(job.label, "prompts", done.len(), job.prompts.len());
     let batches = requests.chunks(together).zip(job.prompts.chunks(together));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::StageError;
 use crate::config::{self, JudgeKind};
-use crate::data::{JudgedRow, PairRow, ResponseRow, RowWriter, read_rows};
+use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
 use crate::judge::{Judge, JudgeError, Rubric, RubricConfig, ScoresJudge, judge_file};
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
@@ -67,24 +67,22 @@ pub fn judge_responses(
     }
 }
 
-/// Writes the best and worst response of every judged row; gives the number of pairs.
+/// Writes the best and worst response of every judged row; gives the number of pairs. An `out`
+/// that holds pairs is replaced, one that holds anything else refused.
 pub fn make_pairs(judged: &Path, out: &Path, ties: Ties) -> Result<usize, StageError> {
     let rows = read_rows::<JudgedRow>(judged)?;
-    // Cheap to make again, so an earlier file is replaced rather than continued.
-    match std::fs::remove_file(out) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StageError::io("replace", out)(error));
+    let pairs = rows
+        .iter()
+        .filter_map(|row| judged_to_pair(row, ties).transpose())
+        .collect::<Result<Vec<PairRow>, _>>()?;
+    match read_rows::<PairRow>(out) {
+        Err(DataError::Row { .. } | DataError::Syntax { .. } | DataError::Parquet { .. }) => {
+            return Err(StageError::Input(format!(
+                "{} already holds something other than pairs; remove it or choose another --out",
+                out.display()
+            )));
         }
-        _ => {}
+        _ => write_rows(out, &pairs)?,
     }
-    let mut pairs = 0;
-    let (mut writer, _) = RowWriter::<PairRow>::open(out)?;
-    for row in &rows {
-        if let Some(pair) = judged_to_pair(row, ties)? {
-            writer.append(&pair)?;
-            pairs += 1;
-        }
-    }
-    writer.finish()?;
-    Ok(pairs)
+    Ok(pairs.len())
 }

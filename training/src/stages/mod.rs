@@ -211,6 +211,9 @@ impl<B: Backend> Policy<B> {
             return Ok(None);
         };
         let (tokenizer, template) = (text.tokenizer.clone(), text.template.clone());
+        // A response that filled the context still gets its end of turn.
+        let max_length = max_length.min(self.config.max_position_embeddings);
+        let max_prompt_length = max_prompt_length.min(max_length.saturating_sub(1));
         let tokeniser =
             RowTokeniser::new(tokenizer, template, rows, max_length, max_prompt_length)?;
         Ok(Some(tokeniser))

@@ -44,10 +44,11 @@ pub fn train_pairs<B: AutodiffBackend>(
     monitor: &dyn Monitor,
 ) -> Result<PathBuf, StageError> {
     let config = job.config;
+    refuse_own_output(job.model, job.output_dir)?;
     let rows = read_pairs(job.data, config)?;
     let model_key = model_fingerprint(job.model)?;
     let data = format!("{rows:?}");
-    let settings_text = format!("{config:?}");
+    let settings_text = format!("{:?}", config.that_matters());
     let key = fingerprint([
         ("pairs", data.as_bytes()),
         ("model", model_key.as_bytes()),
@@ -60,7 +61,6 @@ pub fn train_pairs<B: AutodiffBackend>(
         Precision::F32 => DType::F32,
         Precision::Bf16 => DType::BF16,
     };
-    clear_other_work(job.output_dir, &key)?;
     let resumed = latest_checkpoint(job.output_dir, &key);
     // On the training backend, so that the first step finds no difference between the two.
     let reference = Policy::<B>::load(job.model, dtype, device)?.frozen();
@@ -144,6 +144,20 @@ pub fn train_pairs<B: AutodiffBackend>(
     run::<B, _>(start, &files, objective, &settings, device, monitor)
 }
 
+/// Refuses to train a model that the result would replace.
+fn refuse_own_output(model: &Path, output_dir: &Path) -> Result<(), StageError> {
+    let (Ok(model), Ok(output)) = (model.canonicalize(), output_dir.canonicalize()) else {
+        return Ok(());
+    };
+    match model.starts_with(output.join("model")) || model.starts_with(output.join("checkpoints")) {
+        true => Err(StageError::Input(format!(
+            "the model {} lies where this training writes; choose another output_dir",
+            model.display()
+        ))),
+        false => Ok(()),
+    }
+}
+
 fn read_pairs(path: &Path, config: &config::Train) -> Result<Vec<PairRow>, StageError> {
     let rows = read_rows::<PairRow>(path)?;
     let keys = config.loss.needed_probabilities();
@@ -189,10 +203,11 @@ pub fn fine_tune<B: AutodiffBackend>(
     monitor: &dyn Monitor,
 ) -> Result<PathBuf, StageError> {
     let config = job.config;
+    refuse_own_output(job.model, job.output_dir)?;
     let rows = read_rows::<SftRow>(job.data)?;
     let model_key = model_fingerprint(job.model)?;
     let data = format!("{rows:?}");
-    let settings_text = format!("{config:?} {}", job.seed);
+    let settings_text = format!("{:?} {}", config.that_matters(), job.seed);
     let key = fingerprint([
         ("rows", data.as_bytes()),
         ("model", model_key.as_bytes()),
@@ -201,12 +216,12 @@ pub fn fine_tune<B: AutodiffBackend>(
     if let Some(done) = finished_model(job.output_dir, &key) {
         return Ok(done);
     }
-    clear_other_work(job.output_dir, &key)?;
     let resumed = latest_checkpoint(job.output_dir, &key);
     let policy = Policy::<B::InnerBackend>::load(job.model, DType::F32, device)?;
     policy.require_text()?;
     let limit = config.max_length.min(policy.config.max_position_embeddings);
-    let tokeniser = policy.row_tokeniser(Rows::Clean, limit, limit - 1)?;
+    // Half for the prompt where both are too long together.
+    let tokeniser = policy.row_tokeniser(Rows::Clean, limit, limit / 2)?;
     let examples = match &tokeniser {
         Some(tokeniser) => tokenise_supervised(&rows, tokeniser, policy.config.vocab_size, limit)?,
         None => Vec::new(),
@@ -290,6 +305,7 @@ fn run<B: AutodiffBackend, O: Objective<B>>(
 ) -> Result<PathBuf, StageError> {
     let weights = start.resumed.as_ref().map_or(start.model, |(dir, _)| dir);
     let (_, model) = sppo_model::llama::Llama::<B>::load(weights, start.dtype, device)?;
+    clear_other_work(&settings.output_dir, &settings.key)?;
     let mut learner = Learner::new(model, start.optimizer, start.recompute, start.max_grad_norm);
     let mut first = 0;
     if let Some((dir, saved)) = &start.resumed {

@@ -29,6 +29,14 @@ pub struct Saved {
     pub updates: usize,
 }
 
+/// Files beside weights and templates that determine what a model folder answers.
+const FINGERPRINTED: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+];
 const STATE: &str = "trainer/state.json";
 const OPTIMIZER: &str = "trainer/optimizer.safetensors";
 const PROVENANCE: &str = "sppo.json";
@@ -66,7 +74,7 @@ pub fn model_fingerprint(dir: &Path) -> Result<String, TrainError> {
         let counts = name.ends_with(".safetensors")
             || name.ends_with(".safetensors.index.json")
             || name.ends_with(".jinja")
-            || ["config.json", "tokenizer.json", "tokenizer_config.json"].contains(&name);
+            || FINGERPRINTED.contains(&name);
         if path.is_file() && counts {
             files.push(path);
         }

@@ -28,7 +28,7 @@ pub use reference::reference_logps;
 pub use supervised::{SupervisedObjective, tokenise_supervised};
 
 use crate::data::DataError;
-use crate::learner::{Learner, LearnerError};
+use crate::learner::{Learner, LearnerError, StepReport};
 use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
 use crate::tokenise::TokeniseError;
@@ -52,7 +52,7 @@ pub enum TrainError {
     #[error("{path} is damaged: {message}; remove that folder to go on from the one before", path = path.display())]
     Damaged { path: PathBuf, message: String },
     #[error(
-        "step {step}: the {what} is not finite (rows {}); the weights of the step before are kept. Lower the learning rate, set train.max_grad_norm, or train.on_non_finite = \"skip\"",
+        "step {step}: the {what} is not finite (rows {}); the weights of the step before are kept in checkpoints/. Lower the learning rate, set train.max_grad_norm, or train.on_non_finite = \"skip\"",
         rows.join(", ")
     )]
     NonFinite {
@@ -60,6 +60,10 @@ pub enum TrainError {
         what: &'static str,
         rows: Vec<String>,
     },
+    #[error(
+        "the weights are not finite behind step {step} and are not saved; lower the learning rate"
+    )]
+    BrokenWeights { step: usize },
     #[error("row {row}: {source}")]
     Row { row: String, source: TokeniseError },
     #[error("row {row}: {message}")]
@@ -159,7 +163,16 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
             return Ok(Outcome::Interrupted(step));
         }
         let (epoch, window) = order::window(settings, rows, per_epoch, step);
-        let mut line = one_step(learner, objective, settings, &window, step)?;
+        let mut line = match one_step(learner, objective, settings, &window, step) {
+            // The weights are those of the step before: keep them for a second try.
+            Err(error @ TrainError::NonFinite { .. }) if step > saved => {
+                metrics.sync()?;
+                refuse_broken_weights(learner, step)?;
+                checkpoint::save(learner, settings, files, step)?;
+                return Err(error);
+            }
+            other => other?,
+        };
         line.epoch = epoch as f64 + (step % per_epoch + 1) as f64 / per_epoch as f64;
         if settings.eval_every > 0 && (step + 1) % settings.eval_every == 0 {
             line.eval = objective.evaluate(learner, settings.batch_size)?;
@@ -169,13 +182,26 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
         let due = settings.checkpoint_every > 0 && (step + 1) % settings.checkpoint_every == 0;
         if due && step + 1 < steps {
             metrics.sync()?;
+            refuse_broken_weights(learner, step + 1)?;
             checkpoint::save(learner, settings, files, step + 1)?;
             saved = step + 1;
         }
     }
     metrics.sync()?;
+    refuse_broken_weights(learner, steps)?;
     let path = checkpoint::save_final(learner, settings, files, steps)?;
     Ok(Outcome::Finished(path))
+}
+
+/// An update can overflow where loss and gradient were finite; such weights are never saved.
+fn refuse_broken_weights<B: AutodiffBackend>(
+    learner: &Learner<B>,
+    step: usize,
+) -> Result<(), TrainError> {
+    match learner.is_finite()? {
+        true => Ok(()),
+        false => Err(TrainError::BrokenWeights { step }),
+    }
 }
 
 fn one_step<B: AutodiffBackend, O: Objective<B>>(
@@ -194,8 +220,14 @@ fn one_step<B: AutodiffBackend, O: Objective<B>>(
         learner.discard_gradients();
         skipped = true;
     }
-    let update = learner.step(rate)?;
-    if !update.updated {
+    let update = match skipped {
+        true => StepReport {
+            grad_norm: f64::NAN,
+            updated: false,
+        },
+        false => learner.step(rate)?,
+    };
+    if !update.updated && !skipped {
         let rows = window
             .iter()
             .map(|&i| objective.row_name(i))
