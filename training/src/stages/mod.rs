@@ -3,9 +3,11 @@
 
 mod bench;
 mod evaluate;
+mod fine_tune;
 mod generate;
 mod init;
 mod judge;
+mod learning;
 mod score;
 mod train;
 
@@ -21,11 +23,12 @@ use sppo_model::tokenizer::{Tokenizer, TokenizerError};
 
 pub use bench::{Bench, BenchReport, bench};
 pub use evaluate::{Comparison, Evaluation, compare_answers};
+pub use fine_tune::{FineTuning, fine_tune};
 pub use generate::{Generation, generate};
 pub use init::{init_model, start_model};
 pub use judge::{build_judge, judge_responses, make_pairs};
 pub use score::{Scoring, score};
-pub use train::{FineTuning, PairTraining, fine_tune, train_pairs};
+pub use train::{PairTraining, train_pairs};
 
 use crate::config::{ConfigError, Rows};
 use crate::data::DataError;

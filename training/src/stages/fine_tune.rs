@@ -1,0 +1,106 @@
+//! Prompt/response rows → fine-tuned model.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
+
+use super::learning::{Start, learn, refuse_own_output};
+use super::{Policy, StageError};
+use crate::config::{self, Rows};
+use crate::data::{SftRow, read_rows};
+use crate::monitor::Monitor;
+use crate::optimizer::Schedule;
+use crate::trainer::{
+    SupervisedObjective, TrainSettings, fingerprint, finished_model, latest_checkpoint,
+    model_fingerprint, tokenise_supervised,
+};
+
+/// Supervised fine-tuning of `model`.
+#[derive(Clone, Copy, Debug)]
+pub struct FineTuning<'a> {
+    pub config: &'a config::Sft,
+    pub model: &'a Path,
+    pub data: &'a Path,
+    pub output_dir: &'a Path,
+    pub seed: u64,
+}
+
+/// Fine-tunes on prompt/response rows; gives the folder of the model.
+pub fn fine_tune<B: AutodiffBackend>(
+    job: FineTuning<'_>,
+    device: &B::Device,
+    monitor: &dyn Monitor,
+) -> Result<PathBuf, StageError> {
+    let config = job.config;
+    refuse_own_output(job.model, job.output_dir)?;
+    let rows = read_rows::<SftRow>(job.data)?;
+    let model_key = model_fingerprint(job.model)?;
+    let data = format!("{rows:?}");
+    let settings_text = format!("{:?} {}", config.that_matters(), job.seed);
+    let key = fingerprint([
+        ("rows", data.as_bytes()),
+        ("model", model_key.as_bytes()),
+        ("sft", settings_text.as_bytes()),
+    ]);
+    if let Some(done) = finished_model(job.output_dir, &key) {
+        return Ok(done);
+    }
+    let resumed = latest_checkpoint(job.output_dir, &key);
+    let policy = Policy::<B::InnerBackend>::load(job.model, DType::F32, device)?;
+    policy.require_text()?;
+    let limit = config.max_length.min(policy.config.max_position_embeddings);
+    // Half for the prompt where both are too long together.
+    let tokeniser = policy.row_tokeniser(Rows::Clean, limit, limit / 2)?;
+    let examples = match &tokeniser {
+        Some(tokeniser) => tokenise_supervised(&rows, tokeniser, policy.config.vocab_size, limit)?,
+        None => Vec::new(),
+    };
+    let settings = settings(job, key, examples.len());
+    let start = Start {
+        model: job.model,
+        dtype: DType::F32,
+        optimizer: config.into(),
+        recompute: config::Recompute::None,
+        max_grad_norm: config.max_grad_norm,
+        resumed,
+        label: "fine-tuning",
+    };
+    let files = policy.config.clone();
+    drop(policy);
+    let objective = SupervisedObjective::new(examples);
+    learn::<B, _>(start, &files, objective, &settings, device, monitor)
+}
+
+fn settings(job: FineTuning<'_>, key: String, examples: usize) -> TrainSettings {
+    let config = job.config;
+    TrainSettings {
+        output_dir: job.output_dir.into(),
+        key,
+        epochs: config.epochs,
+        stop_at_epoch: None,
+        batch_size: config.batch_size,
+        gradient_accumulation: config.gradient_accumulation,
+        schedule: Schedule {
+            kind: config.schedule,
+            learning_rate: config.learning_rate,
+            warmup_steps: 0,
+            total_steps: 0,
+        },
+        shuffle: true,
+        seed: job.seed,
+        checkpoint_every: config.checkpoint_every,
+        keep_checkpoints: 1,
+        eval_every: 0,
+        skip_non_finite: false,
+        save_dtype: DType::F32,
+        summary: format!(
+            "Supervised fine-tuning on {} rows, started from {}.",
+            examples,
+            job.model.display()
+        ),
+    }
+    .with_schedule(examples, |steps| {
+        (config.warmup_ratio * steps as f64).ceil() as usize
+    })
+}
