@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sppo_training::config::{Config, Generate, Precision, Train};
+use sppo_training::config::{Config, Generate, Precision};
 
 use crate::backend::Device;
 use crate::errors::user;
@@ -36,11 +36,11 @@ impl ConfigArgs {
 }
 
 /// Refuses bf16 weights on a device that cannot hold them.
-pub fn refuse_bf16(train: &Train, device: Device) -> anyhow::Result<()> {
-    if train.precision == Precision::Bf16 && !device.has_bf16() {
-        return Err(user(
-            "train.precision = \"bf16\": this device has no bf16; use flex or cuda, or set train.precision = \"f32\"",
-        ));
+pub fn refuse_bf16(section: &str, precision: Precision, device: Device) -> anyhow::Result<()> {
+    if precision == Precision::Bf16 && !device.has_bf16() {
+        return Err(user(format!(
+            "{section}.precision = \"bf16\": this device has no bf16; use flex or cuda, or set {section}.precision = \"f32\"",
+        )));
     }
     Ok(())
 }

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use burn::tensor::backend::AutodiffBackend;
-use sppo_training::config::resolve_model;
+use sppo_training::config::{Judge, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
+use sppo_training::judge;
 use sppo_training::stages::{
     Comparison, Evaluation, Generation, StageError, build_judge, compare_answers, generate,
 };
 use sppo_training::trainer::{fingerprint, model_fingerprint};
 
-use super::args::ConfigArgs;
+use super::args::{ConfigArgs, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::{OrUser, user};
 use crate::output;
@@ -48,7 +49,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut prompts: Vec<PromptRow> = read_rows(&file).or_user()?;
     prompts.truncate(config.eval.prompts.unwrap_or(usize::MAX));
     let folder = args.out.unwrap_or_else(|| config.output_dir.join("eval"));
-    let mut judge = build_judge(&config.judge)?;
+    refuse_bf16("judge", config.judge.precision, device)?;
+    let mut judging = config.judge.clone();
+    if judging.chat_template.is_none() {
+        judging.chat_template = Some(resolve_model(&args.model)?);
+    }
+    let mut judge = dispatch(device, Judging(&judging))??;
     let mut answers = Vec::new();
     for name in [&args.model, &args.against] {
         let model = resolve_model(name)?;
@@ -103,6 +109,16 @@ fn text(evaluation: &Evaluation) -> String {
         evaluation.mean_length,
         evaluation.mean_length_against
     )
+}
+
+struct Judging<'a>(&'a Judge);
+
+impl WithBackend for Judging<'_> {
+    type Output = Result<Box<dyn judge::Judge>, StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        build_judge::<B::InnerBackend>(self.0, &device)
+    }
 }
 
 struct Answers<'a>(Generation<'a>);

@@ -2,64 +2,107 @@
 
 use std::path::PathBuf;
 
-use sppo_training::config::{Config, JudgeKind};
-use sppo_training::stages::{build_judge, judge_responses};
+use burn::tensor::backend::AutodiffBackend;
+use sppo_training::config::{self, Config, JudgeKind};
+use sppo_training::stages::{Part, StageError, build_judge, judge_responses};
 
-use crate::errors::user;
+use super::args::{DeviceArg, Shard, refuse_bf16};
+use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
+  sppo judge --responses responses.jsonl --judge pairrm --model llm-blender/PairRM-hf \
+      --chat-template meta-llama/Meta-Llama-3-8B-Instruct --out judged.jsonl --device cuda
+  sppo judge --responses responses.jsonl --judge reward --model DIR --out judged.jsonl --shard 0/4
+  sppo judge --responses responses.jsonl --judge http --config config.toml --out judged.jsonl
   sppo judge --responses responses.jsonl --judge rubric --config config.toml --out judged.jsonl
-  sppo judge --responses responses.jsonl --judge scores --scores scores.jsonl --out judged.jsonl")]
+  sppo judge --responses responses.jsonl --judge scores --scores scores.jsonl --out judged.jsonl
+Given again after a stop, it keeps the rows that are there and does the rest.")]
 pub struct Args {
     /// Responses of `sppo generate`.
     #[arg(long, value_name = "FILE")]
     pub responses: PathBuf,
-    /// What scores them: rubric or scores.
+    /// What scores them: pairrm, reward, rubric, http or scores.
     #[arg(long, value_name = "KIND")]
     pub judge: JudgeKind,
     /// Judged responses, .jsonl or .parquet.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Configuration whose [judge.rubric] holds the rules.
+    /// Configuration whose [judge] holds the judge's settings.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Overrides a key of the configuration, e.g. judge.rubric.KEY=VALUE.
+    /// Overrides a key of the configuration, e.g. judge.temperature=0.5.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Scores of every response, for --judge scores.
     #[arg(long, value_name = "FILE", required_if_eq("judge", "scores"))]
     pub scores: Option<PathBuf>,
-    /// Folder of the judge's model.
+    /// Folder of the judge's model, or Hugging Face repository id in the local cache.
     #[arg(long, value_name = "DIR")]
-    pub model: Option<PathBuf>,
-    /// Folder whose chat template renders prompts that are message lists, for judges that read
-    /// the prompt; rubric and scores do not.
+    pub model: Option<String>,
+    /// Folder whose chat template renders prompts that are message lists, as pairrm needs.
     #[arg(long, value_name = "DIR")]
-    pub chat_template: Option<PathBuf>,
+    pub chat_template: Option<String>,
+    /// Does only part I of N of the rows.
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
+    #[command(flatten)]
+    pub device: DeviceArg,
+}
+
+impl Args {
+    /// `[judge]` of the configuration with the flags of the command line above it.
+    fn judge(&self) -> anyhow::Result<config::Judge> {
+        let mut overrides = vec![format!("judge.kind={}", self.judge)];
+        let path = self.scores.as_ref().map(|path| path.display().to_string());
+        let flags = [
+            ("scores", path.as_ref()),
+            ("model", self.model.as_ref()),
+            ("chat_template", self.chat_template.as_ref()),
+        ];
+        for (key, value) in flags {
+            if let Some(value) = value {
+                overrides.push(format!("judge.{key}={}", toml::Value::from(value.as_str())));
+            }
+        }
+        overrides.extend(self.set.iter().cloned());
+        Ok(Config::load(self.config.as_deref(), &overrides)?.judge)
+    }
 }
 
 /// Judges responses.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let mut config = Config::load(args.config.as_deref(), &args.set)?.judge;
-    config.kind = args.judge;
-    config.scores = args.scores.or(config.scores);
-    if let Some(folder) = args.model {
-        return Err(user(format!(
-            "--model {}: the {} judge has no model; leave the flag away",
-            folder.display(),
-            args.judge
-        )));
-    }
-    let mut judge = build_judge(&config)?;
-    judge_responses(
-        &args.responses,
-        judge.as_mut(),
-        &args.out,
-        &Console::default(),
-    )?;
+    let config = args.judge()?;
+    refuse_bf16("judge", config.precision, args.device.device)?;
+    dispatch(
+        args.device.device,
+        JudgeResponses {
+            args: &args,
+            config: &config,
+        },
+    )??;
     output::made(&args.out, json)
+}
+
+struct JudgeResponses<'a> {
+    args: &'a Args,
+    config: &'a config::Judge,
+}
+
+impl WithBackend for JudgeResponses<'_> {
+    type Output = Result<(), StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let args = self.args;
+        let mut judge = build_judge::<B::InnerBackend>(self.config, &device)?;
+        let part = args.shard.map(|shard| Part {
+            index: shard.index,
+            of: shard.of,
+        });
+        let console = Console::default();
+        judge_responses(&args.responses, judge.as_mut(), &args.out, part, &console)
+    }
 }

@@ -28,7 +28,8 @@ pub struct Args {
 /// Runs the loop, or what is left of it.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
-    refuse_bf16(&config.train, device)?;
+    refuse_bf16("train", config.train.precision, device)?;
+    refuse_bf16("judge", config.judge.precision, device)?;
     let report = dispatch(device, Run(&config))??;
     output::print(&report.table())?;
     match json {

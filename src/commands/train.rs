@@ -24,7 +24,7 @@ pub struct Args {
 /// Trains; the model is at `<output_dir>/model`.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
-    refuse_bf16(&config.train, device)?;
+    refuse_bf16("train", config.train.precision, device)?;
     let model = dispatch(device, Training(&config))??;
     output::made(&model, json)
 }

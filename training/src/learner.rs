@@ -10,8 +10,8 @@ use std::collections::HashMap;
 
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{DType, Tensor, backend::AutodiffBackend, backend::Backend};
-use sppo_model::llama::nn::{from_f32, to_f32};
 use sppo_model::llama::{Llama, PackedBatch};
+use sppo_model::nn::{from_f32, to_f32};
 
 use crate::config::Recompute;
 use crate::optimizer::Optimizer;

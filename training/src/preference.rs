@@ -21,6 +21,9 @@ pub enum PreferenceError {
     /// Fewer than two responses.
     #[error("{found} response(s); a pair needs at least two (sppo generate --samples 2 or more)")]
     TooFew { found: usize },
+    /// More opponents than responses.
+    #[error("judge.samples is {asked}, but there are {found} responses")]
+    Opponents { found: usize, asked: usize },
     /// One of the above, in a row.
     #[error("prompt_id `{prompt_id}`: {source}")]
     Row {
@@ -49,15 +52,19 @@ pub struct PairSelection {
     pub rejected: usize,
     /// P(chosen beats rejected).
     pub chosen_probs: f64,
-    /// Mean over all K, itself included, of P(chosen beats j).
+    /// Mean over the opponents j, itself included, of P(chosen beats j).
     pub chosen_probs_win: f64,
-    /// Mean over all K, itself included, of P(rejected beats j).
+    /// Mean over the opponents j, itself included, of P(rejected beats j).
     pub chosen_probs_lose: f64,
+}
+
+/// σ(x) = 1 / (1 + e^−x).
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
 }
 
 /// The `[K][K]` matrix P_ij = σ((s_i − s_j) / temperature); one half on the diagonal.
 pub fn probabilities(scores: &[f64], temperature: f64) -> Vec<Vec<f64>> {
-    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     scores
         .iter()
         .map(|a| {
@@ -80,10 +87,12 @@ pub fn scores_from_comparisons(logits: &[Vec<f64>]) -> Result<Vec<f64>, Preferen
         .collect())
 }
 
-/// Chooses best and worst by score. With all scores equal both are the first response.
+/// Chooses best and worst by score, the first where scores are equal; the first `opponents`
+/// responses stand for the policy in the mean win probabilities.
 pub fn select_pair(
     rm_scores: &[f64],
     probability: &[Vec<f64>],
+    opponents: usize,
 ) -> Result<PairSelection, PreferenceError> {
     let count = rm_scores.len();
     if count < 2 {
@@ -100,7 +109,13 @@ pub fn select_pair(
             rejected = i;
         }
     }
-    let mean = |i: usize| probability[i].iter().sum::<f64>() / count as f64;
+    if opponents == 0 || opponents > count {
+        return Err(PreferenceError::Opponents {
+            found: count,
+            asked: opponents,
+        });
+    }
+    let mean = |i: usize| probability[i][..opponents].iter().sum::<f64>() / opponents as f64;
     Ok(PairSelection {
         chosen,
         rejected,
@@ -124,7 +139,12 @@ pub fn judged_to_pair(row: &JudgedRow, ties: Ties) -> Result<Option<PairRow>, Pr
             found: row.rm_scores.len(),
         }));
     }
-    let pair = select_pair(&row.rm_scores, &row.probability).map_err(in_row)?;
+    let samples = row.judge.as_ref().and_then(|judge| judge.get("samples"));
+    let opponents = match samples.and_then(serde_json::Value::as_u64) {
+        Some(samples) => usize::try_from(samples).unwrap_or(usize::MAX),
+        None => responses.len(),
+    };
+    let pair = select_pair(&row.rm_scores, &row.probability, opponents).map_err(in_row)?;
     let (chosen, rejected) = (&responses[pair.chosen], &responses[pair.rejected]);
     if ties == Ties::Drop && chosen == rejected {
         return Ok(None);
@@ -244,6 +264,22 @@ mod tests {
         assert_eq!(hot[0][1], 1.0 / (1.0 + (-0.5f64).exp()));
         assert_eq!(hot[0][0], 0.5);
         assert!((hot[0][1] + hot[1][0] - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn fewer_samples_may_estimate_the_mean() {
+        let mut row = judged(&["a", "b", "c"], &[0.0, 2.0, 1.0]);
+        row.judge = Some(serde_json::json!({ "kind": "pairrm", "samples": 2 }));
+        let pair = judged_to_pair(&row, Ties::Keep).unwrap().unwrap();
+        let p = probabilities(&[0.0, 2.0], 1.0);
+        assert_eq!(pair.chosen_probs_win, Some((p[1][0] + 0.5) / 2.0));
+        assert_eq!(pair.chosen_probs_lose, Some((0.5 + p[0][1]) / 2.0));
+        row.judge = Some(serde_json::json!({ "samples": 4 }));
+        let error = judged_to_pair(&row, Ties::Keep).unwrap_err().to_string();
+        assert!(
+            error.contains("judge.samples is 4, but there are 3"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::config_json::token_ids;
 use crate::llama::LlamaConfig;
-use crate::llama::config::token_ids;
 
 /// Why a `generation_config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -3,35 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 
-use super::config::{ConfigError, LlamaConfig};
-use super::nn::{Linear, RmsNorm};
+use super::config::LlamaConfig;
 use super::rope::Rope;
 use super::transformer::{Attention, Block, Llama, Mlp};
 use crate::checkpoint::{self, Checkpoint, LazyTensor, SafetensorsError};
+use crate::nn::RmsNorm;
 use crate::tokenizer;
-
-/// Why a Llama folder cannot be loaded or saved.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    #[error("{dir}: {source}")]
-    Config { dir: PathBuf, source: ConfigError },
-    #[error(transparent)]
-    Weights(#[from] SafetensorsError),
-    #[error("{path} does not fit its config.json:\n  {}", problems.join("\n  "))]
-    Mismatch {
-        path: PathBuf,
-        problems: Vec<String>,
-    },
-    #[error("cannot write {path}: {source}")]
-    Write {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-}
+pub use crate::weights::CheckpointError;
+use crate::weights::{Expected, Fresh, FromCheckpoint, Source, check_tensors};
 
 /// The Hugging Face name of the parameter at a module path.
 pub fn hf_name(path: &[String]) -> String {
@@ -43,37 +26,8 @@ pub fn hf_name(path: &[String]) -> String {
     }
 }
 
-/// Where a model under construction gets its tensors from.
-trait Source<B: Backend> {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError>;
-
-    fn param<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Param<Tensor<B, D>>, CheckpointError> {
-        Ok(Param::from_tensor(self.tensor(name, shape)?))
-    }
-
-    fn linear(
-        &mut self,
-        name: &str,
-        [output, input]: [usize; 2],
-        bias: bool,
-    ) -> Result<Linear<B>, CheckpointError> {
-        Ok(Linear {
-            weight: self.param(&format!("{name}.weight"), [output, input])?,
-            bias: match bias {
-                true => Some(self.param(&format!("{name}.bias"), [output])?),
-                false => None,
-            },
-        })
-    }
-
+/// The parts of a Llama under construction.
+trait LlamaSource<B: Backend>: Source<B> {
     fn norm(&mut self, name: &str, config: &LlamaConfig) -> Result<RmsNorm<B>, CheckpointError> {
         Ok(RmsNorm {
             weight: self.param(&format!("{name}.weight"), [config.hidden_size])?,
@@ -124,80 +78,7 @@ trait Source<B: Backend> {
     }
 }
 
-struct FromCheckpoint<'a, B: Backend> {
-    checkpoint: &'a Checkpoint,
-    dtype: DType,
-    device: &'a B::Device,
-}
-
-impl<B: Backend> Source<B> for FromCheckpoint<'_, B> {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError> {
-        // Presence and shape were checked for the whole checkpoint before.
-        match self.checkpoint.load(name, self.dtype)? {
-            Some(data) => Ok(Tensor::from_data(data, (self.device, self.dtype))),
-            None => Err(CheckpointError::Mismatch {
-                path: self.checkpoint.path().into(),
-                problems: vec![format!("missing: {name} {shape:?}")],
-            }),
-        }
-    }
-}
-
-/// Collects names and shapes only.
-#[derive(Default)]
-struct Expected(Vec<(String, Vec<usize>)>);
-
-impl<B: Backend> Source<B> for Expected {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError> {
-        self.0.push((name.into(), shape.to_vec()));
-        Ok(Tensor::zeros([1; D], &B::Device::default()))
-    }
-}
-
-struct Fresh<'a, B: Backend> {
-    generator: ChaCha12Rng,
-    std: f32,
-    device: &'a B::Device,
-}
-
-impl<B: Backend> Source<B> for Fresh<'_, B> {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError> {
-        let count = shape.iter().product();
-        let values: Vec<f32> = if name.ends_with("norm.weight") {
-            vec![1.0; count]
-        } else if name.ends_with(".bias") {
-            vec![0.0; count]
-        } else {
-            (0..count)
-                .map(|_| self.std * normal(&mut self.generator))
-                .collect()
-        };
-        Ok(Tensor::from_data(
-            TensorData::new(values, shape),
-            (self.device, DType::F32),
-        ))
-    }
-}
-
-/// A standard normal number by Box and Muller's transform.
-fn normal(generator: &mut ChaCha12Rng) -> f32 {
-    use rand::Rng;
-    let radius: f64 = 1.0 - generator.random::<f64>();
-    let angle: f64 = generator.random();
-    ((-2.0 * radius.ln()).sqrt() * (2.0 * std::f64::consts::PI * angle).cos()) as f32
-}
+impl<B: Backend, S: Source<B>> LlamaSource<B> for S {}
 
 /// Names and shapes of all tensors that a checkpoint of `config` holds.
 pub fn expected_tensors<B: Backend>(
@@ -242,7 +123,12 @@ impl<B: Backend> Llama<B> {
             source,
         })?;
         let checkpoint = Checkpoint::open(dir)?;
-        check_tensors(&checkpoint, &config, &expected_tensors::<B>(&config)?)?;
+        // Older exports carry the rotary table, tied ones a copy of the embeddings.
+        let harmless = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq")
+                || (config.tie_word_embeddings && name == "lm_head.weight")
+        };
+        check_tensors(&checkpoint, harmless, &expected_tensors::<B>(&config)?)?;
         let mut source = FromCheckpoint::<B> {
             checkpoint: &checkpoint,
             dtype,
@@ -289,41 +175,6 @@ impl<B: Backend> Llama<B> {
             }
         }
         Ok(())
-    }
-}
-
-fn check_tensors(
-    checkpoint: &Checkpoint,
-    config: &LlamaConfig,
-    expected: &[(String, Vec<usize>)],
-) -> Result<(), CheckpointError> {
-    let found: std::collections::BTreeMap<&str, &[usize]> = checkpoint.shapes().collect();
-    let mut problems = Vec::new();
-    for (name, shape) in expected {
-        match found.get(name.as_str()) {
-            None => problems.push(format!("missing: {name} {shape:?}")),
-            Some(other) if other != shape => {
-                problems.push(format!(
-                    "wrong shape: {name} is {other:?}, expected {shape:?}"
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    for name in found.keys() {
-        // Older exports carry the rotary table, tied ones a copy of the embeddings.
-        let harmless = name.ends_with("rotary_emb.inv_freq")
-            || (config.tie_word_embeddings && *name == "lm_head.weight");
-        if !harmless && !expected.iter().any(|(known, _)| known == name) {
-            problems.push(format!("unexpected: {name}"));
-        }
-    }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(CheckpointError::Mismatch {
-            path: checkpoint.path().into(),
-            problems,
-        }),
     }
 }
 

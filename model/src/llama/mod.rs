@@ -4,7 +4,6 @@ pub mod config;
 pub mod hf;
 pub mod kv_cache;
 pub mod layout;
-pub mod nn;
 pub mod rope;
 pub mod transformer;
 

@@ -6,8 +6,8 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 use super::kv_cache::{KvCache, LayerCache};
 use super::layout::{Grid, PackedBatch};
-use super::nn::{Linear, RmsNorm, from_f32, to_f32};
 use super::rope::{Rope, RopeRows};
+use crate::nn::{Linear, RmsNorm, from_f32, to_f32};
 
 /// A Llama decoder with its vocabulary projection.
 #[derive(Module, Debug)]

@@ -3,7 +3,7 @@
 use toml::Table;
 
 use super::source::Source;
-use super::{Config, ConfigError, Init, JudgeKind};
+use super::{Config, ConfigError, Init, Judge, JudgeKind, Probability};
 
 /// Refuses options of which only one may be given; `table` holds what was given.
 pub fn conflicts(table: &Table, source: &Source) -> Result<(), ConfigError> {
@@ -57,20 +57,7 @@ pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
             message: "train.eval_every needs train.eval_data, a file of held-out pairs".into(),
         });
     }
-    let judge = &config.judge;
-    match (judge.kind, &judge.scores) {
-        (JudgeKind::Scores, None) => Err(ConfigError::Missing {
-            at: source.at("judge.kind"),
-            message: "judge.kind = \"scores\" needs judge.scores, the file with the scores".into(),
-        }),
-        (JudgeKind::Rubric, Some(_)) => Err(ConfigError::Conflict {
-            at: source.at("judge.scores"),
-            message: "judge.scores is given but judge.kind is \"rubric\"; \
-                      remove it or set judge.kind = \"scores\""
-                .into(),
-        }),
-        _ => Ok(()),
-    }
+    check.judge(&config.judge)
 }
 
 struct Check<'s> {
@@ -96,11 +83,61 @@ impl Check<'_> {
         })
     }
 
+    /// What each kind of judge needs, and what no kind but one can use.
+    fn judge(&self, judge: &Judge) -> Result<(), ConfigError> {
+        use JudgeKind::{Http, PairRm, Reward, Scores};
+        let kind = judge.kind;
+        let given: [(&str, bool, &[JudgeKind]); 4] = [
+            ("judge.scores", judge.scores.is_some(), &[Scores]),
+            ("judge.model", judge.model.is_some(), &[PairRm, Reward]),
+            (
+                "judge.temperature",
+                judge.temperature != 1.0,
+                &[PairRm, Reward, Http, Scores],
+            ),
+            (
+                "judge.probability",
+                judge.probability == Probability::Comparisons,
+                &[PairRm, Http, Scores],
+            ),
+        ];
+        for (key, given, users) in given {
+            if given && !users.contains(&kind) {
+                let users: Vec<String> = users
+                    .iter()
+                    .map(|user| format!("{:?}", user.word()))
+                    .collect();
+                return Err(ConfigError::Conflict {
+                    at: self.source.at(key),
+                    message: format!(
+                        "{key} is given but judge.kind is {:?}; remove it or set judge.kind = {}",
+                        kind.word(),
+                        users.join(" or ")
+                    ),
+                });
+            }
+        }
+        let missing = |key: &str, what: &str| ConfigError::Missing {
+            at: self.source.at("judge.kind"),
+            message: format!("judge.kind = {:?} needs {key}, {what}", kind.word()),
+        };
+        match kind {
+            Scores if judge.scores.is_none() => {
+                Err(missing("judge.scores", "the file with the scores"))
+            }
+            PairRm | Reward if judge.model.is_none() => {
+                Err(missing("judge.model", "the folder of the judge's model"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whole numbers that have a least value.
     fn counts(&self, config: &Config) -> Result<(), ConfigError> {
         let (sft, train) = (&config.sft, &config.train);
         let limits = [
             ("prompts.per_iteration", config.prompts.per_iteration),
+            ("judge.samples", config.judge.samples),
             ("eval.prompts", config.eval.prompts),
         ];
         let limits = limits.into_iter().filter_map(|(key, n)| Some((key, n?, 1)));
@@ -123,6 +160,7 @@ impl Check<'_> {
             ("train.max_length", train.max_length, 2),
             ("train.max_prompt_length", train.max_prompt_length, 1),
             ("train.keep_checkpoints", train.keep_checkpoints, 1),
+            ("judge.batch_tokens", config.judge.batch_tokens, 1),
             ("eval.samples", config.eval.samples, 1),
             ("eval.max_new_tokens", config.eval.max_new_tokens, 1),
         ];
@@ -159,6 +197,7 @@ impl Check<'_> {
             ),
             ("generate.top_p", config.generate.top_p, PROBABILITY),
             ("eval.top_p", config.eval.top_p, PROBABILITY),
+            ("judge.temperature", config.judge.temperature, POSITIVE),
             ("train.learning_rate", train.learning_rate, POSITIVE),
             ("train.beta", train.beta, POSITIVE),
             ("train.alpha", train.alpha, DECAY),

@@ -276,14 +276,13 @@ macro_rules! section {
     };
 }
 
-/// Defines an enum that is written as one of a few words; `alias` words are read too, and
-/// `later` words are refused as not part of this version.
+/// Defines an enum that is written as one of a few words; `alias` words are read too.
 macro_rules! choice {
     (
         $(#[doc = $about:expr])*
         pub enum $Name:ident {
             $($(#[doc = $doc:expr])* $Variant:ident = $word:literal $(alias $alias:literal)*,)*
-        } $(later $($later:literal),*)?
+        }
     ) => {
         $(#[doc = $about])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -292,8 +291,6 @@ macro_rules! choice {
         impl $Name {
             /// The words that are written, in order of definition.
             pub const WORDS: &[&str] = &[$($word),*];
-            /// Words that a later version will accept.
-            const LATER: &[&str] = &[$($($later),*)?];
 
             /// The word that stands for this choice.
             pub fn word(self) -> &'static str {
@@ -312,7 +309,7 @@ macro_rules! choice {
             fn from_str(word: &str) -> Result<Self, Self::Err> {
                 match word {
                     $($word $(| $alias)* => Ok(Self::$Variant),)*
-                    _ => Err($crate::config::NoSuchChoice::new(word, Self::WORDS, Self::LATER)),
+                    _ => Err($crate::config::NoSuchChoice::new(word, Self::WORDS)),
                 }
             }
         }

@@ -20,7 +20,7 @@ pub use define::{KeyDoc, SectionDoc};
 pub use model_path::{ModelSource, resolve_model};
 pub use sections::{
     Config, Eval, Generate, Init, Judge, JudgeKind, Loss, Model, OnNonFinite, Optimizer, Pairs,
-    Precision, Prompts, Recompute, Rows, Schedule, Sft, Split, Train,
+    Precision, Probability, Prompts, Recompute, Rows, Schedule, Sft, Split, Train,
 };
 
 use define::{Section, SectionValues, toml_text};
@@ -109,19 +109,13 @@ pub enum ConfigError {
 pub struct NoSuchChoice {
     word: String,
     words: &'static [&'static str],
-    later: &'static [&'static str],
 }
 
 impl NoSuchChoice {
-    pub(crate) fn new(
-        word: &str,
-        words: &'static [&'static str],
-        later: &'static [&'static str],
-    ) -> Self {
+    pub(crate) fn new(word: &str, words: &'static [&'static str]) -> Self {
         Self {
             word: word.into(),
             words,
-            later,
         }
     }
 
@@ -129,11 +123,8 @@ impl NoSuchChoice {
         format!("{:?} is not one of {}", self.word, self.words.join(", "))
     }
 
-    /// The nearest word, or that the word is not part of this version.
+    /// The nearest word.
     pub(crate) fn hint(&self) -> Option<String> {
-        if self.later.contains(&self.word.as_str()) {
-            return Some(format!("{} is not part of this version", self.word));
-        }
         nearest(&self.word, self.words.iter().copied()).map(|near| format!("did you mean {near}?"))
     }
 }

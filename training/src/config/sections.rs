@@ -101,11 +101,27 @@ choice! {
 choice! {
     /// What scores the responses.
     pub enum JudgeKind {
+        /// PairRM, which compares pairs of responses.
+        PairRm = "pairrm",
+        /// A Llama with a score head, which scores one response at a time.
+        Reward = "reward",
         /// Rules of `[judge.rubric]`.
         Rubric = "rubric",
+        /// A chat model behind an OpenAI-compatible address, asked to compare pairs.
+        Http = "http",
         /// Scores from a file.
         Scores = "scores",
-    } later "pairrm", "reward", "http"
+    }
+}
+
+choice! {
+    /// Which logits become win probabilities.
+    pub enum Probability {
+        /// Differences of the responses' scores, as the published pipeline does it.
+        Scores = "scores",
+        /// The comparison of the two responses, averaged over both orders, as the paper has it.
+        Comparisons = "comparisons",
+    }
 }
 
 section! {
@@ -241,10 +257,30 @@ section! {
 section! {
     /// What scores the responses.
     pub struct Judge "judge" {
-        /// rubric: the rules of [judge.rubric]; scores: scores from a file.
+        /// pairrm: a PairRM folder compares every pair; reward: a Llama with a score head scores
+        /// each response; rubric: the rules of [judge.rubric]; http: a chat model behind an
+        /// OpenAI-compatible address, [judge.http], compares every pair; scores: scores from a file.
         kind: JudgeKind = JudgeKind::Rubric;
-        /// File with the scores of every response, for kind = "scores".
+        /// Folder of the judge's model (or Hugging Face repository id in the local cache), for
+        /// pairrm and reward.
+        model: Option<String> = None => "\"llm-blender/PairRM-hf\"";
+        /// Folder whose chat template renders prompts that are message lists for pairrm; a run
+        /// takes the policy's.
+        chat_template: Option<PathBuf> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"";
+        /// File with the scores of every response, for scores.
         scores: Option<PathBuf> = None => "\"scores.jsonl\"";
+        /// Tokens that the judge's model takes at a time; does not change the result.
+        batch_tokens: usize = 8192;
+        /// Precision of the judge's model: f32 or bf16.
+        precision: Precision = Precision::F32;
+        /// scores: P_ij = sigmoid((s_i - s_j) / temperature); comparisons: the mean over both
+        /// orders of sigmoid(logit / temperature), for judges that compare pairs.
+        probability: Probability = Probability::Scores;
+        /// Divides score differences and comparison logits; the rubric has its own.
+        temperature: f64 = 1.0;
+        /// Responses, from the first, against which mean win probabilities are estimated; all of
+        /// them unless given.
+        samples: Option<usize> = None => "5";
         /// Rules of the rubric judge.
         rubric: Table = Table::new();
     } {}

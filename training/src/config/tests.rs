@@ -93,7 +93,12 @@ fn what_is_commented_out_can_be_given() {
             if key.key == "scores" || key.key == "tokenizer" {
                 continue;
             }
-            let text = format!("[{}]\n{} = {example}\n", section.name, key.key);
+            // The rubric, which is the default, has no model.
+            let kind = match (section.name, key.key) {
+                ("judge", "model") => "kind = \"pairrm\"\n",
+                _ => "",
+            };
+            let text = format!("[{}]\n{kind}{} = {example}\n", section.name, key.key);
             parse(&text, &[]).unwrap_or_else(|error| panic!("{error}"));
         }
     }
@@ -238,10 +243,21 @@ const BAD: &[(&str, &[&str], &str)] = &[
          kto_pair, found the string \"spo\"; did you mean sppo?",
     ),
     (
+        "[judge]\nkind = \"pairm\"",
+        &[],
+        "run.toml line 2: judge.kind must be one of pairrm, reward, rubric, http, scores, found \
+         the string \"pairm\"; did you mean pairrm?",
+    ),
+    (
         "[judge]\nkind = \"pairrm\"",
         &[],
-        "run.toml line 2: judge.kind must be one of rubric, scores, found the string \"pairrm\"; \
-         pairrm is not part of this version",
+        "run.toml line 2: judge.kind = \"pairrm\" needs judge.model, the folder of the judge's model",
+    ),
+    (
+        "[judge]\nprobability = \"comparisons\"",
+        &[],
+        "run.toml line 2: judge.probability is given but judge.kind is \"rubric\"; remove it or set \
+         judge.kind = \"pairrm\" or \"http\" or \"scores\"",
     ),
     (
         "[judge]\nkind = \"scores\"",

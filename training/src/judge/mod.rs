@@ -1,5 +1,7 @@
 //! Judges: anything that scores the responses to a prompt, and the driver that judges a file.
 
+mod comparisons;
+mod estimate;
 mod rubric;
 mod scores;
 
@@ -10,8 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::data::{DataError, JudgedRow, ResponseRow, RowWriter};
-use crate::preference::{PreferenceError, probabilities, scores_from_comparisons};
+use crate::preference::probabilities;
 
+pub use comparisons::Comparisons;
+pub use estimate::Estimate;
 pub use rubric::{LengthUnit, Rubric, RubricConfig, WeightedPattern};
 pub use scores::{ExternalScores, ScoresJudge};
 
@@ -70,18 +74,6 @@ impl Judgement {
             comparison_logits: None,
         }
     }
-
-    /// From a `[K][K]` matrix of comparison logits, by way of their aggregated scores.
-    pub fn from_comparisons(
-        logits: Vec<Vec<f64>>,
-        temperature: f64,
-    ) -> Result<Self, PreferenceError> {
-        let scores = scores_from_comparisons(&logits)?;
-        Ok(Judgement {
-            comparison_logits: Some(logits),
-            ..Judgement::from_scores(scores, temperature)
-        })
-    }
 }
 
 /// Anything that scores the responses to a prompt.
@@ -89,12 +81,60 @@ pub trait Judge {
     /// The judge's name, as on the command line.
     fn name(&self) -> &str;
 
-    /// Scores all responses of a row.
-    fn judge(&mut self, row: &ResponseRow) -> Result<Judgement, JudgeError>;
+    /// Refuses what it cannot judge before the first row is judged.
+    fn check(&self, rows: &[ResponseRow]) -> Result<(), JudgeError> {
+        let _ = rows;
+        Ok(())
+    }
+
+    /// Judges `rows` in order, handing each judgement to `desk` as soon as it is whole; ends
+    /// early, without an error, once the desk is interrupted.
+    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError>;
 
     /// What is written with every judged row, and must be the same when judging goes on.
     fn description(&self) -> Value {
         json!({ "kind": self.name() })
+    }
+}
+
+/// Where judgements go, one for each row in the order of the rows.
+pub struct Desk<'a> {
+    take: &'a mut dyn FnMut(Judgement) -> Result<(), JudgeError>,
+    interrupt: &'a AtomicBool,
+}
+
+impl<'a> Desk<'a> {
+    /// `take` receives the judgements; `interrupt` is set when the user asks to stop.
+    pub fn new(
+        take: &'a mut dyn FnMut(Judgement) -> Result<(), JudgeError>,
+        interrupt: &'a AtomicBool,
+    ) -> Self {
+        Desk { take, interrupt }
+    }
+
+    /// Hands in the next row's judgement.
+    pub fn hand_in(&mut self, judgement: Judgement) -> Result<(), JudgeError> {
+        (self.take)(judgement)
+    }
+
+    /// Whether the user asked to stop.
+    pub fn interrupted(&self) -> bool {
+        self.interrupt.load(Ordering::Relaxed)
+    }
+
+    /// Judges row after row, for judges that gain nothing from seeing many at once.
+    pub fn one_by_one(
+        &mut self,
+        rows: &[&ResponseRow],
+        mut judge: impl FnMut(&ResponseRow) -> Result<Judgement, JudgeError>,
+    ) -> Result<(), JudgeError> {
+        for row in rows {
+            if self.interrupted() {
+                break;
+            }
+            self.hand_in(judge(row)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -112,7 +152,7 @@ pub struct JudgeProgress {
 /// Judges the rows that `out` does not hold yet, in order, appending each.
 ///
 /// `progress` is called with (rows done, rows in all), first with those of an earlier run. When
-/// `interrupt` becomes true, the row at hand is finished and the rest is left for the next run.
+/// `interrupt` becomes true, the work at hand is finished and the rest is left for the next run.
 pub fn judge_file(
     rows: &[ResponseRow],
     judge: &mut dyn Judge,
@@ -133,33 +173,40 @@ pub fn judge_file(
             Some(old) => check_same(row, old, &description, out)?,
         }
     }
-    let mut state = JudgeProgress {
-        resumed: rows.len() - left.len(),
-        judged: 0,
-        interrupted: false,
+    let resumed = rows.len() - left.len();
+    let mut judged = 0;
+    progress(resumed, rows.len());
+    let name = judge.name().to_string();
+    let mut take = |judgement: Judgement| {
+        let row = judged_row(left[judged], judgement, &name, &description)?;
+        writer.append(&row)?;
+        judged += 1;
+        progress(resumed + judged, rows.len());
+        Ok(())
     };
-    progress(state.resumed, rows.len());
-    for row in left {
-        if interrupt.load(Ordering::Relaxed) {
-            state.interrupted = true;
-            return Ok(state);
-        }
-        writer.append(&judged_row(row, judge, &description)?)?;
-        state.judged += 1;
-        progress(state.resumed + state.judged, rows.len());
+    judge.judge(&left, &mut Desk::new(&mut take, interrupt))?;
+    let interrupted = judged < left.len();
+    if !interrupted {
+        writer.finish()?;
     }
-    writer.finish()?;
-    Ok(state)
+    Ok(JudgeProgress {
+        resumed,
+        judged,
+        interrupted,
+    })
 }
 
 fn judged_row(
     row: &ResponseRow,
-    judge: &mut dyn Judge,
+    judgement: Judgement,
+    judge: &str,
     description: &Value,
 ) -> Result<JudgedRow, JudgeError> {
-    let judgement = judge.judge(row)?;
-    if judgement.rm_scores.iter().any(|score| !score.is_finite()) {
-        let problem = format!("the {} judge gave a score that is not finite", judge.name());
+    let logits = judgement.comparison_logits.iter().flatten().flatten();
+    let mut numbers = judgement.rm_scores.iter().chain(logits);
+    if let Some(number) = numbers.find(|number| !number.is_finite()) {
+        let problem =
+            format!("the {judge} judge gave {number}; only finite scores can be compared");
         return Err(JudgeError::row(row, problem));
     }
     Ok(JudgedRow {

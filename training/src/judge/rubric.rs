@@ -10,7 +10,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Judge, JudgeError, Judgement};
+use super::{Desk, Judge, JudgeError, Judgement};
 use crate::data::{ResponseRow, stable_hash};
 
 /// The rules. A weight of 0 switches a rule off.
@@ -126,6 +126,14 @@ impl Rubric {
         })
     }
 
+    /// With mean win probabilities estimated against the first `samples` responses.
+    pub fn with_samples(mut self, samples: Option<usize>) -> Self {
+        if let Some(samples) = samples {
+            self.description["samples"] = json!(samples);
+        }
+        self
+    }
+
     /// The score of one response. `finish_reason` and `reference` may be unknown; without a
     /// reference the similarity counts as 0.
     pub fn score(
@@ -165,12 +173,9 @@ impl Rubric {
     }
 }
 
-impl Judge for Rubric {
-    fn name(&self) -> &str {
-        "rubric"
-    }
-
-    fn judge(&mut self, row: &ResponseRow) -> Result<Judgement, JudgeError> {
+impl Rubric {
+    /// Judges all responses of a row.
+    pub fn judge_row(&self, row: &ResponseRow) -> Result<Judgement, JudgeError> {
         if self.config.similarity_weight > 0.0 && row.reference.is_none() {
             return Err(JudgeError::row(
                 row,
@@ -190,6 +195,16 @@ impl Judge for Rubric {
             scores.collect(),
             self.config.temperature,
         ))
+    }
+}
+
+impl Judge for Rubric {
+    fn name(&self) -> &str {
+        "rubric"
+    }
+
+    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
+        desk.one_by_one(rows, |row| self.judge_row(row))
     }
 
     fn description(&self) -> Value {

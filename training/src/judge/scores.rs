@@ -1,12 +1,13 @@
 //! A judge that reads scores or comparison logits made elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Judge, JudgeError, Judgement};
+use super::{Desk, Estimate, Judge, JudgeError, Judgement};
+use crate::config::Probability;
 use crate::data::{Fields, ResponseRow, Row, RowProblem, read_rows, stable_hash};
 
 /// The scores of one prompt's responses: `rm_scores` `[K]`, or `comparison_logits` `[K][K]` of a
@@ -18,11 +19,15 @@ pub struct ExternalScores {
     pub rm_scores: Option<Vec<f64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison_logits: Option<Vec<Vec<f64>>>,
+    /// The responses that were scored, where the file names them: they must be the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub responses: Option<Vec<String>>,
 }
 
 impl Row for ExternalScores {
     const KIND: &'static str = "scores";
-    const KEYS: &'static [&'static str] = &["prompt_id", "rm_scores", "comparison_logits"];
+    const KEYS: &'static [&'static str] =
+        &["prompt_id", "rm_scores", "comparison_logits", "responses"];
 
     fn from_fields(fields: &Fields<'_>) -> Result<Self, RowProblem> {
         let need = "scores are joined to the responses by it";
@@ -30,6 +35,7 @@ impl Row for ExternalScores {
             prompt_id: fields.require("prompt_id", need, fields.id("prompt_id"))?,
             rm_scores: fields.numbers("rm_scores")?,
             comparison_logits: fields.matrix("comparison_logits")?,
+            responses: fields.strings("responses")?,
         };
         if row.rm_scores.is_none() && row.comparison_logits.is_none() {
             return Err(RowProblem::Missing {
@@ -49,32 +55,26 @@ impl Row for ExternalScores {
 pub struct ScoresJudge {
     scores: HashMap<String, ExternalScores>,
     file: String,
-    temperature: f64,
+    estimate: Estimate,
     description: Value,
 }
 
 impl ScoresJudge {
-    /// Reads a file of [`ExternalScores`]; `temperature` divides score differences.
-    pub fn open(path: &Path, temperature: f64) -> Result<Self, JudgeError> {
-        super::rubric::check_positive("temperature", temperature)?;
+    /// Reads a file of [`ExternalScores`].
+    pub fn open(path: &Path, estimate: Estimate) -> Result<Self, JudgeError> {
         let rows: Vec<ExternalScores> = read_rows(path)?;
-        let description = json!({ "kind": "scores", "hash": stable_hash(&(temperature, &rows)) });
+        let description = estimate.describe("scores", json!({ "hash": stable_hash(&rows) }));
         let scores = rows.into_iter().map(|row| (row.prompt_id.clone(), row));
         Ok(ScoresJudge {
             scores: scores.collect(),
             file: path.display().to_string(),
-            temperature,
+            estimate,
             description,
         })
     }
-}
 
-impl Judge for ScoresJudge {
-    fn name(&self) -> &str {
-        "scores"
-    }
-
-    fn judge(&mut self, row: &ResponseRow) -> Result<Judgement, JudgeError> {
+    /// Judges one row.
+    pub fn judge_row(&self, row: &ResponseRow) -> Result<Judgement, JudgeError> {
         let Some(found) = self.scores.get(&row.prompt_id) else {
             let problem = format!("{} has no scores for it", self.file);
             return Err(JudgeError::row(row, problem));
@@ -90,23 +90,72 @@ impl Judge for ScoresJudge {
             );
             Err(JudgeError::row(row, problem))
         };
-        if let Some(logits) = &found.comparison_logits {
-            check("comparison_logits", logits.len())?;
+        if let Some(scored) = &found.responses
+            && *scored != row.responses
+        {
+            let problem = format!("{} scores other responses to it", self.file);
+            return Err(JudgeError::row(row, problem));
         }
-        match (&found.rm_scores, &found.comparison_logits) {
-            (Some(scores), logits) => {
-                check("rm_scores", scores.len())?;
-                Ok(Judgement {
-                    comparison_logits: logits.clone(),
-                    ..Judgement::from_scores(scores.clone(), self.temperature)
-                })
-            }
-            (None, logits) => {
-                let logits = logits.clone().unwrap_or_default();
-                Judgement::from_comparisons(logits, self.temperature)
-                    .map_err(|error| JudgeError::row(row, format!("{}: {error}", self.file)))
-            }
+        if let Some(scores) = &found.rm_scores {
+            check("rm_scores", scores.len())?;
         }
+        let Some(logits) = &found.comparison_logits else {
+            let scores = found.rm_scores.clone().unwrap_or_default();
+            if self.estimate.probability == Probability::Comparisons {
+                let problem = format!(
+                    "{} has no `comparison_logits` for it, which judge.probability = \"comparisons\" needs",
+                    self.file
+                );
+                return Err(JudgeError::row(row, problem));
+            }
+            return Ok(self.estimate.from_scores(scores));
+        };
+        check("comparison_logits", logits.len())?;
+        let compared = self
+            .estimate
+            .from_comparisons(logits.clone())
+            .map_err(|error| JudgeError::row(row, format!("{}: {error}", self.file)))?;
+        Ok(match (&found.rm_scores, self.estimate.probability) {
+            (None, _) => compared,
+            (Some(scores), Probability::Comparisons) => Judgement {
+                rm_scores: scores.clone(),
+                ..compared
+            },
+            (Some(scores), Probability::Scores) => Judgement {
+                comparison_logits: compared.comparison_logits,
+                ..self.estimate.from_scores(scores.clone())
+            },
+        })
+    }
+}
+
+impl Judge for ScoresJudge {
+    fn name(&self) -> &str {
+        "scores"
+    }
+
+    fn check(&self, rows: &[ResponseRow]) -> Result<(), JudgeError> {
+        let known: HashSet<&str> = rows.iter().map(|row| row.prompt_id.as_str()).collect();
+        for row in rows {
+            self.estimate.check(row)?;
+            self.judge_row(row)?;
+        }
+        let mut strangers = self.scores.keys().filter(|id| !known.contains(id.as_str()));
+        match strangers.next() {
+            None => Ok(()),
+            Some(id) => Err(JudgeError::Row {
+                prompt_id: id.clone(),
+                problem: format!(
+                    "{} has scores for it and {} more, but there are no responses to it; the two files do not belong together",
+                    self.file,
+                    strangers.count()
+                ),
+            }),
+        }
+    }
+
+    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
+        desk.one_by_one(rows, |row| self.judge_row(row))
     }
 
     fn description(&self) -> Value {

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::Probability;
 use crate::data::{Prompt, read_rows};
 
 fn row(id: &str, responses: &[&str]) -> ResponseRow {
@@ -21,6 +22,13 @@ fn row(id: &str, responses: &[&str]) -> ResponseRow {
 
 fn rubric() -> Rubric {
     Rubric::new(RubricConfig::default()).unwrap()
+}
+
+fn estimate(temperature: f64) -> Estimate {
+    Estimate {
+        temperature,
+        ..Estimate::default()
+    }
 }
 
 fn scores(folder: &TempDir, text: &str) -> PathBuf {
@@ -101,26 +109,26 @@ fn scores_are_joined_by_id() {
             r#"{"prompt_id": "a", "rm_scores": [1, 3]}"#,
         ),
     );
-    let mut judge = ScoresJudge::open(&path, 2.0).unwrap();
-    let a = judge.judge(&row("a", &["x", "y"])).unwrap();
+    let judge = ScoresJudge::open(&path, estimate(2.0)).unwrap();
+    let a = judge.judge_row(&row("a", &["x", "y"])).unwrap();
     assert_eq!(a.rm_scores, [1.0, 3.0]);
     assert_eq!(a.probability[1][0], 1.0 / (1.0 + (-1.0f64).exp()));
-    let b = judge.judge(&row("b", &["x", "y"])).unwrap();
+    let b = judge.judge_row(&row("b", &["x", "y"])).unwrap();
     assert_eq!(b.rm_scores, [1.5, -1.5]);
     assert_eq!(b.comparison_logits.unwrap()[0][1], 2.0);
     let error =
-        |judge: &mut ScoresJudge, row: &ResponseRow| judge.judge(row).unwrap_err().to_string();
-    let absent = error(&mut judge, &row("c", &["x"]));
+        |judge: &ScoresJudge, row: &ResponseRow| judge.judge_row(row).unwrap_err().to_string();
+    let absent = error(&judge, &row("c", &["x"]));
     assert!(
         absent.contains("`c`") && absent.contains("has no scores for it"),
         "{absent}"
     );
-    let short = error(&mut judge, &row("a", &["x", "y", "z"]));
+    let short = error(&judge, &row("a", &["x", "y", "z"]));
     assert!(
         short.contains("`rm_scores` is for 2 responses, but the row has 3"),
         "{short}"
     );
-    let short = error(&mut judge, &row("b", &["x"]));
+    let short = error(&judge, &row("b", &["x"]));
     assert!(
         short.contains("`comparison_logits` is for 2 responses"),
         "{short}"
@@ -146,14 +154,81 @@ fn wrong_scores_are_refused() {
             "JSON has no NaN",
         ),
     ] {
-        let Err(error) = ScoresJudge::open(&scores(&folder, text), 1.0) else {
+        let Err(error) = ScoresJudge::open(&scores(&folder, text), estimate(1.0)) else {
             panic!("accepted {text}");
         };
         assert!(error.to_string().contains(part), "{error}");
     }
-    let path = scores(&folder, r#"{"prompt_id": "a", "rm_scores": [1]}"#);
-    assert!(matches!(
-        ScoresJudge::open(&path, 0.0),
-        Err(JudgeError::Config { .. })
-    ));
+}
+
+#[test]
+fn scores_that_do_not_fit_are_refused_before_the_first_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = [row("a", &["x", "y"]), row("b", &["x", "y"])];
+    let check = |text: &str, estimate: Estimate| {
+        let judge = ScoresJudge::open(&scores(&folder, text), estimate).unwrap();
+        judge.check(&rows).map_err(|error| error.to_string())
+    };
+    let a = r#"{"prompt_id": "a", "rm_scores": [1, 2]}"#;
+    let b = r#"{"prompt_id": "b", "rm_scores": [1, 2]}"#;
+    check(&format!("{a}\n{b}"), estimate(1.0)).unwrap();
+    let absent = check(a, estimate(1.0)).unwrap_err();
+    assert!(
+        absent.contains("`b`") && absent.contains("has no scores for it"),
+        "{absent}"
+    );
+    let stranger = r#"{"prompt_id": "z", "rm_scores": [1, 2]}"#;
+    let error = check(&format!("{a}\n{b}\n{stranger}"), estimate(1.0)).unwrap_err();
+    assert!(
+        error.contains("`z`") && error.contains("there are no responses to it"),
+        "{error}"
+    );
+    let other = r#"{"prompt_id": "b", "rm_scores": [1, 2], "responses": ["x", "z"]}"#;
+    let error = check(&format!("{a}\n{other}"), estimate(1.0)).unwrap_err();
+    assert!(error.contains("scores other responses"), "{error}");
+    let compared = Estimate {
+        probability: Probability::Comparisons,
+        ..Estimate::default()
+    };
+    let error = check(&format!("{a}\n{b}"), compared).unwrap_err();
+    assert!(
+        error.contains("has no `comparison_logits` for it"),
+        "{error}"
+    );
+    let three = Estimate {
+        samples: Some(3),
+        ..Estimate::default()
+    };
+    let error = check(&format!("{a}\n{b}"), three).unwrap_err();
+    assert!(
+        error.contains("judge.samples = 3, but the row has 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn comparisons_may_be_averaged_over_both_orders() {
+    let logits = vec![vec![0.0, 2.0], vec![1.0, 0.0]];
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let from = |probability| Estimate {
+        probability,
+        temperature: 2.0,
+        samples: None,
+    };
+    let official = from(Probability::Scores)
+        .from_comparisons(logits.clone())
+        .unwrap();
+    assert_eq!(official.rm_scores, [0.5, -0.5]);
+    assert!((official.probability[0][1] - sigmoid(0.5)).abs() < 1e-15);
+    let paper = from(Probability::Comparisons)
+        .from_comparisons(logits)
+        .unwrap();
+    assert_eq!(paper.rm_scores, official.rm_scores);
+    let expected = (sigmoid(1.0) + sigmoid(-0.5)) / 2.0;
+    assert!((paper.probability[0][1] - expected).abs() < 1e-15);
+    assert!((paper.probability[0][1] + paper.probability[1][0] - 1.0).abs() < 1e-15);
+    assert_eq!(
+        (paper.probability[0][0], paper.probability[1][1]),
+        (0.5, 0.5)
+    );
 }

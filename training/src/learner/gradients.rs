@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
-use sppo_model::llama::nn::to_f32;
+use sppo_model::nn::to_f32;
 
 use super::LearnerError;
 

@@ -13,6 +13,7 @@ pub use report::{IterationReport, Report};
 
 use crate::config::{Config, JudgeKind, ModelSource, Split};
 use crate::data::{PromptRow, read_rows};
+use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
@@ -44,7 +45,7 @@ pub fn run<B: AutodiffBackend>(
                 .into(),
         ));
     }
-    build_judge(&config.judge)?;
+    build_judge::<B::InnerBackend>(&config.judge, device)?;
     let parts = split_prompts(config, read_rows(train_file)?)?;
     let mut heldout: Vec<PromptRow> = read_rows(heldout_file)?;
     heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
@@ -74,8 +75,11 @@ pub fn run<B: AutodiffBackend>(
         );
         let (trained, pairs) = run.iteration::<B>(&policy, prompts, &folder, index)?;
         let answers = run.answers::<B>(&trained, &folder.join("heldout.jsonl"))?;
-        let against_first = run.compare(&answers, &first_answers, &folder, "first")?;
-        let against_previous = run.compare(&answers, &policy_answers, &folder, "previous")?;
+        let mut judge = run.judge::<B>(&policy)?;
+        let judge = judge.as_mut();
+        let against_first = run.compare(judge, &answers, &first_answers, &folder, "first")?;
+        let against_previous =
+            run.compare(judge, &answers, &policy_answers, &folder, "previous")?;
         let entry = IterationReport::new(
             index + 1,
             pairs,
@@ -189,7 +193,7 @@ impl<D> Run<'_, D> {
             generate::<B::InnerBackend>(job, self.device, self.monitor)?;
             stage.finish()?;
         }
-        let mut judge = build_judge(&config.judge)?;
+        let mut judge = self.judge::<B>(policy)?;
         let judge_text = judge.description().to_string();
         let key = fingerprint([
             ("responses", key.as_bytes()),
@@ -198,7 +202,7 @@ impl<D> Run<'_, D> {
         let judged = folder.join("judged.jsonl");
         let stage = Stage::open(&folder.join("judged.key"), &key, &[&judged])?;
         if !stage.is_done() {
-            judge_responses(&responses, judge.as_mut(), &judged, self.monitor)?;
+            judge_responses(&responses, judge.as_mut(), &judged, None, self.monitor)?;
             stage.finish()?;
         }
         let ties = match config.pairs.keep_ties {
@@ -269,14 +273,26 @@ impl<D> Run<'_, D> {
         })
     }
 
+    /// The judge; it reads prompts as the policy does unless the configuration says otherwise.
+    fn judge<B: AutodiffBackend<Device = D>>(
+        &self,
+        policy: &Made,
+    ) -> Result<Box<dyn Judge>, StageError> {
+        let mut config = self.config.judge.clone();
+        config
+            .chat_template
+            .get_or_insert_with(|| policy.path.clone());
+        build_judge::<B::InnerBackend>(&config, self.device)
+    }
+
     fn compare(
         &self,
+        judge: &mut dyn Judge,
         answers: &Made,
         against: &Made,
         folder: &Path,
         name: &str,
     ) -> Result<Evaluation, StageError> {
-        let mut judge = build_judge(&self.config.judge)?;
         let judge_text = judge.description().to_string();
         let key = fingerprint([
             ("answers", answers.key.as_bytes()),
@@ -292,7 +308,7 @@ impl<D> Run<'_, D> {
             both: &both,
             judged: &judged,
         };
-        let evaluation = compare_answers(files, judge.as_mut(), self.monitor)?;
+        let evaluation = compare_answers(files, judge, self.monitor)?;
         stage.finish()?;
         Ok(evaluation)
     }

@@ -70,7 +70,7 @@ pub fn compare_answers(
     }
     // Cheap to make again, and it must hold exactly these answers.
     write_rows(files.both, &rows)?;
-    judge_responses(files.both, judge, files.judged, monitor)?;
+    judge_responses(files.both, judge, files.judged, None, monitor)?;
     let judged = read_rows::<JudgedRow>(files.judged)?;
     Ok(summarise(&judged.iter().map(games).collect::<Vec<_>>()))
 }

@@ -2,54 +2,88 @@
 
 use std::path::Path;
 
+use burn::tensor::backend::Backend;
+
 use super::StageError;
 use crate::config::{self, JudgeKind};
 use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
-use crate::judge::{Judge, JudgeError, Rubric, RubricConfig, ScoresJudge, judge_file};
+use crate::judge::{Estimate, Judge, JudgeError, Rubric, RubricConfig, ScoresJudge, judge_file};
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
 
-/// The judge that `[judge]` describes.
-pub fn build_judge(config: &config::Judge) -> Result<Box<dyn Judge>, StageError> {
+/// The judge that `[judge]` describes, its model loaded on `device`.
+pub fn build_judge<B: Backend>(
+    config: &config::Judge,
+    device: &B::Device,
+) -> Result<Box<dyn Judge>, StageError> {
+    let estimate = Estimate {
+        probability: config.probability,
+        temperature: config.temperature,
+        samples: config.samples,
+    };
+    let needed = |what: Option<&String>, key: &str| {
+        what.cloned().ok_or_else(|| {
+            StageError::Input(format!("judge.kind = {:?} needs {key}", config.kind.word()))
+        })
+    };
     match config.kind {
-        JudgeKind::Rubric => {
-            let rules: RubricConfig =
-                config
-                    .rubric
-                    .clone()
-                    .try_into()
-                    .map_err(|e: toml::de::Error| {
-                        // The full text names the key; `message` alone does not.
-                        let text = e.to_string().trim().replace('\n', ", ");
-                        StageError::Input(format!("[judge.rubric]: {text}"))
-                    })?;
-            let rubric = Rubric::new(rules).map_err(|error| match error {
-                JudgeError::Config { key, problem } => JudgeError::Config {
-                    key: format!("judge.rubric.{key}"),
-                    problem,
-                },
-                other => other,
-            })?;
-            Ok(Box::new(rubric))
-        }
+        JudgeKind::Rubric => Ok(Box::new(rubric(&config.rubric, config.samples)?)),
         JudgeKind::Scores => match &config.scores {
-            Some(path) => Ok(Box::new(ScoresJudge::open(path, 1.0)?)),
+            Some(path) => Ok(Box::new(ScoresJudge::open(path, estimate)?)),
             None => Err(StageError::Input(
                 "judge.kind = \"scores\" needs judge.scores, a file with prompt_id and rm_scores"
                     .into(),
             )),
         },
+        JudgeKind::PairRm | JudgeKind::Reward | JudgeKind::Http => {
+            let _ = (device, needed(config.model.as_ref(), "judge.model")?);
+            Err(StageError::Input("not there yet".into()))
+        }
     }
 }
 
-/// Judges every row of `responses` that `out` does not hold yet.
+fn rubric(rules: &toml::Table, samples: Option<usize>) -> Result<Rubric, StageError> {
+    let rules: RubricConfig = rules.clone().try_into().map_err(|e: toml::de::Error| {
+        // The full text names the key; `message` alone does not.
+        let text = e.to_string().trim().replace('\n', ", ");
+        StageError::Input(format!("[judge.rubric]: {text}"))
+    })?;
+    let rubric = Rubric::new(rules).map_err(|error| match error {
+        JudgeError::Config { key, problem } => JudgeError::Config {
+            key: format!("judge.rubric.{key}"),
+            problem,
+        },
+        other => other,
+    })?;
+    Ok(rubric.with_samples(samples))
+}
+
+/// Rows I, I + N, I + 2N, … of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub index: usize,
+    pub of: usize,
+}
+
+/// Judges every row of `responses`, or of a part of them, that `out` does not hold yet.
 pub fn judge_responses(
     responses: &Path,
     judge: &mut dyn Judge,
     out: &Path,
+    part: Option<Part>,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
-    let rows = read_rows::<ResponseRow>(responses)?;
+    let mut rows = read_rows::<ResponseRow>(responses)?;
+    // Before the part is taken: what does not fit is the same for every part.
+    judge.check(&rows)?;
+    if let Some(part) = part {
+        let mut number = 0..;
+        rows.retain(|_| {
+            number
+                .next()
+                .is_some_and(|n: usize| n % part.of == part.index)
+        });
+    }
     // The driver counts rows that were there before; the monitor wants differences.
     let mut before = None;
     let mut progress = |done, total| {

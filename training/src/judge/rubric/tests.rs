@@ -106,8 +106,8 @@ fn a_blank_response_scores_lowest() {
         ..RubricConfig::default()
     };
     let worst = "bad bad bad bad bad bad,";
-    let mut rubric = Rubric::new(config).unwrap();
-    let scores = rubric.judge(&row(&["", " \n", worst, "Fine."], Some("Fine")));
+    let rubric = Rubric::new(config).unwrap();
+    let scores = rubric.judge_row(&row(&["", " \n", worst, "Fine."], Some("Fine")));
     let scores = scores.unwrap().rm_scores;
     assert_eq!(scores[0], -2.0);
     assert_eq!(scores[0], scores[1]);
@@ -121,11 +121,11 @@ fn temperature_and_single_responses() {
         ending_weight: 1.0,
         ..nothing()
     };
-    let mut rubric = Rubric::new(config).unwrap();
-    let judged = rubric.judge(&row(&["Yes.", "Yes"], None)).unwrap();
+    let rubric = Rubric::new(config).unwrap();
+    let judged = rubric.judge_row(&row(&["Yes.", "Yes"], None)).unwrap();
     assert_eq!(judged.rm_scores, [1.0, 0.0]);
     assert_eq!(judged.probability[0][1], 1.0 / (1.0 + (-2.0f64).exp()));
-    let single = rubric.judge(&row(&["Yes."], None)).unwrap();
+    let single = rubric.judge_row(&row(&["Yes."], None)).unwrap();
     assert_eq!(single.probability, [[0.5]]);
 }
 
@@ -214,12 +214,15 @@ fn similarity_needs_references() {
         similarity_weight: 1.0,
         ..nothing()
     };
-    let mut rubric = Rubric::new(config).unwrap();
-    let error = rubric.judge(&row(&["a"], None)).unwrap_err().to_string();
+    let rubric = Rubric::new(config).unwrap();
+    let error = rubric
+        .judge_row(&row(&["a"], None))
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("`p7`") && error.contains("no `reference`"),
         "{error}"
     );
-    let judged = rubric.judge(&row(&["a", "b"], Some("b"))).unwrap();
+    let judged = rubric.judge_row(&row(&["a", "b"], Some("b"))).unwrap();
     assert_eq!(judged.rm_scores, [0.0, 1.0]);
 }

@@ -1,0 +1,165 @@
+//! Reading `config.json` of a model folder: typed fields, each refused by name.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+/// Why a `config.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}; a model folder needs a config.json")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is not valid JSON: {source}")]
+    Json {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("config.json: {key} is {found}; {wanted}")]
+    Value {
+        key: String,
+        found: String,
+        wanted: String,
+    },
+    #[error("config.json: {key} is missing; {wanted}")]
+    Missing { key: String, wanted: String },
+    #[error("config.json: {key} = {found} is not supported; {hint}")]
+    Unsupported {
+        key: String,
+        found: String,
+        hint: String,
+    },
+}
+
+/// The object in `config.json` of a folder.
+pub(crate) fn read_config(dir: &Path) -> Result<Map<String, Value>, ConfigError> {
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|source| ConfigError::Json { path, source })?;
+    let Value::Object(map) = value else {
+        return Err(ConfigError::Value {
+            key: "the file".into(),
+            found: "no JSON object".into(),
+            wanted: "expected an object of settings".into(),
+        });
+    };
+    Ok(map)
+}
+
+pub(crate) fn is_absent(value: Option<&Value>) -> bool {
+    value.is_none_or(Value::is_null)
+}
+
+/// Sizes far beyond any such model would exhaust the memory before the weights are looked at.
+pub(crate) fn refuse_absurd(raw: &Map<String, Value>) -> Result<(), ConfigError> {
+    const MOST: [(&str, u64); 8] = [
+        ("hidden_size", 1 << 20),
+        ("intermediate_size", 1 << 22),
+        ("num_hidden_layers", 1 << 12),
+        ("num_attention_heads", 1 << 14),
+        ("num_key_value_heads", 1 << 14),
+        ("head_dim", 1 << 14),
+        ("vocab_size", 1 << 24),
+        ("max_position_embeddings", 1 << 22),
+    ];
+    for (key, most) in MOST {
+        if let Some(found) = raw.get(key).and_then(Value::as_u64)
+            && found > most
+        {
+            return Err(ConfigError::Value {
+                key: key.into(),
+                found: found.to_string(),
+                wanted: format!("expected at most {most}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A whole number above 0.
+pub(crate) fn size(
+    map: &Map<String, Value>,
+    key: &str,
+    default: Option<usize>,
+) -> Result<usize, ConfigError> {
+    let wanted = "expected a whole number above 0";
+    match (map.get(key), default) {
+        (None | Some(Value::Null), Some(default)) => Ok(default),
+        (None, None) => Err(ConfigError::Missing {
+            key: key.into(),
+            wanted: wanted.into(),
+        }),
+        (Some(value), _) => value
+            .as_u64()
+            .filter(|&n| n > 0 && n < (1 << 40))
+            .map(|n| n as usize)
+            .ok_or_else(|| ConfigError::Value {
+                key: key.into(),
+                found: value.to_string(),
+                wanted: wanted.into(),
+            }),
+    }
+}
+
+/// A number above 0.
+pub(crate) fn number(
+    map: &Map<String, Value>,
+    key: &str,
+    default: Option<f64>,
+) -> Result<f64, ConfigError> {
+    let wanted = "expected a number above 0";
+    match (map.get(key), default) {
+        (None | Some(Value::Null), Some(default)) => Ok(default),
+        (None, None) => Err(ConfigError::Missing {
+            key: key.into(),
+            wanted: wanted.into(),
+        }),
+        (Some(value), _) => value
+            .as_f64()
+            .filter(|x| x.is_finite() && *x > 0.0)
+            .ok_or_else(|| ConfigError::Value {
+                key: key.into(),
+                found: value.to_string(),
+                wanted: wanted.into(),
+            }),
+    }
+}
+
+/// True or false; false where absent.
+pub(crate) fn flag(map: &Map<String, Value>, key: &str) -> Result<bool, ConfigError> {
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(other) => Err(ConfigError::Value {
+            key: key.into(),
+            found: other.to_string(),
+            wanted: "expected true or false".into(),
+        }),
+    }
+}
+
+/// Token ids given as one number, a list, or null.
+pub(crate) fn token_ids(map: &Map<String, Value>, key: &str) -> Result<Vec<u32>, ConfigError> {
+    let error = |found: &Value| ConfigError::Value {
+        key: key.into(),
+        found: found.to_string(),
+        wanted: "expected a token id or a list of them".into(),
+    };
+    let id = |value: &Value| {
+        value
+            .as_u64()
+            .and_then(|n| u32::try_from(n).ok())
+            .ok_or_else(|| error(value))
+    };
+    match map.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
+    }
+}
