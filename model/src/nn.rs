@@ -1,7 +1,9 @@
-//! The two layers that Llama is made of, computed as transformers computes them.
+//! The layers that the models are made of, computed as transformers computes them.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
+
+use crate::host;
 
 /// `y = x · weightᵀ + bias`, weight in the file's layout `[out, in]`.
 #[derive(Module, Debug)]
@@ -36,6 +38,42 @@ impl<B: Backend> RmsNorm<B> {
         let mean_square = x.clone().powi_scalar(2).mean_dim(1);
         let normed = x / (mean_square + self.eps).sqrt();
         from_f32(normed, dtype) * self.weight.val().unsqueeze()
+    }
+}
+
+/// Layer normalisation, in f32.
+#[derive(Module, Debug)]
+pub struct LayerNorm<B: Backend> {
+    pub weight: Param<Tensor<B, 1>>,
+    pub bias: Param<Tensor<B, 1>>,
+    pub eps: f64,
+}
+
+impl<B: Backend> LayerNorm<B> {
+    /// `[tokens, hidden]` → the same shape and dtype.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let dtype = x.dtype();
+        let x = to_f32(x);
+        let centred = x.clone() - x.mean_dim(1);
+        let variance = centred.clone().powi_scalar(2).mean_dim(1);
+        let normed = centred / (variance + self.eps).sqrt();
+        let scaled = normed * to_f32(self.weight.val()).unsqueeze();
+        from_f32(scaled + to_f32(self.bias.val()).unsqueeze(), dtype)
+    }
+
+    /// The norm of `x + y`; in one pass where `on_host`, which f32 on a CPU allows.
+    pub fn add(&self, x: Tensor<B, 2>, y: Tensor<B, 2>, on_host: bool) -> Tensor<B, 2> {
+        if !on_host {
+            return self.forward(x + y);
+        }
+        let (y, weight, bias) = (
+            host::take(y),
+            host::take(self.weight.val()),
+            host::take(self.bias.val()),
+        );
+        host::map(x, |x| {
+            host::add_layer_norm(x, &y, &weight, &bias, self.eps as f32)
+        })
     }
 }
 

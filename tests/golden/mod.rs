@@ -2,6 +2,7 @@
 
 mod learning;
 mod llama;
+mod pairrm;
 
 use std::path::PathBuf;
 

@@ -123,6 +123,13 @@ impl ChatTemplate {
         })
     }
 
+    /// Everything that decides what it renders: its source and the folder's special tokens.
+    pub fn identity(&self) -> String {
+        let source = self.environment.get_template(NAME);
+        let source = source.as_ref().map_or("", |template| template.source());
+        format!("{source}\n{}", self.tokens)
+    }
+
     /// The prompt string of a conversation; with `add_generation_prompt` it ends where the
     /// assistant's answer begins.
     pub fn render(

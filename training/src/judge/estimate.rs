@@ -72,6 +72,19 @@ impl Estimate {
         }
     }
 
+    /// The same, and a row with nothing to compare.
+    pub fn check_pairs(&self, row: &ResponseRow) -> Result<(), JudgeError> {
+        match row.responses.len() {
+            count @ (0 | 1) => Err(JudgeError::row(
+                row,
+                format!(
+                    "it has {count} response(s), and comparing needs two (sppo generate --samples 2 or more)"
+                ),
+            )),
+            _ => self.check(row),
+        }
+    }
+
     /// What a judge of `kind` with this estimate writes beside every row, with what else its
     /// results depend on.
     pub fn describe(&self, kind: &str, more: Value) -> Value {

@@ -2,6 +2,8 @@
 
 mod comparisons;
 mod estimate;
+mod pairrm;
+mod prompt_text;
 mod rubric;
 mod scores;
 
@@ -16,6 +18,8 @@ use crate::preference::probabilities;
 
 pub use comparisons::Comparisons;
 pub use estimate::Estimate;
+pub use pairrm::PairRmJudge;
+pub use prompt_text::PromptText;
 pub use rubric::{LengthUnit, Rubric, RubricConfig, WeightedPattern};
 pub use scores::{ExternalScores, ScoresJudge};
 

@@ -1,15 +1,21 @@
 //! Responses → judged rows → pairs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
+use sppo_model::pairrm::PairRm;
 
 use super::StageError;
-use crate::config::{self, JudgeKind};
+use crate::config::{self, JudgeKind, Precision, resolve_model};
 use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
-use crate::judge::{Estimate, Judge, JudgeError, Rubric, RubricConfig, ScoresJudge, judge_file};
+use crate::judge::{
+    Estimate, Judge, JudgeError, PairRmJudge, PromptText, Rubric, RubricConfig, ScoresJudge,
+    judge_file,
+};
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
+use crate::trainer::model_fingerprint;
 
 /// The judge that `[judge]` describes, its model loaded on `device`.
 pub fn build_judge<B: Backend>(
@@ -21,11 +27,6 @@ pub fn build_judge<B: Backend>(
         temperature: config.temperature,
         samples: config.samples,
     };
-    let needed = |what: Option<&String>, key: &str| {
-        what.cloned().ok_or_else(|| {
-            StageError::Input(format!("judge.kind = {:?} needs {key}", config.kind.word()))
-        })
-    };
     match config.kind {
         JudgeKind::Rubric => Ok(Box::new(rubric(&config.rubric, config.samples)?)),
         JudgeKind::Scores => match &config.scores {
@@ -35,10 +36,49 @@ pub fn build_judge<B: Backend>(
                     .into(),
             )),
         },
-        JudgeKind::PairRm | JudgeKind::Reward | JudgeKind::Http => {
-            let _ = (device, needed(config.model.as_ref(), "judge.model")?);
-            Err(StageError::Input("not there yet".into()))
-        }
+        JudgeKind::PairRm => Ok(Box::new(pairrm::<B>(config, estimate, device)?)),
+        JudgeKind::Reward | JudgeKind::Http => Err(StageError::Input("not there yet".into())),
+    }
+}
+
+fn pairrm<B: Backend>(
+    config: &config::Judge,
+    estimate: Estimate,
+    device: &B::Device,
+) -> Result<PairRmJudge<B>, StageError> {
+    let folder = model_folder(config)?;
+    let template = config.chat_template.as_ref();
+    let template = template
+        .map(|folder| resolve_model(&folder.to_string_lossy()))
+        .transpose()?;
+    let prompts = PromptText::from_dir(template.as_deref())?;
+    let loaded = PairRm::load(&folder, dtype(config.precision), device)?;
+    let fingerprint = model_fingerprint(&folder)?;
+    let batch_tokens = config.batch_tokens;
+    Ok(PairRmJudge::new(
+        loaded,
+        &fingerprint,
+        prompts,
+        estimate,
+        batch_tokens,
+    ))
+}
+
+/// The folder of the judge's model.
+fn model_folder(config: &config::Judge) -> Result<PathBuf, StageError> {
+    match &config.model {
+        Some(name) => Ok(resolve_model(name)?),
+        None => Err(StageError::Input(format!(
+            "judge.kind = {:?} needs judge.model, the folder of the judge's model",
+            config.kind.word()
+        ))),
+    }
+}
+
+fn dtype(precision: Precision) -> DType {
+    match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
     }
 }
 

@@ -19,6 +19,7 @@ use burn::tensor::backend::Backend;
 use sppo_model::chat_template::{ChatTemplate, TemplateError};
 use sppo_model::generate::{GenerateError, GenerationDefaultsError};
 use sppo_model::llama::{CheckpointError, Llama, LlamaConfig};
+use sppo_model::pairrm::PairRmError;
 use sppo_model::tokenizer::{Tokenizer, TokenizerError};
 
 pub use bench::{Bench, BenchReport, bench};
@@ -58,6 +59,8 @@ pub enum StageError {
     #[error(transparent)]
     Judge(#[from] JudgeError),
     #[error(transparent)]
+    PairRm(#[from] PairRmError),
+    #[error(transparent)]
     Preference(#[from] PreferenceError),
     #[error("prompt {prompt_id}: {source}")]
     Prompt {
@@ -94,6 +97,7 @@ impl StageError {
             | Self::Preference(_)
             | Self::Prompt { .. }
             | Self::Tokenise(_)
+            | Self::PairRm(_)
             | Self::Input(_) => true,
             Self::Checkpoint(error) => !matches!(error, CheckpointError::Write { .. }),
             Self::Generate(error) => !matches!(error, GenerateError::Device(_)),

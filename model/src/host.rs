@@ -1,0 +1,167 @@
+//! Elementwise work in one pass over the host's memory, for backends whose tensors lie there.
+//!
+//! The CPU backends run such operations one by one, on one thread and through libm; taken together
+//! they cost an encoder as much as its matrix products. Taking the data of a tensor that has no
+//! other owner, and making a tensor of it again, copies nothing.
+
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use rayon::prelude::*;
+
+/// Rows or elements that one thread takes at a time.
+const GRAIN: usize = 1 << 14;
+
+/// Whether tensors of this device lie in the host's memory.
+pub fn is_host<B: Backend>(device: &B::Device) -> bool {
+    matches!(B::name(device).as_str(), "flex" | "ndarray")
+}
+
+/// Takes a f32 tensor's data, changes it, and makes a tensor of it again.
+pub fn map<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    change: impl FnOnce(&mut [f32]),
+) -> Tensor<B, D> {
+    let (shape, device) = (x.shape(), x.device());
+    let mut values = take(x);
+    change(&mut values);
+    Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
+}
+
+/// A f32 tensor's data.
+pub fn take<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
+    let data = x.into_data();
+    // Only another dtype fails, which no caller has.
+    data.into_vec::<f32>().unwrap_or_default()
+}
+
+/// x · Φ(x), the GELU by the error function.
+pub fn gelu(values: &mut [f32]) {
+    values.par_chunks_mut(GRAIN).for_each(|chunk| {
+        for x in chunk {
+            *x *= 0.5 + 0.5 * erf(*x * std::f32::consts::FRAC_1_SQRT_2);
+        }
+    });
+}
+
+/// The error function as a quotient of polynomials fitted on [0, 3.92], to 4e-7.
+fn erf(x: f32) -> f32 {
+    const BOUND: f32 = 3.92;
+    let x = x.clamp(-BOUND, BOUND);
+    let t = x * x;
+    let over = 1.992_146_6e-8_f32;
+    let over = over * t - 1.994_306_5e-6;
+    let over = over * t + 1.489_877e-4;
+    let over = over * t + 3.972_921_7e-3;
+    let over = over * t + 5.139_736e-2;
+    let over = over * t + 2.061_148_5e-1;
+    let over = over * t + 1.128_378_8;
+    let under = 1.024_132e-3_f32;
+    let under = under * t + 1.488_927_2e-2;
+    let under = under * t + 1.175_648_2e-1;
+    let under = under * t + 5.159_933e-1;
+    let under = under * t + 1.0;
+    x * over / under
+}
+
+/// e^x for x ≤ 0, to 3e-7 of its value; 0 below −87.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let x = x.max(-87.0);
+    // Adding and taking away 1.5 · 2^23 rounds to a whole number.
+    const ROUND: f32 = 12_582_912.0;
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.388_888_9e-3_f32;
+    let p = p * r + 8.333_334e-3;
+    let p = p * r + 4.166_666_8e-2;
+    let p = p * r + 1.666_666_7e-1;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
+    // Such an n lies within −126..=0, so that its power of two is a normal number.
+    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    p * power
+}
+
+/// Softmax of one row in place.
+pub fn softmax_row(row: &mut [f32]) {
+    let highest = row.iter().copied().fold(f32::MIN, f32::max);
+    let mut sum = 0.0;
+    for part in row.chunks_mut(16) {
+        for x in part.iter_mut() {
+            *x = exp(*x - highest);
+        }
+        sum += part.iter().sum::<f32>();
+    }
+    let scale = 1.0 / sum;
+    row.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// LayerNorm of `x + y`, rows of `weight.len()`, into `x`.
+pub fn add_layer_norm(x: &mut [f32], y: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let width = weight.len();
+    let rows = (GRAIN / width).max(1) * width;
+    x.par_chunks_mut(rows)
+        .zip(y.par_chunks(rows))
+        .for_each(|(x, y)| {
+            for (x, y) in x.chunks_mut(width).zip(y.chunks(width)) {
+                x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+                let mean = x.iter().sum::<f32>() / width as f32;
+                x.iter_mut().for_each(|x| *x -= mean);
+                let variance = x.iter().map(|x| x * x).sum::<f32>() / width as f32;
+                let scale = 1.0 / (variance + eps).sqrt();
+                for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+                    *x = *x * scale * weight + bias;
+                }
+            }
+        });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gelu_is_that_of_the_error_function() {
+        // erf by the series x·2/√π·Σ (−1)^n x^2n / (n! (2n+1)), in f64.
+        let exact = |x: f64| {
+            let (mut term, mut sum) = (x, x);
+            for n in 1..200 {
+                term *= -x * x / n as f64;
+                sum += term / (2 * n + 1) as f64;
+            }
+            sum * std::f64::consts::FRAC_2_SQRT_PI
+        };
+        for i in -400..=400 {
+            let x = f64::from(i) / 100.0;
+            let mut found = [x as f32];
+            gelu(&mut found);
+            let expected = 0.5 * x * (1.0 + exact(x / 2f64.sqrt()));
+            assert!(
+                (f64::from(found[0]) - expected).abs() < 2e-6,
+                "{x}: {}",
+                found[0]
+            );
+        }
+        let mut far = [-30.0, 30.0];
+        gelu(&mut far);
+        assert!(far[0].abs() < 2e-5 && far[1] == 30.0, "{far:?}");
+    }
+
+    #[test]
+    fn softmax_sums_to_one_and_keeps_ratios() {
+        for i in 0..870 {
+            let x = -(i as f32) / 10.0;
+            let relative = exp(x) / x.exp() - 1.0;
+            assert!(relative.abs() < 1e-6, "{x}: {relative}");
+        }
+        let mut row: Vec<f32> = (0..37)
+            .map(|i| (i * 7 % 11) as f32 - 1000.0 * (i == 5) as u8 as f32)
+            .collect();
+        let before = row.clone();
+        softmax_row(&mut row);
+        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!(row[5] < 1e-37);
+        let ratio = row[3] / row[2];
+        assert!((ratio / (before[3] - before[2]).exp() - 1.0).abs() < 1e-5);
+    }
+}

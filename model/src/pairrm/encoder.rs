@@ -1,0 +1,293 @@
+//! The DeBERTa-v3 encoder with disentangled attention (arXiv 2111.09543), and PairRM's head.
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::{gelu, softmax, tanh};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use rayon::prelude::*;
+
+use super::packing::Packed;
+use super::positions::Distances;
+use crate::host;
+use crate::llama::layout::ints;
+use crate::nn::{LayerNorm, Linear, from_f32, to_f32};
+
+/// Scores of attention that are held at a time, in elements.
+const MOST_SCORES: usize = 1 << 26;
+
+/// The encoder and the head that turns three of its hidden states into one logit.
+#[derive(Module, Debug)]
+pub struct PairRm<B: Backend> {
+    /// `[vocab, hidden]`.
+    pub(super) word_embeddings: Param<Tensor<B, 2>>,
+    pub(super) embeddings_norm: LayerNorm<B>,
+    pub(super) layers: Vec<Layer<B>>,
+    pub(super) head_in: Linear<B>,
+    pub(super) head_out: Linear<B>,
+    pub(super) heads: usize,
+    pub(super) position_buckets: usize,
+    pub(super) max_relative_positions: usize,
+    /// Whether elementwise work is done over the host's memory: f32 on a CPU.
+    pub(super) on_host: bool,
+}
+
+/// One layer: attention and feed-forward, each added to its input and then normed.
+#[derive(Module, Debug)]
+pub struct Layer<B: Backend> {
+    /// Queries, keys and values in one, `[3 · hidden, hidden]`.
+    pub(super) qkv: Linear<B>,
+    pub(super) attention_out: Linear<B>,
+    pub(super) attention_norm: LayerNorm<B>,
+    pub(super) intermediate: Linear<B>,
+    pub(super) output: Linear<B>,
+    pub(super) output_norm: LayerNorm<B>,
+    /// Keys of the relative positions `[heads, head, 2 · buckets]`: the same for every text.
+    pub(super) position_keys: Tensor<B, 3>,
+    /// Their queries.
+    pub(super) position_queries: Tensor<B, 3>,
+}
+
+/// Sequences of one length that lie next to each other in a batch.
+struct Group<B: Backend> {
+    first_token: usize,
+    sequences: usize,
+    length: usize,
+    distances: Distances,
+    /// For every (query, key), where its two terms stand in a `[length · rows]` table; made only
+    /// where the tables are not read on the host.
+    places: Option<[Tensor<B, 1, Int>; 2]>,
+}
+
+impl<B: Backend> PairRm<B> {
+    /// The device that the weights live on.
+    pub fn device(&self) -> B::Device {
+        self.word_embeddings.val().device()
+    }
+
+    /// What the weights are held in: "f32" or "bf16".
+    pub fn precision(&self) -> &'static str {
+        match self.word_embeddings.val().dtype() {
+            DType::BF16 => "bf16",
+            _ => "f32",
+        }
+    }
+
+    /// The same model with elementwise work left to the backend, as on a GPU.
+    pub fn on_device(mut self) -> Self {
+        self.on_host = false;
+        self
+    }
+
+    /// The logit of each comparison, positive where the left response is the better one.
+    ///
+    /// Sequences are packed end to end, so that linear layers see no padding, and those of one
+    /// length attend together, so that attention sees none either.
+    pub fn compare(&self, batch: &[&Packed]) -> Vec<f32> {
+        let mut order: Vec<usize> = (0..batch.len()).collect();
+        order.sort_by_key(|&i| batch[i].ids.len());
+        let (ids, prefixes) = lay_out(batch, &order);
+        let device = self.device();
+        let groups = self.groups(batch, &order);
+        let prefixes = ints(prefixes, &device);
+        let embedded = self.word_embeddings.val().select(0, ints(ids, &device));
+        let mut hidden = self.embeddings_norm.forward(embedded);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let last = index + 1 == self.layers.len();
+            let mixed = layer.attend(hidden.clone(), &groups, self.heads);
+            // The head reads three tokens a comparison; the last layer need not go on with more.
+            let (hidden_in, mixed) = match last {
+                true => (
+                    hidden.select(0, prefixes.clone()),
+                    mixed.select(0, prefixes.clone()),
+                ),
+                false => (hidden, mixed),
+            };
+            hidden = layer.feed_forward(hidden_in, mixed, self.on_host);
+        }
+        let logits = self.head(hidden);
+        let mut out = vec![0.0; batch.len()];
+        for (&i, logit) in order.iter().zip(logits) {
+            out[i] = logit;
+        }
+        out
+    }
+
+    fn groups(&self, batch: &[&Packed], order: &[usize]) -> Vec<Group<B>> {
+        let mut groups: Vec<Group<B>> = Vec::new();
+        let mut first_token = 0;
+        for &i in order {
+            let length = batch[i].ids.len();
+            let full = |group: &Group<B>| {
+                let scores = (group.sequences + 1) * self.heads * length * length;
+                group.length != length || scores > MOST_SCORES
+            };
+            match groups.last_mut() {
+                Some(group) if !full(group) => group.sequences += 1,
+                _ => groups.push(self.group(first_token, length)),
+            }
+            first_token += length;
+        }
+        groups
+    }
+
+    fn group(&self, first_token: usize, length: usize) -> Group<B> {
+        let distances = Distances::new(length, self.position_buckets, self.max_relative_positions);
+        let places = (!self.on_host).then(|| {
+            let rows = distances.rows.len();
+            let cells = (0..length).flat_map(|i| {
+                let places = distances.of_query(i).iter().enumerate();
+                places.map(move |(j, &place)| (i, j, place as usize))
+            });
+            let of_queries = cells.clone().map(|(i, _, place)| (i * rows + place) as i64);
+            let of_keys = cells.map(|(_, j, place)| (j * rows + place) as i64);
+            let device = self.device();
+            [
+                ints(of_queries.collect(), &device),
+                ints(of_keys.collect(), &device),
+            ]
+        });
+        Group {
+            first_token,
+            sequences: 1,
+            length,
+            distances,
+            places,
+        }
+    }
+
+    /// g([h_s; h_1]) − g([h_s; h_2]) from hidden states `[3 · comparisons, hidden]`.
+    fn head(&self, hidden: Tensor<B, 2>) -> Vec<f32> {
+        let [rows, width] = hidden.dims();
+        let states = hidden.reshape([rows / 3, 3, width]);
+        let state = |i: usize| states.clone().narrow(1, i, 1).reshape([rows / 3, width]);
+        let score = |candidate: usize| {
+            let both = Tensor::cat(vec![state(0), state(candidate)], 1);
+            self.head_out.forward(tanh(self.head_in.forward(both)))
+        };
+        host::take(to_f32(score(1)) - to_f32(score(2)))
+    }
+}
+
+/// Token ids of the sequences in order, and where their prefixes stand.
+fn lay_out(batch: &[&Packed], order: &[usize]) -> (Vec<i64>, Vec<i64>) {
+    let (mut ids, mut prefixes) = (Vec::new(), Vec::new());
+    for &i in order {
+        let first = ids.len();
+        prefixes.extend(batch[i].prefixes.iter().map(|at| (first + at) as i64));
+        ids.extend(batch[i].ids.iter().map(|&id| i64::from(id)));
+    }
+    (ids, prefixes)
+}
+
+impl<B: Backend> Layer<B> {
+    /// Self-attention of every group, before its projection, `[tokens, hidden]`.
+    fn attend(&self, hidden: Tensor<B, 2>, groups: &[Group<B>], heads: usize) -> Tensor<B, 2> {
+        let qkv = self.qkv.forward(hidden);
+        let mixed = groups.iter().map(|group| {
+            let tokens = group.sequences * group.length;
+            let part = qkv.clone().narrow(0, group.first_token, tokens);
+            self.attend_group(part, group, heads)
+        });
+        let mut mixed: Vec<_> = mixed.collect();
+        match mixed.len() {
+            1 => mixed.remove(0),
+            _ => Tensor::cat(mixed, 0),
+        }
+    }
+
+    /// score_ij = (q_i·k_j + q_i·K(i − j) + k_j·Q(i − j)) / √(3 · head).
+    fn attend_group(&self, qkv: Tensor<B, 2>, group: &Group<B>, heads: usize) -> Tensor<B, 2> {
+        let [tokens, width] = qkv.dims();
+        let (hidden, head) = (width / 3, width / 3 / heads);
+        let (sequences, length) = (group.sequences, group.length);
+        // [heads, tokens, head]
+        let part = |i: usize| {
+            let part = qkv.clone().narrow(1, i * hidden, hidden);
+            part.reshape([tokens, heads, head]).swap_dims(0, 1)
+        };
+        let (q, k, v) = (part(0), part(1), part(2));
+        let rows = group.distances.rows.clone();
+        let of_rows = |table: &Tensor<B, 3>| table.clone().narrow(2, rows.start, rows.len());
+        // [heads, tokens, rows]
+        let to_positions = q.clone().matmul(of_rows(&self.position_keys));
+        let from_positions = k.clone().matmul(of_rows(&self.position_queries));
+        let split = |x: Tensor<B, 3>| x.reshape([heads, sequences, length, head]);
+        let scores = split(q).matmul(split(k).swap_dims(2, 3));
+        // Three terms make a score.
+        let scale = 1.0 / (3.0 * head as f64).sqrt();
+        let weights = match &group.places {
+            None => weights_on_host(
+                scores,
+                host::take(to_positions),
+                host::take(from_positions),
+                &group.distances,
+                scale,
+            ),
+            Some([to_places, from_places]) => {
+                let shape = scores.dims();
+                let dtype = scores.dtype();
+                let spread = |table: Tensor<B, 3>, places: &Tensor<B, 1, Int>| {
+                    let table = table.reshape([heads * sequences, length * rows.len()]);
+                    to_f32(table.select(1, places.clone()).reshape(shape))
+                };
+                let scores = to_f32(scores)
+                    + spread(to_positions, to_places)
+                    + spread(from_positions, from_places);
+                from_f32(softmax(scores * scale, 3), dtype)
+            }
+        };
+        weights
+            .matmul(split(v))
+            .reshape([heads, tokens, head])
+            .swap_dims(0, 1)
+            .reshape([tokens, hidden])
+    }
+
+    /// The rest of the layer behind attention.
+    fn feed_forward(
+        &self,
+        hidden: Tensor<B, 2>,
+        mixed: Tensor<B, 2>,
+        on_host: bool,
+    ) -> Tensor<B, 2> {
+        let attended = self.attention_out.forward(mixed);
+        let hidden = self.attention_norm.add(hidden, attended, on_host);
+        let inner = self.intermediate.forward(hidden.clone());
+        let inner = match on_host {
+            true => host::map(inner, host::gelu),
+            false => gelu(inner),
+        };
+        self.output_norm
+            .add(hidden, self.output.forward(inner), on_host)
+    }
+}
+
+/// Attention weights `[heads, sequences, length, length]` from the scores of contents and the
+/// tables of positions `[heads, sequences, length, rows]`, in one pass.
+fn weights_on_host<B: Backend>(
+    scores: Tensor<B, 4>,
+    to_positions: Vec<f32>,
+    from_positions: Vec<f32>,
+    distances: &Distances,
+    scale: f64,
+) -> Tensor<B, 4> {
+    let [_, _, length, _] = scores.dims();
+    let rows = distances.rows.len();
+    host::map(scores, |scores| {
+        scores
+            .par_chunks_mut(length)
+            .enumerate()
+            .with_min_len(16)
+            .for_each(|(row, scores)| {
+                let (matrix, i) = (row / length, row % length);
+                let to = &to_positions[row * rows..][..rows];
+                let from = &from_positions[matrix * length * rows..][..length * rows];
+                let places = distances.of_query(i);
+                for ((score, from), &place) in
+                    scores.iter_mut().zip(from.chunks_exact(rows)).zip(places)
+                {
+                    *score = (*score + to[place as usize] + from[place as usize]) * scale as f32;
+                }
+                host::softmax_row(scores);
+            });
+    })
+}

@@ -1,0 +1,62 @@
+//! The text of a prompt, for judges that read it.
+
+use std::path::Path;
+
+use sppo_model::chat_template::{ChatTemplate, TemplateError};
+
+use super::JudgeError;
+use crate::data::{Prompt, ResponseRow, stable_hash};
+
+/// Renders prompts: a string stays as it is, messages go through a chat template with the header
+/// of the answer behind them.
+pub struct PromptText {
+    template: Option<ChatTemplate>,
+    fingerprint: Option<String>,
+}
+
+impl PromptText {
+    /// With the chat template of a folder, where one is given.
+    pub fn from_dir(folder: Option<&Path>) -> Result<Self, JudgeError> {
+        let Some(folder) = folder else {
+            return Ok(PromptText {
+                template: None,
+                fingerprint: None,
+            });
+        };
+        let config = |problem: String| JudgeError::Config {
+            key: "judge.chat_template".into(),
+            problem,
+        };
+        let template = ChatTemplate::from_dir(folder)
+            .map_err(|error| config(error.to_string()))?
+            .ok_or_else(|| {
+                config(format!(
+                    "{} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+                    folder.display()
+                ))
+            })?;
+        Ok(PromptText {
+            fingerprint: Some(stable_hash(&template.identity())),
+            template: Some(template),
+        })
+    }
+
+    /// A hash of the template, for the judge's description.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref()
+    }
+
+    /// The text of a row's prompt.
+    pub fn render(&self, row: &ResponseRow) -> Result<String, JudgeError> {
+        match (&row.prompt, &self.template) {
+            (Prompt::Text(text), _) => Ok(text.clone()),
+            (Prompt::Messages(messages), Some(template)) => template
+                .render(messages, true)
+                .map_err(|error: TemplateError| JudgeError::row(row, error.to_string())),
+            (Prompt::Messages(_), None) => Err(JudgeError::row(
+                row,
+                "its prompt is a list of messages; name a folder whose chat template renders it (--chat-template DIR, or judge.chat_template)",
+            )),
+        }
+    }
+}
