@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod files;
+mod judge;
 #[cfg(unix)]
 mod run;
 mod train;
@@ -43,9 +44,18 @@ impl Place {
     }
 
     fn copy_model(&self, name: &str) {
+        self.copy_golden_as("llama", name);
+    }
+
+    /// A model of the golden cases under its own name.
+    fn copy_golden(&self, name: &str) {
+        self.copy_golden_as(name, name);
+    }
+
+    fn copy_golden_as(&self, golden: &str, name: &str) {
         let folder = self.path(name);
         fs::create_dir(&folder).unwrap();
-        for entry in fs::read_dir(golden::path("llama")).unwrap() {
+        for entry in fs::read_dir(golden::path(golden)).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap();
             if !name.to_str().unwrap().starts_with("expected") {

@@ -245,17 +245,17 @@ fn outputs_that_hold_other_work() {
 }
 
 #[test]
-fn judges_that_this_build_has_not() {
+fn judges_that_there_are_not() {
     let place = with_responses();
-    for judge in ["pairrm", "reward", "http"] {
-        let part = format!("{judge} is not part of this version");
-        place.refused(&format!("{JUDGE} {judge}"), &["--judge", &part]);
-    }
-    let parts = ["is not one of rubric, scores", "did you mean rubric?"];
+    let parts = [
+        "is not one of pairrm, reward, rubric, http, scores",
+        "did you mean rubric?",
+    ];
     place.refused(&format!("{JUDGE} rubrik"), &parts);
     place.refused(&format!("{JUDGE} scores"), &["--scores <FILE>"]);
     let args = format!("{JUDGE} rubric --model llama");
-    place.refused(&args, &["--model llama: the rubric judge has no model"]);
+    let part = "judge.model is given but judge.kind is \"rubric\"";
+    place.refused(&args, &[part]);
 }
 
 #[test]
@@ -344,6 +344,15 @@ fn scores_that_do_not_fit() {
         place.write_rows("scores.jsonl", &[row]);
         place.refused(&judge, &parts);
     }
+    let row = |id: &str| json!({"prompt_id": id, "rm_scores": [1, 2]});
+    place.write_rows("scores.jsonl", &[row("a"), row("z")]);
+    let parts = ["prompt_id `z`", "but there are no responses to it"];
+    place.refused(&judge, &parts);
+    place.write(
+        "scores.jsonl",
+        "{\"prompt_id\": \"a\", \"rm_scores\": [NaN, 1]}\n",
+    );
+    place.refused(&judge, &["scores.jsonl", "JSON has no NaN"]);
     fs::remove_file(place.path("scores.jsonl")).unwrap();
     place.refused(&judge, &["scores.jsonl: cannot read it"]);
 }
