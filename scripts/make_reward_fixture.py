@@ -1,4 +1,4 @@
-"""Makes tests/fixtures/golden/reward: a tiny LlamaForSequenceClassification and its scores by transformers.
+"""Makes tests/fixtures/reward: a tiny LlamaForSequenceClassification and its scores by transformers.
 
 Run from the project's root: python scripts/make_reward_fixture.py
 Weights are saved in bfloat16; the expected scores are computed in float32 from the saved weights,
@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 SOURCE = Path("tests/fixtures/golden/llama")
-OUT = Path("tests/fixtures/golden/reward")
+OUT = Path("tests/fixtures/reward")
 
 CASES = [
     {"prompt": [{"role": "user", "content": "What is 2 + 2?"}],
