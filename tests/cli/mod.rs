@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod files;
+mod reward;
 #[cfg(unix)]
 mod run;
 mod train;

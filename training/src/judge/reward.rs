@@ -10,7 +10,7 @@ use sppo_model::llama::RewardModel;
 use sppo_model::tokenizer::Tokenizer;
 
 use super::{Desk, Estimate, Judge, JudgeError};
-use crate::data::{Prompt, ResponseRow};
+use crate::data::ResponseRow;
 
 /// Sequences of so many batches are sorted by length together, which spares padding in attention.
 /// An interrupt loses less than that.
@@ -52,10 +52,7 @@ impl Conversations {
     /// Ids of the conversation that ends with `response`, without the header of another turn; a
     /// BOS that the template writes, the tokenizer adds, or both, stands there once.
     pub fn encode(&self, row: &ResponseRow, response: &str) -> Result<Vec<u32>, JudgeError> {
-        let mut messages = match &row.prompt {
-            Prompt::Text(text) => vec![Message::new("user", text.as_str())],
-            Prompt::Messages(messages) => messages.clone(),
-        };
+        let mut messages = row.prompt.messages().into_owned();
         messages.push(Message::new("assistant", response));
         let text = self
             .template
