@@ -3,6 +3,7 @@
 mod bad_input;
 mod files;
 mod judge;
+mod reward;
 #[cfg(unix)]
 mod run;
 mod train;

@@ -3,6 +3,7 @@
 mod learning;
 mod llama;
 mod pairrm;
+pub mod reward;
 
 use std::path::PathBuf;
 

@@ -27,7 +27,7 @@ pub fn hf_name(path: &[String]) -> String {
 }
 
 /// The parts of a Llama under construction.
-trait LlamaSource<B: Backend>: Source<B> {
+pub(crate) trait LlamaSource<B: Backend>: Source<B> {
     fn norm(&mut self, name: &str, config: &LlamaConfig) -> Result<RmsNorm<B>, CheckpointError> {
         Ok(RmsNorm {
             weight: self.param(&format!("{name}.weight"), [config.hidden_size])?,

@@ -4,6 +4,7 @@ pub mod config;
 pub mod hf;
 pub mod kv_cache;
 pub mod layout;
+pub mod reward;
 pub mod rope;
 pub mod transformer;
 
@@ -11,4 +12,5 @@ pub use config::{ConfigError, LlamaConfig, RopeScaling};
 pub use hf::CheckpointError;
 pub use kv_cache::KvCache;
 pub use layout::PackedBatch;
+pub use reward::RewardModel;
 pub use transformer::Llama;

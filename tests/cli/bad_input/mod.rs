@@ -3,6 +3,7 @@
 
 mod config;
 mod model;
+mod reward;
 mod rows;
 
 use serde_json::{Value, json};

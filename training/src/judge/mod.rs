@@ -4,6 +4,7 @@ mod comparisons;
 mod estimate;
 mod pairrm;
 mod prompt_text;
+mod reward;
 mod rubric;
 mod scores;
 
@@ -20,6 +21,7 @@ pub use comparisons::Comparisons;
 pub use estimate::Estimate;
 pub use pairrm::PairRmJudge;
 pub use prompt_text::PromptText;
+pub use reward::{Conversations, RewardJudge};
 pub use rubric::{LengthUnit, Rubric, RubricConfig, WeightedPattern};
 pub use scores::{ExternalScores, ScoresJudge};
 

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
+use sppo_model::llama::RewardModel;
 use sppo_model::pairrm::PairRm;
 
 use super::StageError;
 use crate::config::{self, JudgeKind, Precision, resolve_model};
 use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
 use crate::judge::{
-    Estimate, Judge, JudgeError, PairRmJudge, PromptText, Rubric, RubricConfig, ScoresJudge,
-    judge_file,
+    Conversations, Estimate, Judge, JudgeError, PairRmJudge, PromptText, RewardJudge, Rubric,
+    RubricConfig, ScoresJudge, judge_file,
 };
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
@@ -37,7 +38,8 @@ pub fn build_judge<B: Backend>(
             )),
         },
         JudgeKind::PairRm => Ok(Box::new(pairrm::<B>(config, estimate, device)?)),
-        JudgeKind::Reward | JudgeKind::Http => Err(StageError::Input("not there yet".into())),
+        JudgeKind::Reward => Ok(Box::new(reward::<B>(config, estimate, device)?)),
+        JudgeKind::Http => Err(StageError::Input("not there yet".into())),
     }
 }
 
@@ -59,6 +61,25 @@ fn pairrm<B: Backend>(
         loaded,
         &fingerprint,
         prompts,
+        estimate,
+        batch_tokens,
+    ))
+}
+
+fn reward<B: Backend>(
+    config: &config::Judge,
+    estimate: Estimate,
+    device: &B::Device,
+) -> Result<RewardJudge<B>, StageError> {
+    let folder = model_folder(config)?;
+    let model = RewardModel::load(&folder, dtype(config.precision), device)?;
+    let conversations = Conversations::from_dir(&folder)?;
+    let fingerprint = model_fingerprint(&folder)?;
+    let batch_tokens = config.batch_tokens;
+    Ok(RewardJudge::new(
+        model,
+        &fingerprint,
+        conversations,
         estimate,
         batch_tokens,
     ))
