@@ -232,7 +232,7 @@ fn rows_that_cannot_be_compared() {
     );
     place.refused(&format!("{judge} --chat-template nowhere"), &["nowhere"]);
     // An empty text is a response like any other.
-    let row = json!({"prompt_id": "a", "prompt": "", "responses": ["", "two"]});
+    let row = json!({"prompt_id": "a", "prompt": "what?", "responses": ["", "two"]});
     place.write_rows("responses.jsonl", &[row]);
     place.ok(&judge);
 }
