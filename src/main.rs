@@ -5,6 +5,7 @@ mod commands;
 mod errors;
 mod interrupt;
 mod logging;
+mod memory;
 mod output;
 mod progress;
 
@@ -36,6 +37,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    memory::keep_freed_memory();
     let cli = Cli::parse();
     let result = logging::init(cli.verbose, cli.quiet)
         .and_then(|()| interrupt::install())

@@ -54,6 +54,8 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     if judging.chat_template.is_none() {
         judging.chat_template = Some(resolve_model(&args.model)?);
     }
+    let cache = || folder.join("judge-cache.jsonl");
+    judging.http.cache.get_or_insert_with(cache);
     let mut judge = dispatch(device, Judging(&judging))??;
     let mut answers = Vec::new();
     for name in [&args.model, &args.against] {

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{self, Config, JudgeKind};
-use sppo_training::stages::{Part, StageError, build_judge, judge_responses};
+use sppo_training::judge::{DryRun, cache_beside};
+use sppo_training::stages::{Part, StageError, build_judge, dry_run, judge_responses};
 
 use super::args::{DeviceArg, Shard, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
+use crate::errors::user;
 use crate::output;
 use crate::progress::Console;
 
@@ -17,7 +19,7 @@ Examples:
   sppo judge --responses responses.jsonl --judge pairrm --model llm-blender/PairRM-hf \
       --chat-template meta-llama/Meta-Llama-3-8B-Instruct --out judged.jsonl --device cuda
   sppo judge --responses responses.jsonl --judge reward --model DIR --out judged.jsonl --shard 0/4
-  sppo judge --responses responses.jsonl --judge http --config config.toml --out judged.jsonl
+  sppo judge --responses responses.jsonl --judge http --config config.toml --out judged.jsonl --dry-run
   sppo judge --responses responses.jsonl --judge rubric --config config.toml --out judged.jsonl
   sppo judge --responses responses.jsonl --judge scores --scores scores.jsonl --out judged.jsonl
 Given again after a stop, it keeps the rows that are there and does the rest.")]
@@ -49,6 +51,9 @@ pub struct Args {
     /// Does only part I of N of the rows.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
+    /// Prints what --judge http would ask, and sends nothing.
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub device: DeviceArg,
 }
@@ -69,13 +74,19 @@ impl Args {
             }
         }
         overrides.extend(self.set.iter().cloned());
-        Ok(Config::load(self.config.as_deref(), &overrides)?.judge)
+        let mut judge = Config::load(self.config.as_deref(), &overrides)?.judge;
+        let cache = || cache_beside(&self.out);
+        judge.http.cache.get_or_insert_with(cache);
+        Ok(judge)
     }
 }
 
 /// Judges responses.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let config = args.judge()?;
+    if args.dry_run {
+        return look(&args, &config, json);
+    }
     refuse_bf16("judge", config.precision, args.device.device)?;
     dispatch(
         args.device.device,
@@ -85,6 +96,36 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         },
     )??;
     output::made(&args.out, json)
+}
+
+/// Prints what the http judge would ask.
+fn look(args: &Args, config: &config::Judge, json: bool) -> anyhow::Result<()> {
+    if args.judge != JudgeKind::Http {
+        return Err(user(
+            "--dry-run is for --judge http; the other judges cost nothing",
+        ));
+    }
+    let run = dry_run(config, &args.responses)?;
+    let DryRun {
+        rows,
+        comparisons,
+        cached,
+        ..
+    } = run;
+    let left = comparisons - cached;
+    output::print(&format!(
+        "{rows} rows, {comparisons} comparisons, {cached} of them in the cache: {left} requests to {}\n",
+        run.url
+    ))?;
+    if let Some(example) = &run.example {
+        output::print(&format!("the first request:\n{example:#}\n"))?;
+    }
+    match json {
+        true => output::json(&serde_json::json!({
+            "rows": rows, "comparisons": comparisons, "cached": cached, "requests": left
+        })),
+        false => Ok(()),
+    }
 }
 
 struct JudgeResponses<'a> {

@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod files;
+#[cfg(unix)]
+mod http_judge;
 mod judge;
 mod reward;
 #[cfg(unix)]

@@ -128,6 +128,14 @@ impl Check<'_> {
             PairRm | Reward if judge.model.is_none() => {
                 Err(missing("judge.model", "the folder of the judge's model"))
             }
+            Http if judge.http.base_url.is_none() => Err(missing(
+                "judge.http.base_url",
+                "the address of the server, such as http://localhost:8000/v1",
+            )),
+            Http if judge.http.model.is_none() => Err(missing(
+                "judge.http.model",
+                "the model's name on the server",
+            )),
             _ => Ok(()),
         }
     }
@@ -161,6 +169,8 @@ impl Check<'_> {
             ("train.max_prompt_length", train.max_prompt_length, 1),
             ("train.keep_checkpoints", train.keep_checkpoints, 1),
             ("judge.batch_tokens", config.judge.batch_tokens, 1),
+            ("judge.http.max_tokens", config.judge.http.max_tokens, 1),
+            ("judge.http.concurrency", config.judge.http.concurrency, 1),
             ("eval.samples", config.eval.samples, 1),
             ("eval.max_new_tokens", config.eval.max_new_tokens, 1),
         ];
@@ -198,6 +208,21 @@ impl Check<'_> {
             ("generate.top_p", config.generate.top_p, PROBABILITY),
             ("eval.top_p", config.eval.top_p, PROBABILITY),
             ("judge.temperature", config.judge.temperature, POSITIVE),
+            (
+                "judge.http.text_logit",
+                config.judge.http.text_logit,
+                POSITIVE,
+            ),
+            (
+                "judge.http.timeout_seconds",
+                config.judge.http.timeout_seconds,
+                POSITIVE,
+            ),
+            (
+                "judge.http.retry_seconds",
+                config.judge.http.retry_seconds,
+                POSITIVE,
+            ),
             ("train.learning_rate", train.learning_rate, POSITIVE),
             ("train.beta", train.beta, POSITIVE),
             ("train.alpha", train.alpha, DECAY),

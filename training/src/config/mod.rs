@@ -19,8 +19,9 @@ use toml::{Table, Value};
 pub use define::{KeyDoc, SectionDoc};
 pub use model_path::{ModelSource, resolve_model};
 pub use sections::{
-    Config, Eval, Generate, Init, Judge, JudgeKind, Loss, Model, OnNonFinite, Optimizer, Pairs,
-    Precision, Probability, Prompts, Recompute, Rows, Schedule, Sft, Split, Train,
+    Config, Eval, Generate, Init, Judge, JudgeHttp, JudgeKind, Loss, Model, OnInvalid, OnNonFinite,
+    Optimizer, Pairs, Precision, Probability, Prompts, Recompute, Rows, Schedule, Sft, Split,
+    Train,
 };
 
 use define::{Section, SectionValues, toml_text};

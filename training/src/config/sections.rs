@@ -283,6 +283,61 @@ section! {
         samples: Option<usize> = None => "5";
         /// Rules of the rubric judge.
         rubric: Table = Table::new();
+    } {
+        /// The chat model that compares responses.
+        http: JudgeHttp,
+    }
+}
+
+choice! {
+    /// What becomes of a comparison whose answer makes no sense after all retries.
+    pub enum OnInvalid {
+        /// Judging ends.
+        Error = "error",
+        /// It counts as a tie.
+        Tie = "tie",
+    }
+}
+
+section! {
+    /// A chat model behind an OpenAI-compatible address, for kind = "http".
+    pub struct JudgeHttp "judge.http" {
+        /// Address without /chat/completions.
+        base_url: Option<String> = None => "\"http://localhost:8000/v1\"";
+        /// Name of the model, as the server knows it.
+        model: Option<String> = None => "\"Qwen/Qwen3-32B\"";
+        /// Environment variable that holds the API key; without it no key is sent.
+        api_key_env: String = "OPENAI_API_KEY".into();
+        /// System message; none unless given.
+        system: Option<String> = None => "\"You are a fair judge.\"";
+        /// The question, with {prompt}, {response_a} and {response_b}; a built-in one unless given.
+        template: Option<String> = None => "\"{prompt} A: {response_a} B: {response_b} Which is better, A or B?\"";
+        /// The answer that response A is better.
+        first: String = "A".into();
+        /// The answer that response B is better.
+        second: String = "B".into();
+        /// The answer that neither is.
+        tie: String = "C".into();
+        /// Asks for log-probabilities, which give graded verdicts; the text is read where the
+        /// server sends none.
+        logprobs: bool = true;
+        /// Logit of a verdict that is read from the text.
+        text_logit: f64 = 3.0;
+        /// Longest answer, in tokens.
+        max_tokens: usize = 16;
+        /// Questions under way at a time.
+        concurrency: usize = 8;
+        /// Seconds after which an attempt has failed.
+        timeout_seconds: f64 = 120.0;
+        /// Attempts after the first, on status 429 and 5xx, time-outs, dropped connections and
+        /// answers that make no sense.
+        retries: usize = 6;
+        /// Seconds before the second attempt; the pause about doubles each time.
+        retry_seconds: f64 = 0.5;
+        /// error: judging ends at an answer that makes no sense; tie: it counts as a tie.
+        on_invalid: OnInvalid = OnInvalid::Error;
+        /// File of the answers so far, so that none is paid for twice; beside the output unless given.
+        cache: Option<PathBuf> = None => "\"judge-cache.jsonl\"";
     } {}
 }
 

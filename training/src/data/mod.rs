@@ -96,7 +96,7 @@ pub enum DataError {
 }
 
 impl DataError {
-    fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
         DataError::Io {
             path: path.to_path_buf(),
             action,

@@ -2,6 +2,8 @@
 
 mod comparisons;
 mod estimate;
+mod http;
+mod open_rows;
 mod pairrm;
 mod prompt_text;
 mod reward;
@@ -19,6 +21,7 @@ use crate::preference::probabilities;
 
 pub use comparisons::Comparisons;
 pub use estimate::Estimate;
+pub use http::{DryRun, HttpJudge, cache_beside};
 pub use pairrm::PairRmJudge;
 pub use prompt_text::PromptText;
 pub use reward::{Conversations, RewardJudge};

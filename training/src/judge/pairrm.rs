@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sppo_model::pairrm::{Packed, Packer, PairRm};
 use sppo_model::tokenizer::TokenizerError;
 
+use super::open_rows::OpenRows;
 use super::prompt_text::PromptText;
 use super::{Comparisons, Desk, Estimate, Judge, JudgeError};
 use crate::data::ResponseRow;
@@ -21,18 +22,17 @@ pub struct PairRmJudge<B: Backend> {
     description: Value,
 }
 
-/// A row whose comparisons are under way.
-struct Open {
-    comparisons: Comparisons,
-    logits: Vec<f64>,
-    missing: usize,
-}
-
 /// One comparison that waits for its batch.
 struct Task {
     row: usize,
     pair: usize,
     packed: Packed,
+}
+
+impl Task {
+    fn tokens(&self) -> usize {
+        self.packed.ids.len()
+    }
 }
 
 impl<B: Backend> PairRmJudge<B> {
@@ -59,32 +59,26 @@ impl<B: Backend> PairRmJudge<B> {
         }
     }
 
-    /// The comparisons of a row, and the tasks that they are.
-    fn open(&self, number: usize, row: &ResponseRow) -> Result<(Open, Vec<Task>), JudgeError> {
+    /// Opens a row; the tasks that it makes.
+    fn open(&self, row: &ResponseRow, open: &mut OpenRows) -> Result<Vec<Task>, JudgeError> {
         let failed = |error: TokenizerError| JudgeError::row(row, error.to_string());
-        let source = self
-            .packer
-            .source(&self.prompts.render(row)?)
-            .map_err(failed)?;
+        let source = self.packer.source(&self.prompts.render(row)?);
+        let source = source.map_err(failed)?;
         let candidates = row.responses.iter();
         let candidates = candidates
             .map(|response| self.packer.candidate(response, &source))
             .collect::<Result<Vec<_>, _>>()
             .map_err(failed)?;
         let comparisons = Comparisons::new(&row.responses);
-        let tasks = comparisons.pairs().iter().enumerate();
-        let tasks = tasks.map(|(pair, &(left, right))| Task {
+        let pairs = comparisons.pairs().to_vec();
+        let number = open.open(comparisons);
+        let tasks = pairs.into_iter().enumerate();
+        let tasks = tasks.map(|(pair, (left, right))| Task {
             row: number,
             pair,
             packed: Packed::new(&source, &candidates[left], &candidates[right]),
         });
-        let tasks: Vec<Task> = tasks.collect();
-        let open = Open {
-            logits: vec![0.0; tasks.len()],
-            missing: tasks.len(),
-            comparisons,
-        };
-        Ok((open, tasks))
+        Ok(tasks.collect())
     }
 }
 
@@ -103,23 +97,17 @@ impl<B: Backend> Judge for PairRmJudge<B> {
 
     /// Batches are filled from row after row; a row is handed in with its last comparison.
     fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
-        let mut open = VecDeque::new();
+        let mut open = OpenRows::default();
         let mut waiting = VecDeque::new();
-        let (mut first_open, mut next) = (0, 0);
+        let mut left = rows.iter();
         while !desk.interrupted() {
-            let mut tokens: usize = waiting
-                .iter()
-                .map(|task: &Task| task.packed.ids.len())
-                .sum();
-            while tokens < self.batch_tokens && next < rows.len() {
-                let (row, tasks) = self.open(next, rows[next])?;
-                tokens += tasks
-                    .iter()
-                    .map(|task| task.packed.ids.len())
-                    .sum::<usize>();
-                open.push_back(row);
+            let mut tokens: usize = waiting.iter().map(Task::tokens).sum();
+            while tokens < self.batch_tokens
+                && let Some(row) = left.next()
+            {
+                let tasks = self.open(row, &mut open)?;
+                tokens += tasks.iter().map(Task::tokens).sum::<usize>();
                 waiting.extend(tasks);
-                next += 1;
             }
             if waiting.is_empty() {
                 break;
@@ -127,21 +115,9 @@ impl<B: Backend> Judge for PairRmJudge<B> {
             let batch = take_batch(&mut waiting, self.batch_tokens);
             let packed: Vec<&Packed> = batch.iter().map(|task| &task.packed).collect();
             for (task, logit) in batch.iter().zip(self.model.compare(&packed)) {
-                let row: &mut Open = &mut open[task.row - first_open];
-                row.logits[task.pair] = f64::from(logit);
-                row.missing -= 1;
+                open.set(task.row, task.pair, f64::from(logit));
             }
-            while open.front().is_some_and(|row| row.missing == 0)
-                && let Some(done) = open.pop_front()
-            {
-                let matrix = done.comparisons.matrix(&done.logits);
-                let judgement = self
-                    .estimate
-                    .from_comparisons(matrix)
-                    .map_err(|error| JudgeError::row(rows[first_open], error.to_string()))?;
-                desk.hand_in(judgement)?;
-                first_open += 1;
-            }
+            open.hand_in(rows, &self.estimate, desk)?;
         }
         Ok(())
     }
@@ -156,7 +132,7 @@ fn take_batch(waiting: &mut VecDeque<Task>, budget: usize) -> Vec<Task> {
     let mut batch: Vec<Task> = Vec::new();
     let mut tokens = 0;
     while let Some(task) = waiting.front() {
-        tokens += task.packed.ids.len();
+        tokens += task.tokens();
         if !batch.is_empty() && tokens > budget {
             break;
         }

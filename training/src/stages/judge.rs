@@ -11,8 +11,8 @@ use super::StageError;
 use crate::config::{self, JudgeKind, Precision, resolve_model};
 use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
 use crate::judge::{
-    Conversations, Estimate, Judge, JudgeError, PairRmJudge, PromptText, RewardJudge, Rubric,
-    RubricConfig, ScoresJudge, judge_file,
+    Conversations, DryRun, Estimate, HttpJudge, Judge, JudgeError, PairRmJudge, PromptText,
+    RewardJudge, Rubric, RubricConfig, ScoresJudge, judge_file,
 };
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
@@ -23,11 +23,7 @@ pub fn build_judge<B: Backend>(
     config: &config::Judge,
     device: &B::Device,
 ) -> Result<Box<dyn Judge>, StageError> {
-    let estimate = Estimate {
-        probability: config.probability,
-        temperature: config.temperature,
-        samples: config.samples,
-    };
+    let estimate = estimate(config);
     match config.kind {
         JudgeKind::Rubric => Ok(Box::new(rubric(&config.rubric, config.samples)?)),
         JudgeKind::Scores => match &config.scores {
@@ -39,7 +35,25 @@ pub fn build_judge<B: Backend>(
         },
         JudgeKind::PairRm => Ok(Box::new(pairrm::<B>(config, estimate, device)?)),
         JudgeKind::Reward => Ok(Box::new(reward::<B>(config, estimate, device)?)),
-        JudgeKind::Http => Err(StageError::Input("not there yet".into())),
+        JudgeKind::Http => Ok(Box::new(HttpJudge::new(
+            config.http.clone(),
+            estimate,
+            true,
+        )?)),
+    }
+}
+
+/// What the http judge would ask for a file of responses; nothing is sent or written.
+pub fn dry_run(config: &config::Judge, responses: &Path) -> Result<DryRun, StageError> {
+    let judge = HttpJudge::new(config.http.clone(), estimate(config), false)?;
+    Ok(judge.dry_run(&read_rows(responses)?)?)
+}
+
+fn estimate(config: &config::Judge) -> Estimate {
+    Estimate {
+        probability: config.probability,
+        temperature: config.temperature,
+        samples: config.samples,
     }
 }
 

@@ -27,7 +27,7 @@ pub use evaluate::{Comparison, Evaluation, compare_answers};
 pub use fine_tune::{FineTuning, fine_tune};
 pub use generate::{Generation, generate};
 pub use init::{init_model, start_model};
-pub use judge::{Part, build_judge, judge_responses, make_pairs};
+pub use judge::{Part, build_judge, dry_run, judge_responses, make_pairs};
 pub use score::{Scoring, score};
 pub use train::{PairTraining, train_pairs};
 
