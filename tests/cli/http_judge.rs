@@ -81,8 +81,11 @@ fn serve(stream: TcpStream, manners: Manners, log: &Mutex<Log>) -> Option<()> {
         if lower.starts_with("authorization:") {
             key = line["authorization:".len()..].trim().to_string();
         }
-        if line == "\r\n" || line.is_empty() {
-            break;
+        match line.as_str() {
+            "\r\n" => break,
+            // The client was killed.
+            "" => return None,
+            _ => {}
         }
     }
     let mut body = vec![0; length];

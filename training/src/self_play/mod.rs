@@ -205,6 +205,8 @@ impl<D> Run<'_, D> {
             judge_responses(&responses, judge.as_mut(), &judged, None, self.monitor)?;
             stage.finish()?;
         }
+        // Its model's memory is for training now.
+        drop(judge);
         let ties = match config.pairs.keep_ties {
             true => Ties::Keep,
             false => Ties::Drop,
