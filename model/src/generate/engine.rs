@@ -42,11 +42,7 @@ struct Open {
 
 impl<B: Backend> Engine<B> {
     /// An engine over a model; `tokenizer` serves stop strings and streamed text.
-    pub fn new(
-        decoder: Arc<Decoder<B>>,
-        plan: Plan,
-        tokenizer: Option<Arc<Tokenizer>>,
-    ) -> Self {
+    pub fn new(decoder: Arc<Decoder<B>>, plan: Plan, tokenizer: Option<Arc<Tokenizer>>) -> Self {
         let writes = decoder.writes();
         Self::with_writes(decoder, plan, tokenizer, writes)
     }
@@ -141,11 +137,22 @@ impl<B: Backend> Engine<B> {
     pub fn step(&mut self) -> Result<Vec<Event>, GenerateError> {
         self.assign();
         let (decoder, plan) = (&self.decoder, &self.plan);
-        let step = |(number, lane): (usize, &mut Lane<B>)| lane.step(decoder, plan.slots_of(number));
+        let step =
+            |(number, lane): (usize, &mut Lane<B>)| lane.step(decoder, plan.slots_of(number));
         let drawn: Vec<Vec<Drawn>> = match self.lanes.len() {
             // A device is driven from one thread only.
-            1 => self.lanes.iter_mut().enumerate().map(step).collect::<Result<_, _>>()?,
-            _ => self.lanes.par_iter_mut().enumerate().map(step).collect::<Result<_, _>>()?,
+            1 => self
+                .lanes
+                .iter_mut()
+                .enumerate()
+                .map(step)
+                .collect::<Result<_, _>>()?,
+            _ => self
+                .lanes
+                .par_iter_mut()
+                .enumerate()
+                .map(step)
+                .collect::<Result<_, _>>()?,
         };
         let mut events = std::mem::take(&mut self.ready);
         for one in drawn.into_iter().flatten() {
@@ -158,10 +165,10 @@ impl<B: Backend> Engine<B> {
     /// lanes that finish early get more.
     fn assign(&mut self) {
         while let Some((id, request)) = self.queue.pop_front() {
-            let room = |lane: usize| {
-                self.plan.slots_of(lane) as isize - self.lanes[lane].load() as isize
-            };
-            let best = (0..self.lanes.len()).max_by_key(|&lane| (room(lane), std::cmp::Reverse(lane)));
+            let room =
+                |lane: usize| self.plan.slots_of(lane) as isize - self.lanes[lane].load() as isize;
+            let best =
+                (0..self.lanes.len()).max_by_key(|&lane| (room(lane), std::cmp::Reverse(lane)));
             match best.filter(|&lane| room(lane) > 0) {
                 Some(lane) => {
                     self.lanes[lane].push(id, request);
@@ -188,7 +195,11 @@ impl<B: Backend> Engine<B> {
         };
         let mut finished = finished;
         let (mut text, mut rest) = (String::new(), String::new());
-        if let Some(tokenizer) = self.tokenizer.as_ref().filter(|_| open.request.needs_text()) {
+        if let Some(tokenizer) = self
+            .tokenizer
+            .as_ref()
+            .filter(|_| open.request.needs_text())
+        {
             let failed = |source| GenerateError::Text {
                 id: open.request.id.clone(),
                 source,
@@ -230,7 +241,10 @@ impl<B: Backend> Engine<B> {
 
     fn answer_with_nothing(&mut self, id: RequestId, request: &Request) {
         let events = (0..request.samples).map(|sample| Event::Finished {
-            of: SampleId { request: id, sample },
+            of: SampleId {
+                request: id,
+                sample,
+            },
             text: String::new(),
             sample: Sample {
                 tokens: Vec::new(),
@@ -288,5 +302,8 @@ pub fn answer_all<B: Backend>(
             }
         }
     }
-    Ok(found.into_iter().map(|s| s.into_iter().flatten().collect()).collect())
+    Ok(found
+        .into_iter()
+        .map(|s| s.into_iter().flatten().collect())
+        .collect())
 }

@@ -89,7 +89,10 @@ impl<B: Backend> Lane<B> {
 
     /// Ends a sample whose text reached a stop string.
     pub fn stop(&mut self, of: SampleId) -> Option<Sample> {
-        let place = self.rows.iter_mut().find(|row| row.as_ref().is_some_and(|r| r.of == of))?;
+        let place = self
+            .rows
+            .iter_mut()
+            .find(|row| row.as_ref().is_some_and(|r| r.of == of))?;
         place.take().map(|row| Sample {
             tokens: row.tokens,
             finish: FinishReason::Stop,

@@ -199,12 +199,7 @@ impl<B: Backend> Decoder<B> {
 
     /// Runs one token a row, row `i` behind the `lengths[i]` tokens of slot `i`, and keeps its
     /// keys and values there; logits, f32 `[rows, vocab]`.
-    pub fn step(
-        &self,
-        ids: &[u32],
-        lengths: &[usize],
-        cache: &mut SlotCache<B>,
-    ) -> Tensor<B, 2> {
+    pub fn step(&self, ids: &[u32], lengths: &[usize], cache: &mut SlotCache<B>) -> Tensor<B, 2> {
         let device = self.device();
         let rows = ids.len();
         let (heads, kv, width) = self.heads();

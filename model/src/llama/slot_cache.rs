@@ -121,9 +121,7 @@ impl<B: Backend> SlotCache<B> {
                 keys = keys.swap_dims(1, 2);
             }
             update(&mut layer.keys, |all| at_start(all, slot, keys));
-            update(&mut layer.values, |all| {
-                at_start(all, slot, values.clone())
-            });
+            update(&mut layer.values, |all| at_start(all, slot, values.clone()));
         }
     }
 

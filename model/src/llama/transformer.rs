@@ -101,7 +101,6 @@ impl<B: Backend> Llama<B> {
     pub fn logits(&self, batch: &PackedBatch<B>) -> Tensor<B, 2> {
         self.project(self.norm.forward(self.forward_blocks(batch)))
     }
-
 }
 
 impl<B: Backend> Block<B> {
