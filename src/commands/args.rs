@@ -45,6 +45,14 @@ pub fn refuse_bf16(section: &str, precision: Precision, device: Device) -> anyho
     Ok(())
 }
 
+/// The same for the flag `--precision`.
+pub fn refuse_bf16_flag(precision: Precision, device: Device) -> anyhow::Result<()> {
+    match precision == Precision::Bf16 && !device.has_bf16() {
+        true => Err(user("--precision bf16: this device has no bf16")),
+        false => Ok(()),
+    }
+}
+
 // `--device` of the commands that run without a configuration.
 #[derive(clap::Args)]
 pub struct DeviceArg {

@@ -1,13 +1,11 @@
 //! `sppo bench`: tokens per second of training and generation on random rows.
 
-use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{Precision, Recompute, resolve_model};
 use sppo_training::stages::{Bench, BenchReport, StageError, bench};
 
-use super::args::{DeviceArg, count};
+use super::args::{DeviceArg, count, not_negative, probability, refuse_bf16_flag};
 use crate::backend::{WithBackend, dispatch};
-use crate::errors::user;
 use crate::output;
 use crate::progress::Console;
 
@@ -38,6 +36,19 @@ pub struct Args {
     /// New tokens of each.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = count)]
     pub new: usize,
+    /// Lets the new tokens of a sequence vary, from this many on, and four times as many sequences
+    /// pass through the same slots.
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub shortest: Option<usize>,
+    /// Temperature of the sampling.
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = not_negative)]
+    pub temperature: f64,
+    /// Samples from the most likely tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    pub top_p: f64,
+    /// Timed runs of the generation, of which the fastest counts.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count)]
+    pub repeat: usize,
     /// Number format of weights and activations: f32 or bf16.
     #[arg(long, default_value_t = Precision::F32)]
     pub precision: Precision,
@@ -51,11 +62,7 @@ pub struct Args {
 /// Measures and prints.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let model = resolve_model(&args.model)?;
-    let dtype = match args.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 if args.device.device.has_bf16() => DType::BF16,
-        Precision::Bf16 => return Err(user("--precision bf16: this device has no bf16")),
-    };
+    refuse_bf16_flag(args.precision, args.device.device)?;
     let job = Bench {
         model: &model,
         batch: args.batch,
@@ -64,7 +71,11 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         steps: args.steps,
         generate: args.generate,
         new: args.new,
-        dtype,
+        shortest: args.shortest,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        repeat: args.repeat,
+        dtype: args.precision.dtype(),
         recompute: args.recompute,
     };
     let report = dispatch(args.device.device, Measure(job))??;

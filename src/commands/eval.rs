@@ -50,6 +50,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     prompts.truncate(config.eval.prompts.unwrap_or(usize::MAX));
     let folder = args.out.unwrap_or_else(|| config.output_dir.join("eval"));
     refuse_bf16("judge", config.judge.precision, device)?;
+    refuse_bf16("generate", config.generate.precision, device)?;
     let mut judging = config.judge.clone();
     if judging.chat_template.is_none() {
         judging.chat_template = Some(resolve_model(&args.model)?);
@@ -76,6 +77,9 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
             max_new_tokens: config.eval.max_new_tokens,
             seed: config.seed,
             batch: config.generate.batch,
+            cache_memory_mib: config.generate.cache_memory_mib,
+            dtype: config.generate.precision.dtype(),
+            logprobs: false,
             label: "answering",
         };
         dispatch(device, Answers(job))??;

@@ -6,6 +6,7 @@ mod config;
 mod eval;
 mod generate;
 mod judge;
+mod merge;
 mod pairs;
 mod run;
 mod score;
@@ -23,6 +24,8 @@ pub enum Command {
     Sft(sft::Args),
     /// Samples responses to prompts.
     Generate(generate::Args),
+    /// Puts the shards of generate together.
+    Merge(merge::Args),
     /// Scores responses.
     Judge(judge::Args),
     /// Makes win probabilities and pairs of judged responses.
@@ -46,6 +49,7 @@ impl Command {
             Self::Run(args) => run::run(args, json),
             Self::Sft(args) => sft::run(args, json),
             Self::Generate(args) => generate::run(args, json),
+            Self::Merge(args) => merge::run(args, json),
             Self::Judge(args) => judge::run(args, json),
             Self::Pairs(args) => pairs::run(args, json),
             Self::Train(args) => train::run(args, json),

@@ -30,6 +30,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
     refuse_bf16("train", config.train.precision, device)?;
     refuse_bf16("judge", config.judge.precision, device)?;
+    refuse_bf16("generate", config.generate.precision, device)?;
     let report = dispatch(device, Run(&config))??;
     output::print(&report.table())?;
     match json {

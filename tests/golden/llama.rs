@@ -2,8 +2,10 @@
 
 use burn::tensor::{DType, backend::Backend};
 use sppo_model::checkpoint::Checkpoint;
-use sppo_model::generate::{Request, SamplingParams, generate};
-use sppo_model::llama::{Llama, PackedBatch};
+use std::sync::Arc;
+
+use sppo_model::generate::{Engine, Plan, Request, Sample, SamplingParams, answer_all};
+use sppo_model::llama::{Decoder, Llama, LlamaConfig, PackedBatch};
 
 use super::{ids, json, path};
 
@@ -62,6 +64,17 @@ fn packing_changes_nothing<B: Backend>(device: &B::Device) {
     }
 }
 
+fn answers<B: Backend>(
+    model: Llama<B>,
+    config: &LlamaConfig,
+    requests: Vec<Request>,
+) -> Vec<Vec<Sample>> {
+    let context = config.max_position_embeddings;
+    let plan = Plan::new(config, DType::F32, 5, 2, context, None).unwrap();
+    let decoder = Arc::new(Decoder::new(model, config));
+    answer_all(&mut Engine::new(decoder, plan, None), requests).unwrap()
+}
+
 fn greedy_tokens<B: Backend>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let params = SamplingParams {
@@ -75,15 +88,9 @@ fn greedy_tokens<B: Backend>(device: &B::Device) {
     let requests: Vec<Request> = cases()
         .into_iter()
         .enumerate()
-        .map(|(i, (prompt, _))| Request {
-            id: i.to_string(),
-            prompt,
-            samples: 2,
-        })
+        .map(|(i, (prompt, _))| Request::new(i.to_string(), prompt, 2, params.clone()))
         .collect();
-    let found = generate(&model, &config, &requests, &params, |_| true)
-        .unwrap()
-        .unwrap();
+    let found = answers(model, &config, requests);
     let expected = json("llama/expected.json");
     for (i, samples) in found.iter().enumerate() {
         for sample in samples {
@@ -92,8 +99,7 @@ fn greedy_tokens<B: Backend>(device: &B::Device) {
     }
 }
 
-/// A row that ends long before the others keeps its place in the batch; its position must not run
-/// past the context while it waits.
+/// A sequence that fills the context beside short ones.
 fn short_prompts_do_not_drag_a_long_one_past_the_context<B: Backend>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let context = config.max_position_embeddings;
@@ -109,15 +115,12 @@ fn short_prompts_do_not_drag_a_long_one_past_the_context<B: Backend>(device: &B:
     let requests: Vec<Request> = lengths
         .iter()
         .enumerate()
-        .map(|(i, &length)| Request {
-            id: i.to_string(),
-            prompt: (0..length as u32).map(|t| t % 400).collect(),
-            samples: 1,
+        .map(|(i, &length)| {
+            let prompt = (0..length as u32).map(|t| t % 400).collect();
+            Request::new(i.to_string(), prompt, 1, params.clone())
         })
         .collect();
-    let found = generate(&model, &config, &requests, &params, |_| true)
-        .unwrap()
-        .unwrap();
+    let found = answers(model, &config, requests);
     let lengths: Vec<usize> = found.iter().map(|s| s[0].tokens.len()).collect();
     assert_eq!(lengths, [5, 40, 40, 40, 40, 40]);
 }

@@ -1,9 +1,18 @@
-//! Batched sampling with a key-value cache.
+//! Sampling with continuous batching and a key-value cache in slots.
 
-mod batch;
 mod defaults;
+mod engine;
+mod lane;
+mod plan;
+mod request;
 pub mod sampling;
+mod stop;
+#[cfg(test)]
+mod tests;
 
-pub use batch::{FinishReason, GenerateError, Request, Sample, check_requests, generate};
 pub use defaults::{GenerationDefaults, GenerationDefaultsError};
+pub use engine::{Engine, answer_all, check_request};
+pub use plan::Plan;
+pub use request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
 pub use sampling::SamplingParams;
+pub use stop::TextStream;

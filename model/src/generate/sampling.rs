@@ -57,77 +57,170 @@ pub fn argmax(logits: &[f32]) -> usize {
     best
 }
 
-/// The token at `draw` of the distribution that `params` makes of `logits` `[vocab]`.
-pub fn sample(logits: &[f32], params: &SamplingParams, draw: f64) -> usize {
-    if params.temperature == 0.0 {
-        return argmax(logits);
-    }
-    let candidates = distribution(logits, params);
-    let mut rest = draw;
-    for &(token, probability) in &candidates {
-        rest -= probability;
-        if rest < 0.0 {
-            return token;
-        }
-    }
-    // Rounding may leave a sliver behind the last candidate.
-    candidates.last().map_or(0, |c| c.0)
+/// `ln p` of `token` under the softmax of `logits` `[vocab]`, in nats.
+pub fn log_probability(logits: &[f32], token: usize) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| exp(x - largest) as f64).sum();
+    (logits[token] - largest) as f64 - sum.ln()
 }
 
-/// Tokens that may be drawn with their probabilities, likeliest first, ties by id.
-pub fn distribution(logits: &[f32], params: &SamplingParams) -> Vec<(usize, f64)> {
-    let largest = logits[argmax(logits)] as f64;
-    let weights: Vec<f64> = logits
-        .iter()
-        .map(|&x| ((x as f64 - largest) / params.temperature).exp())
-        .collect();
-    let keep = match params.top_k {
-        0 => weights.len(),
-        k => k.min(weights.len()),
-    };
-    let mut order: Vec<usize> = (0..weights.len()).collect();
-    let descending = |a: &usize, b: &usize| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b));
-    // A few hundred candidates nearly always hold the nucleus; sort all only when they do not.
-    let mut head = keep.min(256);
-    loop {
-        if head < order.len() {
-            order.select_nth_unstable_by(head, descending);
+/// eˣ for x ≤ 0, within 2 units of the last place; plain arithmetic, so that a loop over it is
+/// vectorised and every machine gives the same bits. Below e⁻⁸⁷ it is 0.
+fn exp(x: f32) -> f32 {
+    // 1.5 · 2²³: adding it rounds to a whole number and leaves that in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.max(-87.0);
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    // Taylor's series; |r| ≤ ln 2 / 2, so what is left out is below 1e-8.
+    let p = 1.0 / 5040.0;
+    let p = p * r + 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if x < -87.0 { 0.0 } else { p * power }
+}
+
+/// Draws tokens; keeps its working memory from one draw to the next.
+#[derive(Default)]
+pub struct Sampler {
+    weights: Vec<f32>,
+    buckets: Buckets,
+}
+
+impl Sampler {
+    /// The token at `draw` in `[0, 1)` of the distribution that `params` makes of `logits`
+    /// `[vocab]`: the candidates, likeliest first and ties by id, share the interval by their
+    /// probabilities.
+    pub fn sample(&mut self, logits: &[f32], params: &SamplingParams, draw: f64) -> usize {
+        if params.temperature == 0.0 {
+            return argmax(logits);
         }
-        order[..head].sort_unstable_by(descending);
-        let total: f64 = match keep < weights.len() {
-            // Top-k renormalises before top-p cuts.
-            true if head == keep => order[..keep].iter().map(|&i| weights[i]).sum(),
-            true => f64::INFINITY,
-            false => weights.iter().sum(),
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let scale = (1.0 / params.temperature) as f32;
+        self.weights.clear();
+        let weights = logits.iter().map(|&x| exp((x - largest) * scale));
+        self.weights.extend(weights);
+        self.buckets.count(&self.weights);
+        let mut kept = self.buckets.total();
+        if params.top_k > 0 && params.top_k < logits.len() {
+            let last = Bound::Rank(params.top_k);
+            kept = self.buckets.reach(&self.weights, last).sum;
+        }
+        if params.top_p < 1.0 {
+            let last = Bound::Sum(params.top_p * kept);
+            kept = kept.min(self.buckets.reach(&self.weights, last).sum);
+        }
+        let found = self.buckets.reach(&self.weights, Bound::Above(draw * kept));
+        found.token
+    }
+}
+
+/// Where a walk from the likeliest token down ends.
+#[derive(Clone, Copy)]
+enum Bound {
+    /// At the n-th token.
+    Rank(usize),
+    /// Where the sum of weights is this or more.
+    Sum(f64),
+    /// Where the sum of weights is more than this.
+    Above(f64),
+}
+
+/// The token where a walk ended and the sum of weights up to it.
+struct Reached {
+    token: usize,
+    sum: f64,
+}
+
+/// Weights in `[0, 1]` by size: a walk in descending order looks at one bucket's tokens only,
+/// where sorting would look at all.
+#[derive(Default)]
+struct Buckets {
+    sums: Vec<f64>,
+    counts: Vec<u32>,
+    inside: Vec<u32>,
+}
+
+impl Buckets {
+    /// Bits of a weight that do not matter for its bucket: 6 of the mantissa do.
+    const SHIFT: u32 = 17;
+    /// Weights below 2⁻³² share the lowest bucket.
+    const LOWEST: u32 = (127 - 32) << 6;
+    const COUNT: usize = (32 << 6) + 1;
+
+    fn of(weight: f32) -> usize {
+        (weight.to_bits() >> Self::SHIFT).saturating_sub(Self::LOWEST) as usize
+    }
+
+    fn count(&mut self, weights: &[f32]) {
+        self.sums.clear();
+        self.sums.resize(Self::COUNT, 0.0);
+        self.counts.clear();
+        self.counts.resize(Self::COUNT, 0);
+        for &weight in weights {
+            let bucket = Self::of(weight);
+            self.sums[bucket] += weight as f64;
+            self.counts[bucket] += 1;
+        }
+    }
+
+    fn total(&self) -> f64 {
+        self.sums.iter().rev().sum()
+    }
+
+    /// Walks down to `bound`, or to the last token where rounding left a sliver behind it.
+    fn reach(&mut self, weights: &[f32], bound: Bound) -> Reached {
+        let over = |sum: f64, rank: usize| match bound {
+            Bound::Rank(n) => rank >= n,
+            Bound::Sum(least) => sum >= least,
+            Bound::Above(least) => sum > least,
         };
-        if let Some(cut) = nucleus(&order[..head], &weights, params.top_p * total)
-            .or((head == keep).then_some(head))
-        {
-            let mass: f64 = order[..cut].iter().map(|&i| weights[i]).sum();
-            return order[..cut]
-                .iter()
-                .map(|&i| (i, weights[i] / mass))
-                .collect();
+        let (mut sum, mut rank, mut lowest) = (0.0, 0, (Self::COUNT, 0.0, 0));
+        for bucket in (0..Self::COUNT).rev() {
+            if self.counts[bucket] == 0 {
+                continue;
+            }
+            let after = (sum + self.sums[bucket], rank + self.counts[bucket] as usize);
+            lowest = (bucket, sum, rank);
+            if over(after.0, after.1) {
+                break;
+            }
+            (sum, rank) = after;
         }
-        head = keep;
+        let (bucket, mut sum, mut rank) = lowest;
+        self.inside.clear();
+        let inside = (0u32..)
+            .zip(weights)
+            .filter(|(_, w)| Self::of(**w) == bucket);
+        self.inside.extend(inside.map(|(i, _)| i));
+        let weight = |i: u32| weights[i as usize];
+        self.inside
+            .sort_unstable_by(|&a, &b| weight(b).total_cmp(&weight(a)).then(a.cmp(&b)));
+        let mut token = 0;
+        for &i in &self.inside {
+            token = i as usize;
+            sum += weight(i) as f64;
+            rank += 1;
+            if over(sum, rank) {
+                break;
+            }
+        }
+        Reached { token, sum }
     }
-}
-
-/// How many of the sorted candidates reach `mass`, if they do; never with top-p off.
-fn nucleus(order: &[usize], weights: &[f64], mass: f64) -> Option<usize> {
-    let mut sum = 0.0;
-    order
-        .iter()
-        .position(|&i| {
-            sum += weights[i];
-            sum >= mass
-        })
-        .map(|last| last + 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::Rng;
 
     fn params(temperature: f64, top_p: f64, top_k: usize) -> SamplingParams {
         SamplingParams {
@@ -140,37 +233,93 @@ mod tests {
         }
     }
 
-    fn ids(candidates: &[(usize, f64)]) -> Vec<usize> {
-        candidates.iter().map(|c| c.0).collect()
+    /// The definition, by sorting, in f64: candidates with their probabilities, likeliest first.
+    fn distribution(logits: &[f32], params: &SamplingParams) -> Vec<(usize, f64)> {
+        let weight = |x: f32| ((x - logits[argmax(logits)]) as f64 / params.temperature).exp();
+        let mut all: Vec<(usize, f64)> = logits.iter().map(|&x| weight(x)).enumerate().collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if params.top_k > 0 {
+            all.truncate(params.top_k);
+        }
+        let total: f64 = all.iter().map(|c| c.1).sum();
+        let mut sum = 0.0;
+        let last = all.iter().position(|c| {
+            sum += c.1;
+            sum >= params.top_p * total
+        });
+        all.truncate(last.map_or(all.len(), |i| i + 1));
+        let kept: f64 = all.iter().map(|c| c.1).sum();
+        all.into_iter().map(|(i, w)| (i, w / kept)).collect()
+    }
+
+    /// Every candidate gets its share of the interval, to 1e-6, and nothing else is drawn.
+    fn assert_exact(logits: &[f32], params: &SamplingParams) {
+        let mut sampler = Sampler::default();
+        let mut below = 0.0;
+        for (token, probability) in distribution(logits, params) {
+            for (place, edge) in [(0.0, 2e-6), (1.0, -2e-6)] {
+                if probability > 1e-5 {
+                    let draw = below + place * probability + edge;
+                    let found = sampler.sample(logits, params, draw);
+                    // In f32 two weights may tie that differ in f64; then the id decides.
+                    let apart = (logits[found] - logits[token]).abs();
+                    assert!(
+                        apart < 1e-6 * params.temperature as f32,
+                        "{params:?}: {found} instead of {token} at {draw}"
+                    );
+                }
+            }
+            below += probability;
+        }
     }
 
     #[test]
-    fn plain_softmax_without_cuts() {
-        let logits = [0.0, (2.0f32).ln(), (5.0f32).ln()];
-        let found = distribution(&logits, &params(1.0, 1.0, 0));
-        assert_eq!(ids(&found), [2, 1, 0]);
-        for ((_, p), q) in found.iter().zip([5.0 / 8.0, 2.0 / 8.0, 1.0 / 8.0]) {
-            assert!((p - q).abs() < 1e-7);
+    fn the_distribution_is_the_defined_one() {
+        let mut generator = ChaCha12Rng::seed_from_u64(7);
+        for spread in [0.0, 0.1, 1.0, 5.0, 30.0] {
+            for vocab in [1, 2, 50, 3000] {
+                let logits: Vec<f32> = (0..vocab)
+                    .map(|_| (generator.random::<f32>() - 0.5) * spread)
+                    .collect();
+                for temperature in [0.3, 1.0, 2.0] {
+                    for (top_p, top_k) in [(1.0, 0), (0.9, 0), (0.5, 10), (1.0, 3), (0.01, 0)] {
+                        // A flat nucleus ends where rounding says.
+                        if spread > 0.0 || top_p == 1.0 {
+                            assert_exact(&logits, &params(temperature, top_p, top_k));
+                        }
+                    }
+                }
+            }
         }
+    }
+
+    #[test]
+    fn exponentials_are_exact_to_the_last_places() {
+        for i in 0..=8_700 {
+            let x = -(i as f32) / 100.0;
+            let relative = exp(x) as f64 / (x as f64).exp() - 1.0;
+            assert!(relative.abs() < 2.5e-7, "{x}: {relative}");
+        }
+        assert_eq!(
+            (exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)),
+            (1.0, 0.0, 0.0)
+        );
+    }
+
+    #[test]
+    fn log_probabilities() {
+        let logits = [0.0, (2.0f32).ln(), (5.0f32).ln()];
+        assert!((log_probability(&logits, 1) - (0.25f64).ln()).abs() < 1e-7);
     }
 
     #[test]
     fn top_p_keeps_the_smallest_set_that_reaches_it() {
         let logits = [0.0, (2.0f32).ln(), (5.0f32).ln()];
-        assert_eq!(ids(&distribution(&logits, &params(1.0, 0.6, 0))), [2]);
-        assert_eq!(ids(&distribution(&logits, &params(1.0, 0.7, 0))), [2, 1]);
-        assert_eq!(ids(&distribution(&logits, &params(1.0, 0.7, 1))), [2]);
-    }
-
-    #[test]
-    fn a_flat_nucleus_wider_than_the_head_is_exact() {
-        let logits = vec![0.0; 1000];
-        let found = distribution(&logits, &params(1.0, 0.9, 0));
-        assert!((899..=901).contains(&found.len()), "{}", found.len());
-        let limited = distribution(&logits, &params(1.0, 0.5, 600));
-        assert!((299..=301).contains(&limited.len()), "{}", limited.len());
-        let all = distribution(&logits, &params(0.7, 1.0, 0));
-        assert!((all.iter().map(|c| c.1).sum::<f64>() - 1.0).abs() < 1e-9);
+        let last = |p, k| Sampler::default().sample(&logits, &params(1.0, p, k), 0.999_999);
+        assert_eq!(last(1.0, 0), 0);
+        assert_eq!(last(0.6, 0), 2);
+        assert_eq!(last(0.7, 0), 1);
+        assert_eq!(last(0.7, 1), 2);
     }
 
     #[test]
@@ -187,6 +336,9 @@ mod tests {
 
     #[test]
     fn zero_temperature_takes_the_first_maximum() {
-        assert_eq!(sample(&[1.0, 3.0, 3.0], &params(0.0, 1.0, 0), 0.99), 1);
+        assert_eq!(
+            Sampler::default().sample(&[1.0, 3.0, 3.0], &params(0.0, 1.0, 0), 0.99),
+            1
+        );
     }
 }

@@ -1,16 +1,17 @@
 //! Llama: configuration, rotary embedding, the model, and the mapping to Hugging Face names.
 
 pub mod config;
+pub mod decoder;
 pub mod hf;
-pub mod kv_cache;
 pub mod layout;
 pub mod reward;
 pub mod rope;
+pub mod slot_cache;
 pub mod transformer;
 
 pub use config::{ConfigError, LlamaConfig, RopeScaling};
+pub use decoder::Decoder;
 pub use hf::CheckpointError;
-pub use kv_cache::KvCache;
 pub use layout::PackedBatch;
 pub use reward::RewardModel;
 pub use transformer::Llama;

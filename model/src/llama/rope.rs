@@ -109,6 +109,30 @@ impl<B: Backend> Rope<B> {
     }
 }
 
+impl<B: Backend> Rope<B> {
+    /// The factors of queries and keys side by side `[tokens, heads + kv_heads, head_dim]`; those
+    /// of the queries carry attention's 1/√head_dim.
+    pub(crate) fn joint(
+        &self,
+        positions: Tensor<B, 1, Int>,
+        heads: usize,
+        kv_heads: usize,
+        dtype: DType,
+    ) -> Factors<B> {
+        let scale = 1.0 / (self.cos.dims()[1] as f64).sqrt();
+        let pick = |table: &Tensor<B, 2>| {
+            let rows = table.clone().select(0, positions.clone());
+            let rows: Tensor<B, 3> = rows.unsqueeze_dim(1);
+            let queries = rows.clone().mul_scalar(scale).repeat_dim(1, heads);
+            Tensor::cat(vec![queries, rows.repeat_dim(1, kv_heads)], 1).cast(dtype)
+        };
+        Factors {
+            cos: pick(&self.cos),
+            sin: pick(&self.sin),
+        }
+    }
+}
+
 impl<B: Backend> Factors<B> {
     /// Rotates `x` `[tokens, heads, head_dim]` to its positions.
     pub fn apply(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {

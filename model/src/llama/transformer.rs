@@ -4,7 +4,6 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
-use super::kv_cache::{KvCache, LayerCache};
 use super::layout::{Grid, PackedBatch};
 use super::rope::{Rope, RopeRows};
 use crate::nn::{Linear, RmsNorm, from_f32, to_f32};
@@ -48,15 +47,6 @@ pub struct Mlp<B: Backend> {
     pub gate_proj: Linear<B>,
     pub up_proj: Linear<B>,
     pub down_proj: Linear<B>,
-}
-
-/// Everything about one step of cached decoding that is the same in every layer.
-pub struct CachedStep<B: Backend> {
-    /// Position of each new token within its sequence `[rows · new]`.
-    pub positions: Tensor<B, 1, Int>,
-    /// Additive mask over the slots in use, f32 `[rows, 1, new, used + new]`.
-    pub mask: Tensor<B, 4>,
-    pub rows: usize,
 }
 
 impl<B: Backend> Llama<B> {
@@ -111,30 +101,6 @@ impl<B: Backend> Llama<B> {
     pub fn logits(&self, batch: &PackedBatch<B>) -> Tensor<B, 2> {
         self.project(self.norm.forward(self.forward_blocks(batch)))
     }
-
-    /// Runs new tokens `[rows · new]` behind what `cache` holds; the last token's logits of each
-    /// row, f32 `[rows, vocab]`.
-    pub fn decode(
-        &self,
-        ids: Tensor<B, 1, Int>,
-        step: &CachedStep<B>,
-        cache: &mut KvCache<B>,
-    ) -> Tensor<B, 2> {
-        let new = ids.dims()[0] / step.rows;
-        let rope = self.rope_at(step.positions.clone());
-        let used = cache.used();
-        let mut hidden = self.embed(ids);
-        for (index, block) in self.layers.iter().enumerate() {
-            hidden = block.decode(hidden, &rope, step, used, cache.layer(index));
-        }
-        cache.advance(new);
-        let width = hidden.dims()[1];
-        let last = hidden
-            .reshape([step.rows, new, width])
-            .slice([0..step.rows, new - 1..new, 0..width])
-            .reshape([step.rows, width]);
-        self.project(self.norm.forward(last))
-    }
 }
 
 impl<B: Backend> Block<B> {
@@ -147,19 +113,6 @@ impl<B: Backend> Block<B> {
     ) -> Tensor<B, 2> {
         let normed = self.input_layernorm.forward(hidden.clone());
         let hidden = hidden + self.self_attn.forward(normed, rope, &batch.grid);
-        self.feed_forward(hidden)
-    }
-
-    fn decode(
-        &self,
-        hidden: Tensor<B, 2>,
-        rope: &RopeRows<B>,
-        step: &CachedStep<B>,
-        used: usize,
-        cache: &mut LayerCache<B>,
-    ) -> Tensor<B, 2> {
-        let normed = self.input_layernorm.forward(hidden.clone());
-        let hidden = hidden + self.self_attn.decode(normed, rope, step, used, cache);
         self.feed_forward(hidden)
     }
 
@@ -177,27 +130,6 @@ impl<B: Backend> Attention<B> {
         let mask = grid.mask.clone().unsqueeze::<4>();
         let mixed = self.attend(q, k.swap_dims(1, 2), v.swap_dims(1, 2), mask);
         self.o_proj.forward(grid.unpad(mixed))
-    }
-
-    /// The same for new tokens `[rows · new, hidden]` behind cached ones.
-    fn decode(
-        &self,
-        x: Tensor<B, 2>,
-        rope: &RopeRows<B>,
-        step: &CachedStep<B>,
-        used: usize,
-        cache: &mut LayerCache<B>,
-    ) -> Tensor<B, 2> {
-        let (rows, new) = (step.rows, x.dims()[0] / step.rows);
-        let (q, k, v) = self.project_rotated(x, rope);
-        let split = |x: Tensor<B, 3>, heads| x.reshape([rows, new, heads, self.head_dim]);
-        let (k, v) = cache.append(
-            used,
-            split(k, self.kv_heads).swap_dims(1, 2),
-            split(v, self.kv_heads).swap_dims(1, 2),
-        );
-        let mixed = self.attend(split(q, self.heads), k, v, step.mask.clone());
-        self.o_proj.forward(mixed)
     }
 
     /// Queries, keys and values `[tokens, heads, head_dim]`, the first two rotated.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::DType;
+
 use toml::Table;
 
 choice! {
@@ -251,6 +253,11 @@ section! {
         max_new_tokens: usize = 2048;
         /// Sequences generated together; does not change the result.
         batch: usize = 32;
+        /// Most memory for keys and values, in MiB; fewer sequences are generated together where
+        /// it is short. Without it, `batch` alone is the bound.
+        cache_memory_mib: Option<usize> = None => "16384";
+        /// Number format of weights, activations and cache: f32 or bf16.
+        precision: Precision = Precision::F32;
     } {}
 }
 
@@ -433,11 +440,22 @@ section! {
     } {}
 }
 
+impl Precision {
+    /// The dtype of that name.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
 impl Generate {
     /// The settings that the result depends on, the others at a fixed value.
     pub fn that_matters(&self) -> Self {
         Self {
             batch: 1,
+            cache_memory_mib: None,
             ..self.clone()
         }
     }

@@ -64,6 +64,11 @@ impl<T: Row> RowWriter<T> {
         Ok((writer, done))
     }
 
+    /// Whether rows were written to this path before, finished or not.
+    pub fn has_begun(path: &Path) -> bool {
+        path.exists() || journal_of(path).exists()
+    }
+
     /// Appends one row. A row that could not be read back (a NaN, a wrong length) is refused.
     pub fn append(&mut self, row: &T) -> Result<(), DataError> {
         let object = self.object(row)?;

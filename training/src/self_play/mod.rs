@@ -188,6 +188,9 @@ impl<D> Run<'_, D> {
                 max_new_tokens: sampling.max_new_tokens,
                 seed,
                 batch: sampling.batch,
+                cache_memory_mib: sampling.cache_memory_mib,
+                dtype: sampling.precision.dtype(),
+                logprobs: false,
                 label: "generating",
             };
             generate::<B::InnerBackend>(job, self.device, self.monitor)?;
@@ -264,6 +267,9 @@ impl<D> Run<'_, D> {
                 max_new_tokens: settings.max_new_tokens,
                 seed: self.config.seed,
                 batch: self.config.generate.batch,
+                cache_memory_mib: self.config.generate.cache_memory_mib,
+                dtype: self.config.generate.precision.dtype(),
+                logprobs: false,
                 label: "answering held-out prompts",
             };
             generate::<B::InnerBackend>(job, self.device, self.monitor)?;

@@ -1,6 +1,8 @@
 //! Throughput of training and generation on random rows.
 
+use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::DType;
@@ -8,8 +10,10 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use serde::Serialize;
-use sppo_model::generate::{Request, SamplingParams};
+use sppo_model::generate::{Engine, Event, Request, SamplingParams};
+use sppo_model::llama::Decoder;
 
+use super::generate::plan;
 use super::{Policy, StageError};
 use crate::config::{Loss, Recompute};
 use crate::learner::Learner;
@@ -34,6 +38,12 @@ pub struct Bench<'a> {
     pub generate: usize,
     /// New tokens of each.
     pub new: usize,
+    /// With it, four times as many sequences pass through, of this many to `new` new tokens.
+    pub shortest: Option<usize>,
+    pub temperature: f64,
+    pub top_p: f64,
+    /// Timed runs of the generation, of which the fastest counts.
+    pub repeat: usize,
     pub dtype: DType,
     pub recompute: Recompute,
 }
@@ -146,39 +156,64 @@ fn time_generation<B: AutodiffBackend>(
     check_room(job, &policy.config, job.new)?;
     let mut generator = ChaCha12Rng::seed_from_u64(1);
     let vocab = policy.config.vocab_size;
-    let requests: Vec<Request> = (0..job.generate)
-        .map(|number| Request {
-            id: number.to_string(),
-            prompt: random_ids(&mut generator, job.prompt, vocab),
-            samples: 1,
-        })
-        .collect();
-    let mut params = SamplingParams {
-        temperature: 1.0,
-        top_p: 1.0,
-        top_k: 0,
-        max_new_tokens: 2,
-        stop_ids: Vec::new(),
-        seed: 0,
+    let mut lengths = ChaCha12Rng::seed_from_u64(2);
+    let mut request = |number: usize, new: usize| {
+        let params = SamplingParams {
+            temperature: job.temperature,
+            top_p: job.top_p,
+            top_k: 0,
+            max_new_tokens: new,
+            stop_ids: Vec::new(),
+            seed: 0,
+        };
+        let prompt = random_ids(&mut generator, job.prompt, vocab);
+        Request::new(number.to_string(), prompt, 1, params)
     };
-    let run = |params: &SamplingParams| {
-        let going = |_| !monitor.interrupted();
-        let answers = sppo_model::generate::generate(
-            &policy.model,
-            &policy.config,
-            &requests,
-            params,
-            going,
-        )?;
-        let answers = answers.ok_or(StageError::Interrupted)?;
-        let tokens = answers.iter().flatten().map(|sample| sample.tokens.len());
-        Ok::<usize, StageError>(tokens.sum())
+    let mut wave = |new: &mut dyn FnMut() -> usize, count: usize| -> VecDeque<(usize, Request)> {
+        (0..count).map(|n| (n, request(n, new()))).collect()
     };
-    run(&params)?;
-    params.max_new_tokens = job.new;
-    let begun = Instant::now();
-    let tokens = run(&params)?;
-    Ok(tokens as f64 / begun.elapsed().as_secs_f64())
+    let warm = wave(&mut || 2, job.generate);
+    let timed = match job.shortest {
+        None => wave(&mut || job.new, job.generate),
+        // Enough to see slots change hands.
+        Some(least) => wave(
+            &mut || lengths.random_range(least..=job.new),
+            4 * job.generate,
+        ),
+    };
+    let plan = plan::<B::InnerBackend>(
+        &policy.config,
+        &timed,
+        job.generate,
+        None,
+        job.dtype,
+        device,
+    )?;
+    let decoder = Arc::new(Decoder::new(policy.model, &policy.config));
+    let run = |requests: VecDeque<(usize, Request)>| {
+        let mut engine = Engine::new(decoder.clone(), plan, None);
+        for (_, request) in requests {
+            engine.submit(request)?;
+        }
+        let mut tokens = 0;
+        while !engine.is_idle() {
+            let events = engine.step()?;
+            let drawn = events.iter().filter(|e| matches!(e, Event::Token { .. }));
+            tokens += drawn.count();
+            if monitor.interrupted() {
+                return Err(StageError::Interrupted);
+            }
+        }
+        Ok::<usize, StageError>(tokens)
+    };
+    run(warm)?;
+    let mut best = 0.0f64;
+    for _ in 0..job.repeat {
+        let begun = Instant::now();
+        let tokens = run(timed.clone())?;
+        best = best.max(tokens as f64 / begun.elapsed().as_secs_f64());
+    }
+    Ok(best)
 }
 
 fn sync<B: Backend>(device: &B::Device) -> Result<(), StageError> {

@@ -1,13 +1,19 @@
 //! Prompts → responses.
 
-use std::collections::HashSet;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use sppo_model::generate::{GenerationDefaults, Request, Sample, SamplingParams, check_requests};
+use sppo_model::generate::{
+    Engine, Event, GenerationDefaults, Plan, Request, RequestId, Sample, SamplingParams,
+    check_request,
+};
+use sppo_model::llama::{Decoder, LlamaConfig};
 
-use super::{Policy, StageError};
+use super::{Policy, StageError, Text};
 use crate::data::{Prompt, PromptRow, ResponseRow, RowWriter};
 use crate::monitor::Monitor;
 
@@ -23,92 +29,320 @@ pub struct Generation<'a> {
     pub top_k: usize,
     pub max_new_tokens: usize,
     pub seed: u64,
-    /// Sequences decoded together.
+    /// Sequences decoded together, if the cache has room.
     pub batch: usize,
+    /// Bound on the memory of keys and values.
+    pub cache_memory_mib: Option<usize>,
+    /// Of weights, activations and cache.
+    pub dtype: DType,
+    /// Whether rows get summed log-probabilities.
+    pub logprobs: bool,
     /// What the progress is called.
     pub label: &'a str,
 }
 
+/// The file beside `out` that keeps responses whose turn in `out` has not come; it goes when the
+/// last row is written.
+fn ahead_of(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_os_string();
+    name.push(".ahead.jsonl");
+    name.into()
+}
+
 /// Answers the prompts that `out` does not hold yet.
 ///
-/// Batches are cut from the whole list, so that a run that goes on computes what an
-/// uninterrupted one computes, to the bit.
+/// Rows stand in the order of prompts. One that is finished before its turn is kept in
+/// [`ahead_of`] the output, so that nothing finished is lost when the run stops, and the file is
+/// the same however often it did.
 pub fn generate<B: Backend>(
     job: Generation<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
-    let (mut writer, done) = RowWriter::<ResponseRow>::open(job.out)?;
-    check_resumed(&job, &done)?;
-    let done: HashSet<String> = done.into_iter().map(|row| row.prompt_id).collect();
-    let all_done = job.prompts.iter().all(|p| done.contains(&p.prompt_id));
-    if all_done {
-        return Ok(writer.finish()?);
+    let mut output = Output::open(&job)?;
+    if output.left.is_empty() {
+        return output.finish();
     }
-    let policy = Policy::<B>::load(job.model, DType::F32, device)?;
-    let requests = requests(&job, &policy)?;
-    let params = SamplingParams {
-        temperature: job.temperature,
-        top_p: job.top_p,
-        top_k: job.top_k,
-        max_new_tokens: job.max_new_tokens,
-        stop_ids: GenerationDefaults::from_dir(job.model, &policy.config)?.stop_ids,
-        seed: job.seed,
-    };
+    let policy = Policy::<B>::load(job.model, job.dtype, device)?;
+    let text = policy.require_text()?;
+    let mut requests = requests(&job, &output, text, &policy.config)?;
     // Hours later would be a bad time to find the one prompt that is too long.
-    check_requests(&policy.config, &requests)?;
-    let together = (job.batch / job.samples).max(1);
-    monitor.begin(job.label, "prompts", done.len(), job.prompts.len());
-    let batches = requests.chunks(together).zip(job.prompts.chunks(together));
-    for (requests, prompts) in batches {
-        if prompts.iter().all(|p| done.contains(&p.prompt_id)) {
-            continue;
+    for (_, request) in &requests {
+        check_request(&policy.config, request)?;
+    }
+    let wanted = job.batch.min(requests.len().saturating_mul(job.samples));
+    let plan = plan::<B>(
+        &policy.config,
+        &requests,
+        wanted,
+        job.cache_memory_mib,
+        job.dtype,
+        device,
+    )?;
+    let Policy {
+        config,
+        model,
+        text,
+        ..
+    } = policy;
+    let mut run = Run {
+        engine: Engine::new(Arc::new(Decoder::new(model, &config)), plan, None),
+        text,
+        open: HashMap::new(),
+        begun: Instant::now(),
+        tokens: 0,
+        responses: 0,
+    };
+    // A prompt far behind the first unfinished one would wait for long in memory.
+    let window = 16 * plan.slots;
+    let total = job.prompts.len();
+    monitor.begin(job.label, "prompts", total - output.left.len(), total);
+    while !output.left.is_empty() {
+        let next = output.left.front().map_or(0, |&n| n);
+        while let Some((number, _)) = requests.front()
+            && *number < next + window
+            && run.engine.pending() < 2 * plan.slots
+        {
+            let Some((number, request)) = requests.pop_front() else {
+                break;
+            };
+            let answers = vec![None; request.samples];
+            run.open
+                .insert(run.engine.submit(request)?, (number, answers));
         }
-        let answers = sppo_model::generate::generate(
-            &policy.model,
-            &policy.config,
-            requests,
-            &params,
-            |_| !monitor.interrupted(),
-        )?;
-        let Some(answers) = answers else {
+        let finished = run.step()?;
+        let rows = finished
+            .into_iter()
+            .map(|(number, samples)| Ok((number, run.row(&job, number, &samples)?)))
+            .collect::<Result<Vec<_>, StageError>>()?;
+        for (number, row) in rows {
+            output.add(&job, number, row)?;
+            monitor.advance(1, Some(run.note()));
+        }
+        if monitor.interrupted() {
             monitor.end();
             return Err(StageError::Interrupted);
-        };
-        for (prompt, samples) in prompts.iter().zip(&answers) {
-            if !done.contains(&prompt.prompt_id) {
-                writer.append(&response_row(prompt, samples, &policy)?)?;
-                monitor.advance(1, None);
-            }
         }
     }
     monitor.end();
-    Ok(writer.finish()?)
+    output.finish()
+}
+
+/// Slots and lanes for `requests`: the most that the budget holds, one lane a core on a CPU.
+pub(super) fn plan<B: Backend>(
+    config: &LlamaConfig,
+    requests: &VecDeque<(usize, Request)>,
+    wanted: usize,
+    budget_mib: Option<usize>,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<Plan, StageError> {
+    let context = config.max_position_embeddings;
+    let tokens = requests.iter().map(|(_, r)| r.most_tokens(context)).max();
+    let lanes = match sppo_model::llama::decoder::is_host::<B>(device) {
+        true => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        false => 1,
+    };
+    // A lane of fewer rows reads its weights for too little.
+    let lanes = lanes.min(wanted / 4).max(1);
+    let budget = budget_mib.map(|mib| (mib as u64) << 20);
+    let plan = Plan::new(config, dtype, wanted, lanes, tokens.unwrap_or(1), budget)?;
+    tracing::debug!(
+        "{} slots in {} lanes, up to {} tokens each, at most {} MiB of cache",
+        plan.slots,
+        plan.lanes,
+        plan.tokens,
+        plan.bytes >> 20
+    );
+    Ok(plan)
+}
+
+/// The engine at work and its numbers.
+struct Run<B: Backend> {
+    engine: Engine<B>,
+    text: Option<Text>,
+    /// Which prompt a request is, and its samples so far.
+    open: HashMap<RequestId, (usize, Vec<Option<Sample>>)>,
+    begun: Instant,
+    tokens: usize,
+    responses: usize,
+}
+
+impl<B: Backend> Run<B> {
+    /// One token for everyone; the prompts that are complete now.
+    fn step(&mut self) -> Result<Vec<(usize, Vec<Sample>)>, StageError> {
+        let mut finished = Vec::new();
+        for event in self.engine.step()? {
+            let Event::Finished { of, sample, .. } = event else {
+                self.tokens += 1;
+                continue;
+            };
+            self.responses += 1;
+            let Some((_, answers)) = self.open.get_mut(&of.request) else {
+                continue;
+            };
+            answers[of.sample] = Some(sample);
+            if answers.iter().all(Option::is_some)
+                && let Some((number, answers)) = self.open.remove(&of.request)
+            {
+                finished.push((number, answers.into_iter().flatten().collect()));
+            }
+        }
+        Ok(finished)
+    }
+
+    fn note(&self) -> String {
+        let seconds = self.begun.elapsed().as_secs_f64().max(1e-3);
+        format!(
+            "{:.0} tokens/s, {:.0} tokens a response",
+            self.tokens as f64 / seconds,
+            self.tokens as f64 / self.responses.max(1) as f64
+        )
+    }
+
+    fn row(
+        &self,
+        job: &Generation<'_>,
+        number: usize,
+        samples: &[Sample],
+    ) -> Result<ResponseRow, StageError> {
+        let prompt = &job.prompts[number];
+        let decode = |sample: &Sample| match &self.text {
+            Some(text) => text.tokenizer.decode(sample.text_tokens(), true),
+            None => Ok(String::new()),
+        };
+        let reasons = samples.iter().map(|s| s.finish.as_str().to_string());
+        let sum = |sample: &Sample| sample.logprobs.iter().sum();
+        Ok(ResponseRow {
+            prompt_id: prompt.prompt_id.clone(),
+            prompt: Prompt::Messages(prompt.prompt.messages().into_owned()),
+            reference: prompt.reference.clone(),
+            responses: samples.iter().map(decode).collect::<Result<_, _>>()?,
+            finish_reasons: Some(reasons.collect()),
+            tokens: Some(samples.iter().map(|s| s.tokens.len() as u32).collect()),
+            logprobs: job.logprobs.then(|| samples.iter().map(sum).collect()),
+        })
+    }
+}
+
+/// The rows of the output in order, and those whose turn has not come.
+struct Output {
+    writer: RowWriter<ResponseRow>,
+    ahead: RowWriter<ResponseRow>,
+    ahead_path: PathBuf,
+    /// Prompts that the output lacks, by number.
+    left: VecDeque<usize>,
+    waiting: BTreeMap<usize, ResponseRow>,
+}
+
+impl Output {
+    fn open(job: &Generation<'_>) -> Result<Self, StageError> {
+        let ahead_path = ahead_of(job.out);
+        // Rows ahead of an output that is gone are of another run.
+        if ahead_path.exists() && !RowWriter::<ResponseRow>::has_begun(job.out) {
+            std::fs::remove_file(&ahead_path).map_err(StageError::io("remove", &ahead_path))?;
+        }
+        let (writer, done) = RowWriter::<ResponseRow>::open(job.out)?;
+        check_resumed(job, &done)?;
+        let (ahead, early) = RowWriter::<ResponseRow>::open(&ahead_path)?;
+        check_resumed(job, &early)?;
+        let done: HashSet<String> = done.into_iter().map(|row| row.prompt_id).collect();
+        let mut early: HashMap<String, ResponseRow> = early
+            .into_iter()
+            .map(|r| (r.prompt_id.clone(), r))
+            .collect();
+        let numbered = job.prompts.iter().enumerate();
+        let left: VecDeque<usize> = numbered
+            .filter(|(_, p)| !done.contains(&p.prompt_id))
+            .map(|(number, _)| number)
+            .collect();
+        let waiting = left
+            .iter()
+            .filter_map(|&n| Some((n, early.remove(&job.prompts[n].prompt_id)?)))
+            .collect();
+        let mut output = Self {
+            writer,
+            ahead,
+            ahead_path,
+            left,
+            waiting,
+        };
+        output.flush()?;
+        Ok(output)
+    }
+
+    /// Takes a finished row.
+    fn add(
+        &mut self,
+        job: &Generation<'_>,
+        number: usize,
+        row: ResponseRow,
+    ) -> Result<(), StageError> {
+        debug_assert_eq!(job.prompts[number].prompt_id, row.prompt_id);
+        if self.left.front() != Some(&number) {
+            self.ahead.append(&row)?;
+        }
+        self.waiting.insert(number, row);
+        self.flush()
+    }
+
+    /// Writes the rows whose turn it is.
+    fn flush(&mut self) -> Result<(), StageError> {
+        while let Some(row) = self.left.front().and_then(|n| self.waiting.remove(n)) {
+            self.writer.append(&row)?;
+            self.left.pop_front();
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), StageError> {
+        self.writer.finish()?;
+        drop(self.ahead);
+        std::fs::remove_file(&self.ahead_path).map_err(StageError::io("remove", &self.ahead_path))
+    }
 }
 
 /// Refuses to go on with a file that an other job wrote.
 fn check_resumed(job: &Generation<'_>, done: &[ResponseRow]) -> Result<(), StageError> {
     let known: HashSet<&str> = job.prompts.iter().map(|p| p.prompt_id.as_str()).collect();
-    let foreign = done
-        .iter()
-        .find(|row| !known.contains(row.prompt_id.as_str()) || row.responses.len() != job.samples);
+    let foreign = done.iter().find(|row| {
+        !known.contains(row.prompt_id.as_str())
+            || row.responses.len() != job.samples
+            || row.logprobs.is_some() != job.logprobs
+    });
     match foreign {
         None => Ok(()),
         Some(row) => Err(StageError::Input(format!(
-            "{} already holds other work (prompt_id {} with {} responses); remove it or choose another --out",
+            "{} already holds other work (prompt_id {} with {} responses {} log-probabilities); remove it or choose another --out",
             job.out.display(),
             row.prompt_id,
-            row.responses.len()
+            row.responses.len(),
+            if row.logprobs.is_some() {
+                "and"
+            } else {
+                "without"
+            }
         ))),
     }
 }
 
-fn requests<B: Backend>(
+/// The prompts that are neither written nor waiting, by number.
+fn requests(
     job: &Generation<'_>,
-    policy: &Policy<B>,
-) -> Result<Vec<Request>, StageError> {
-    let text = policy.require_text()?;
-    let request = |row: &PromptRow| {
+    output: &Output,
+    text: &Text,
+    config: &LlamaConfig,
+) -> Result<VecDeque<(usize, Request)>, StageError> {
+    let params = SamplingParams {
+        temperature: job.temperature,
+        top_p: job.top_p,
+        top_k: job.top_k,
+        max_new_tokens: job.max_new_tokens,
+        stop_ids: GenerationDefaults::from_dir(job.model, config)?.stop_ids,
+        seed: job.seed,
+    };
+    let request = |number: usize| {
+        let row = &job.prompts[number];
         let in_prompt = |source| StageError::Prompt {
             prompt_id: row.prompt_id.clone(),
             source,
@@ -116,33 +350,19 @@ fn requests<B: Backend>(
         let rendered = text.template.render(&row.prompt.messages(), true);
         let rendered = rendered.map_err(|e| in_prompt(e.into()))?;
         let prompt = text.tokenizer.encode(&rendered, false);
-        Ok(Request {
-            id: row.prompt_id.clone(),
-            prompt: prompt.map_err(|e| in_prompt(e.into()))?,
-            samples: job.samples,
-        })
+        let prompt = prompt.map_err(|e| in_prompt(e.into()))?;
+        let id = row.prompt_id.clone();
+        Ok((
+            number,
+            Request {
+                logprobs: job.logprobs,
+                ..Request::new(id, prompt, job.samples, params.clone())
+            },
+        ))
     };
-    job.prompts.iter().map(request).collect()
-}
-
-fn response_row<B: Backend>(
-    prompt: &PromptRow,
-    samples: &[Sample],
-    policy: &Policy<B>,
-) -> Result<ResponseRow, StageError> {
-    let tokenizer = &policy.require_text()?.tokenizer;
-    let responses = samples
-        .iter()
-        .map(|s| tokenizer.decode(s.text_tokens(), true))
-        .collect::<Result<_, _>>()?;
-    let reasons = samples.iter().map(|s| s.finish.as_str().to_string());
-    Ok(ResponseRow {
-        prompt_id: prompt.prompt_id.clone(),
-        prompt: Prompt::Messages(prompt.prompt.messages().into_owned()),
-        reference: prompt.reference.clone(),
-        responses,
-        finish_reasons: Some(reasons.collect()),
-        tokens: Some(samples.iter().map(|s| s.tokens.len() as u32).collect()),
-        logprobs: None,
-    })
+    let numbers = output.left.iter().copied();
+    numbers
+        .filter(|number| !output.waiting.contains_key(number))
+        .map(request)
+        .collect()
 }

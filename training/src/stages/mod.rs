@@ -8,6 +8,7 @@ mod generate;
 mod init;
 mod judge;
 mod learning;
+mod merge;
 mod score;
 mod train;
 
@@ -28,6 +29,7 @@ pub use fine_tune::{FineTuning, fine_tune};
 pub use generate::{Generation, generate};
 pub use init::{init_model, start_model};
 pub use judge::{Part, build_judge, dry_run, judge_responses, make_pairs};
+pub use merge::merge_responses;
 pub use score::{Scoring, score};
 pub use train::{PairTraining, train_pairs};
 

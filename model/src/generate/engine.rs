@@ -1,0 +1,309 @@
+//! Continuous batching: requests come and go at any time, every step draws a token for each
+//! sequence in a slot.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use rayon::prelude::*;
+
+use super::lane::{Drawn, Lane};
+use super::plan::Plan;
+use super::request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
+use super::stop::TextStream;
+use crate::llama::slot_cache::Writes;
+use crate::llama::{Decoder, LlamaConfig};
+use crate::tokenizer::Tokenizer;
+
+/// Answers requests with a fixed number of slots.
+///
+/// A response is a function of the model and of the request's prompt, id, seed and parameters:
+/// which other requests there are, when they come and how many slots there are changes nothing on
+/// a CPU backend. On GPUs other batch shapes may choose other kernels, whose rounding differs.
+pub struct Engine<B: Backend> {
+    decoder: Arc<Decoder<B>>,
+    plan: Plan,
+    lanes: Vec<Lane<B>>,
+    /// Accepted, but no lane has room.
+    queue: VecDeque<(RequestId, Arc<Request>)>,
+    open: BTreeMap<RequestId, Open>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    ready: Vec<Event>,
+    next: u64,
+}
+
+/// A request whose samples are not all finished.
+struct Open {
+    request: Arc<Request>,
+    lane: Option<usize>,
+    left: usize,
+    texts: BTreeMap<usize, TextStream>,
+}
+
+impl<B: Backend> Engine<B> {
+    /// An engine over a model; `tokenizer` serves stop strings and streamed text.
+    pub fn new(decoder: Arc<Decoder<B>>, plan: Plan, tokenizer: Option<Arc<Tokenizer>>) -> Self {
+        let writes = decoder.writes();
+        Self::with_writes(decoder, plan, tokenizer, writes)
+    }
+
+    /// The same with caches written in a given way.
+    pub fn with_writes(
+        decoder: Arc<Decoder<B>>,
+        plan: Plan,
+        tokenizer: Option<Arc<Tokenizer>>,
+        writes: Writes,
+    ) -> Self {
+        let lanes = (0..plan.lanes)
+            .map(|number| Lane::new(&decoder, &plan, number, writes))
+            .collect();
+        Self {
+            decoder,
+            plan,
+            lanes,
+            queue: VecDeque::new(),
+            open: BTreeMap::new(),
+            tokenizer,
+            ready: Vec::new(),
+            next: 0,
+        }
+    }
+
+    /// Accepts a request, or says why it can never be answered.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, GenerateError> {
+        check_request(&self.decoder.config, &request)?;
+        let needed = request.most_tokens(self.decoder.config.max_position_embeddings);
+        if needed > self.plan.tokens {
+            return Err(GenerateError::SlotTooSmall {
+                id: request.id,
+                needed,
+                slot: self.plan.tokens,
+            });
+        }
+        if request.needs_text() && self.tokenizer.is_none() {
+            return Err(GenerateError::NoTokenizer { id: request.id });
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return Err(GenerateError::EmptyStop { id: request.id });
+        }
+        let id = RequestId(self.next);
+        self.next += 1;
+        if request.params.max_new_tokens == 0 {
+            self.answer_with_nothing(id, &request);
+            return Ok(id);
+        }
+        if request.samples == 0 {
+            return Ok(id);
+        }
+        let request = Arc::new(request);
+        let open = Open {
+            request: request.clone(),
+            lane: None,
+            left: request.samples,
+            texts: BTreeMap::new(),
+        };
+        self.open.insert(id, open);
+        self.queue.push_back((id, request));
+        Ok(id)
+    }
+
+    /// Drops a request; nothing more is heard of it.
+    pub fn cancel(&mut self, id: RequestId) {
+        if let Some(open) = self.open.remove(&id) {
+            match open.lane {
+                None => self.queue.retain(|(queued, _)| *queued != id),
+                Some(lane) => {
+                    self.lanes[lane].drop_waiting(id);
+                    self.lanes[lane].drop_samples(|of| of.request == id);
+                }
+            }
+        }
+        self.ready.retain(|event| match event {
+            Event::Token { of, .. } | Event::Finished { of, .. } => of.request != id,
+        });
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty() && self.ready.is_empty()
+    }
+
+    /// Requests that are accepted and not finished.
+    pub fn pending(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Draws a token for every sequence under way; what happened, by lanes and slots.
+    pub fn step(&mut self) -> Result<Vec<Event>, GenerateError> {
+        self.assign();
+        let (decoder, plan) = (&self.decoder, &self.plan);
+        let step =
+            |(number, lane): (usize, &mut Lane<B>)| lane.step(decoder, plan.slots_of(number));
+        let drawn: Vec<Vec<Drawn>> = match self.lanes.len() {
+            // A device is driven from one thread only.
+            1 => self
+                .lanes
+                .iter_mut()
+                .enumerate()
+                .map(step)
+                .collect::<Result<_, _>>()?,
+            _ => self
+                .lanes
+                .par_iter_mut()
+                .enumerate()
+                .map(step)
+                .collect::<Result<_, _>>()?,
+        };
+        let mut events = std::mem::take(&mut self.ready);
+        for one in drawn.into_iter().flatten() {
+            self.report(one, &mut events)?;
+        }
+        Ok(events)
+    }
+
+    /// Gives queued requests to the lanes with the most room; only as many as begin soon, so that
+    /// lanes that finish early get more.
+    fn assign(&mut self) {
+        while let Some((id, request)) = self.queue.pop_front() {
+            let room =
+                |lane: usize| self.plan.slots_of(lane) as isize - self.lanes[lane].load() as isize;
+            let best =
+                (0..self.lanes.len()).max_by_key(|&lane| (room(lane), std::cmp::Reverse(lane)));
+            match best.filter(|&lane| room(lane) > 0) {
+                Some(lane) => {
+                    self.lanes[lane].push(id, request);
+                    if let Some(open) = self.open.get_mut(&id) {
+                        open.lane = Some(lane);
+                    }
+                }
+                None => {
+                    self.queue.push_front((id, request));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, drawn: Drawn, events: &mut Vec<Event>) -> Result<(), GenerateError> {
+        let Drawn {
+            of,
+            token,
+            finished,
+        } = drawn;
+        let Some(open) = self.open.get_mut(&of.request) else {
+            return Ok(());
+        };
+        let mut finished = finished;
+        let (mut text, mut rest) = (String::new(), String::new());
+        if let Some(tokenizer) = self
+            .tokenizer
+            .as_ref()
+            .filter(|_| open.request.needs_text())
+        {
+            let failed = |source| GenerateError::Text {
+                id: open.request.id.clone(),
+                source,
+            };
+            let stream = open.texts.entry(of.sample);
+            let stream = stream.or_insert_with(|| TextStream::new(open.request.stop.clone()));
+            if !finished.as_ref().is_some_and(|sample| sample.stop_token) {
+                text = stream.push(tokenizer, token).map_err(failed)?;
+            }
+            if finished.is_some() {
+                rest = stream.finish(tokenizer).map_err(failed)?;
+            }
+            if stream.stopped() && finished.is_none() {
+                let lane = open.lane.and_then(|lane| self.lanes.get_mut(lane));
+                finished = lane.and_then(|lane| lane.stop(of));
+            }
+            if let Some(sample) = &mut finished {
+                if stream.stopped() {
+                    sample.finish = FinishReason::Stop;
+                }
+                sample.text = Some(stream.text().to_string());
+                open.texts.remove(&of.sample);
+            }
+        }
+        events.push(Event::Token { of, token, text });
+        if let Some(sample) = finished {
+            open.left -= 1;
+            if open.left == 0 {
+                self.open.remove(&of.request);
+            }
+            events.push(Event::Finished {
+                of,
+                text: rest,
+                sample,
+            });
+        }
+        Ok(())
+    }
+
+    fn answer_with_nothing(&mut self, id: RequestId, request: &Request) {
+        let events = (0..request.samples).map(|sample| Event::Finished {
+            of: SampleId {
+                request: id,
+                sample,
+            },
+            text: String::new(),
+            sample: Sample {
+                tokens: Vec::new(),
+                finish: FinishReason::Length,
+                stop_token: false,
+                logprobs: Vec::new(),
+                text: request.needs_text().then(String::new),
+            },
+        });
+        self.ready.extend(events);
+    }
+}
+
+/// Refuses a prompt that the model cannot answer.
+pub fn check_request(config: &LlamaConfig, request: &Request) -> Result<(), GenerateError> {
+    let Request { id, prompt, .. } = request;
+    let id = id.clone();
+    if prompt.is_empty() {
+        return Err(GenerateError::EmptyPrompt { id });
+    }
+    if prompt.len() >= config.max_position_embeddings {
+        return Err(GenerateError::PromptTooLong {
+            id,
+            tokens: prompt.len(),
+            context: config.max_position_embeddings,
+        });
+    }
+    if let Some(&token) = prompt.iter().find(|&&t| t as usize >= config.vocab_size) {
+        return Err(GenerateError::UnknownToken {
+            id,
+            token,
+            vocab: config.vocab_size,
+        });
+    }
+    Ok(())
+}
+
+/// Answers all requests at once; results in the order of requests and samples.
+pub fn answer_all<B: Backend>(
+    engine: &mut Engine<B>,
+    requests: Vec<Request>,
+) -> Result<Vec<Vec<Sample>>, GenerateError> {
+    let mut found: Vec<Vec<Option<Sample>>> = Vec::new();
+    let mut numbers = BTreeMap::new();
+    for (number, request) in requests.into_iter().enumerate() {
+        found.push(vec![None; request.samples]);
+        numbers.insert(engine.submit(request)?, number);
+    }
+    while !engine.is_idle() {
+        for event in engine.step()? {
+            if let Event::Finished { of, sample, .. } = event
+                && let Some(&number) = numbers.get(&of.request)
+            {
+                found[number][of.sample] = Some(sample);
+            }
+        }
+    }
+    Ok(found
+        .into_iter()
+        .map(|s| s.into_iter().flatten().collect())
+        .collect())
+}

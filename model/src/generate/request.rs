@@ -1,0 +1,167 @@
+//! What is asked of the engine, and what comes back.
+
+use super::sampling::SamplingParams;
+use crate::tokenizer::TokenizerError;
+
+/// A prompt to be answered `samples` times.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Stable name of the prompt; the random draws belong to it.
+    pub id: String,
+    /// Prompt tokens, through the assistant header.
+    pub prompt: Vec<u32>,
+    pub samples: usize,
+    pub params: SamplingParams,
+    /// Texts that end a response; they are not part of it.
+    pub stop: Vec<String>,
+    /// Whether the events carry text.
+    pub stream: bool,
+    /// Whether samples carry log-probabilities.
+    pub logprobs: bool,
+}
+
+impl Request {
+    /// A request without stop strings, text or log-probabilities.
+    pub fn new(id: String, prompt: Vec<u32>, samples: usize, params: SamplingParams) -> Self {
+        Self {
+            id,
+            prompt,
+            samples,
+            params,
+            stop: Vec::new(),
+            stream: false,
+            logprobs: false,
+        }
+    }
+
+    /// Most tokens that a slot holds for it, in a context of `context`.
+    pub fn most_tokens(&self, context: usize) -> usize {
+        self.prompt
+            .len()
+            .saturating_add(self.params.max_new_tokens)
+            .min(context)
+    }
+
+    pub(super) fn needs_text(&self) -> bool {
+        self.stream || !self.stop.is_empty()
+    }
+}
+
+/// Why a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was drawn, or a stop string written.
+    Stop,
+    /// `max_new_tokens` or the context was reached.
+    Length,
+}
+
+impl FinishReason {
+    /// The name that vLLM and the OpenAI API use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// One sampled response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Drawn tokens, the stop token included.
+    pub tokens: Vec<u32>,
+    pub finish: FinishReason,
+    /// Whether the last token is a stop token, which makes no text.
+    pub stop_token: bool,
+    /// Log-probabilities of the tokens under the model, without temperature or cuts, in nats;
+    /// empty unless asked for.
+    pub logprobs: Vec<f64>,
+    /// The text, cut before a stop string, where the request needs text.
+    pub text: Option<String>,
+}
+
+impl Sample {
+    /// The tokens that make the text: all but the stop token.
+    pub fn text_tokens(&self) -> &[u32] {
+        let end = self.tokens.len() - usize::from(self.stop_token);
+        &self.tokens[..end]
+    }
+}
+
+/// Number of a request within its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub(super) u64);
+
+/// One sample of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SampleId {
+    pub request: RequestId,
+    /// From 0.
+    pub sample: usize,
+}
+
+/// What a step of the engine brought.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A token was drawn.
+    Token {
+        of: SampleId,
+        token: u32,
+        /// Text that is final now, for requests that stream; often empty.
+        text: String,
+    },
+    /// A response is complete. `text` is the rest of a stream that was held back.
+    Finished {
+        of: SampleId,
+        text: String,
+        sample: Sample,
+    },
+}
+
+/// Why prompts cannot be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error("prompt {id} is empty")]
+    EmptyPrompt { id: String },
+    #[error(
+        "prompt {id} has {tokens} tokens, which leaves no room in the model's context of {context}"
+    )]
+    PromptTooLong {
+        id: String,
+        tokens: usize,
+        context: usize,
+    },
+    #[error("prompt {id} holds token {token}, but the model knows only {vocab}")]
+    UnknownToken {
+        id: String,
+        token: u32,
+        vocab: usize,
+    },
+    #[error(
+        "prompt {id} needs {needed} tokens of cache with its response, but a slot holds {slot}; lower max_new_tokens"
+    )]
+    SlotTooSmall {
+        id: String,
+        needed: usize,
+        slot: usize,
+    },
+    #[error(
+        "one sequence of {tokens} tokens needs {needed} MiB of cache, but the budget is {budget} MiB; raise generate.cache_memory_mib (--cache-memory-mib) or lower max_new_tokens"
+    )]
+    NoRoom {
+        tokens: usize,
+        needed: u64,
+        budget: u64,
+    },
+    #[error("prompt {id}: stop strings and streamed text need the model's tokenizer")]
+    NoTokenizer { id: String },
+    #[error("prompt {id}: an empty stop string would end every response at once")]
+    EmptyStop { id: String },
+    #[error("prompt {id}: {source}")]
+    Text { id: String, source: TokenizerError },
+    #[error("prompt {id}: the model's logits are not finite (NaN or infinite weights?)")]
+    NonFinite { id: String },
+    #[error("reading the logits failed: {0}")]
+    Device(String),
+}

@@ -1,0 +1,274 @@
+//! Keys and values of sequences under way: one slot a sequence, each with a length of its own.
+
+use burn::tensor::{DType, IndexingUpdateOp, Tensor, backend::Backend};
+
+use super::config::LlamaConfig;
+use super::layout::ints;
+
+/// How new keys and values reach their slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// One small copy a slot, in place: for host backends, where `select_assign` copies everything.
+    Copies,
+    /// One indexed addition onto zeros for all slots: for devices, where each launch costs.
+    Additions,
+}
+
+/// Keys and values of a prompt, one pair a layer: keys `[kv_heads, head_dim, tokens]`, values
+/// `[kv_heads, tokens, head_dim]`.
+pub type Prefix<B> = Vec<(Tensor<B, 3>, Tensor<B, 3>)>;
+
+/// Slots for sequences; position `p` of a sequence lies at place `p` of its slot.
+#[derive(Debug)]
+pub struct SlotCache<B: Backend> {
+    layers: Vec<LayerSlots<B>>,
+    writes: Writes,
+    slots: usize,
+    capacity: usize,
+    most: usize,
+}
+
+/// Keys `[slots, kv_heads, head_dim, capacity]` where they are copied in, which is how a matrix
+/// product reads them fastest on a CPU, `[slots, kv_heads, capacity, head_dim]` where they are
+/// added; values `[slots, kv_heads, capacity, head_dim]`.
+#[derive(Debug)]
+struct LayerSlots<B: Backend> {
+    // Options so that an update can take the tensor: its only owner writes in place.
+    keys: Option<Tensor<B, 4>>,
+    values: Option<Tensor<B, 4>>,
+}
+
+/// The places that a step over `tokens` cached tokens reads: what is used, rounded up so that sums
+/// over them round alike whichever other sequences are in the batch. (The gemm crate cuts sums at
+/// multiples of 512 and SIMD sums at their lane count; what lies behind is exactly zero.)
+pub fn rounded_width(tokens: usize) -> usize {
+    match tokens {
+        0..=512 => tokens.next_multiple_of(64).max(64),
+        _ => tokens.next_multiple_of(512),
+    }
+}
+
+/// Bytes of keys and values that one token takes in all layers.
+pub fn bytes_per_token(config: &LlamaConfig, dtype: DType) -> u64 {
+    let width = config.num_key_value_heads * config.head_dim * dtype.size();
+    2 * (config.num_hidden_layers * width) as u64
+}
+
+impl<B: Backend> SlotCache<B> {
+    /// Empty slots that grow up to `most` tokens each.
+    pub fn new(
+        config: &LlamaConfig,
+        slots: usize,
+        most: usize,
+        writes: Writes,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Self {
+        let capacity = rounded_width(1).min(rounded_width(most));
+        let (kv, width) = (config.num_key_value_heads, config.head_dim);
+        let values = [slots, kv, capacity, width];
+        let keys = match writes {
+            Writes::Copies => [slots, kv, width, capacity],
+            Writes::Additions => values,
+        };
+        let layer = |_| LayerSlots {
+            keys: Some(Tensor::zeros(keys, (device, dtype))),
+            values: Some(Tensor::zeros(values, (device, dtype))),
+        };
+        Self {
+            layers: (0..config.num_hidden_layers).map(layer).collect(),
+            writes,
+            slots,
+            capacity,
+            most: rounded_width(most),
+        }
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Makes room for `tokens` in every slot; one tensor at a time is held twice meanwhile.
+    pub fn reserve(&mut self, tokens: usize, device: &B::Device) {
+        let needed = rounded_width(tokens);
+        if needed <= self.capacity {
+            return;
+        }
+        let capacity = rounded_width(needed.max(self.capacity * 3 / 2)).min(self.most);
+        let more = capacity.max(needed) - self.capacity;
+        let widen = |slot: &mut Option<Tensor<B, 4>>, dim: usize| {
+            if let Some(old) = slot.take() {
+                let mut shape = old.dims();
+                shape[dim] = more;
+                let room = Tensor::zeros(shape, (device, old.dtype()));
+                *slot = Some(Tensor::cat(vec![old, room], dim));
+            }
+        };
+        for layer in &mut self.layers {
+            widen(&mut layer.keys, self.writes.place_of_keys());
+            widen(&mut layer.values, 2);
+        }
+        self.capacity += more;
+    }
+
+    /// Puts a prompt at the start of a slot.
+    pub fn fill(&mut self, slot: usize, prefix: &Prefix<B>) {
+        for (layer, (keys, values)) in self.layers.iter_mut().zip(prefix) {
+            let mut keys = keys.clone();
+            if self.writes == Writes::Additions {
+                layer.clear(slot);
+                keys = keys.swap_dims(1, 2);
+            }
+            update(&mut layer.keys, |all| at_start(all, slot, keys));
+            update(&mut layer.values, |all| at_start(all, slot, values.clone()));
+        }
+    }
+
+    /// Copies the first `tokens` of one slot to another.
+    pub fn copy(&mut self, from: usize, to: usize, tokens: usize) {
+        let place_of_keys = self.writes.place_of_keys();
+        for layer in &mut self.layers {
+            if self.writes == Writes::Additions {
+                layer.clear(to);
+            }
+            for (tensor, dim) in [(&mut layer.keys, place_of_keys), (&mut layer.values, 2)] {
+                update(tensor, |all| {
+                    let part = all.clone().narrow(0, from, 1).narrow(dim, 0, tokens);
+                    // A real copy: a view would make the assignment copy the whole cache.
+                    let part = part.mul_scalar(1.0);
+                    let part = part.squeeze_dim(0);
+                    at_start(all, to, part)
+                });
+            }
+        }
+    }
+
+    /// Writes one new token's keys and values `[rows, kv_heads, head_dim]` behind the `lengths`
+    /// of the first slots.
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        lengths: &[usize],
+        keys: Tensor<B, 3>,
+        values: Tensor<B, 3>,
+    ) {
+        let capacity = self.capacity;
+        let writes = self.writes;
+        let layer = &mut self.layers[layer];
+        update(&mut layer.keys, |all| match writes {
+            Writes::Copies => copy_in(all, lengths, keys.unsqueeze_dim(3), 3),
+            Writes::Additions => add_in(all, lengths, keys, capacity),
+        });
+        update(&mut layer.values, |all| match writes {
+            Writes::Copies => copy_in(all, lengths, values.unsqueeze_dim(2), 2),
+            Writes::Additions => add_in(all, lengths, values, capacity),
+        });
+    }
+
+    /// Keys `[rows, kv_heads, head_dim, width]` and values `[rows, kv_heads, width, head_dim]` of
+    /// the first slots. Drop them before the next write.
+    pub(super) fn read(
+        &self,
+        layer: usize,
+        rows: usize,
+        width: usize,
+    ) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+        let layer = &self.layers[layer];
+        let keys = layer.keys.clone()?.narrow(0, 0, rows);
+        let keys = keys.narrow(self.writes.place_of_keys(), 0, width);
+        let keys = match self.writes {
+            Writes::Copies => keys,
+            Writes::Additions => keys.swap_dims(2, 3),
+        };
+        let values = layer.values.clone()?.narrow(0, 0, rows);
+        Some((keys, values.narrow(2, 0, width)))
+    }
+}
+
+impl Writes {
+    /// The dimension of the keys that counts tokens.
+    fn place_of_keys(self) -> usize {
+        match self {
+            Self::Copies => 3,
+            Self::Additions => 2,
+        }
+    }
+}
+
+impl<B: Backend> LayerSlots<B> {
+    /// Sets a slot to zeros.
+    fn clear(&mut self, slot: usize) {
+        for tensor in [&mut self.keys, &mut self.values] {
+            update(tensor, |all| {
+                let [_, a, b, c] = all.dims();
+                all.slice_fill([slot..slot + 1, 0..a, 0..b, 0..c], 0.0)
+            });
+        }
+    }
+}
+
+fn update<B: Backend>(
+    tensor: &mut Option<Tensor<B, 4>>,
+    change: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 4>,
+) {
+    *tensor = tensor.take().map(change);
+}
+
+fn at_start<B: Backend>(all: Tensor<B, 4>, slot: usize, part: Tensor<B, 3>) -> Tensor<B, 4> {
+    let [a, b, c] = part.dims();
+    all.slice_assign([slot..slot + 1, 0..a, 0..b, 0..c], part.unsqueeze_dim(0))
+}
+
+/// Copies row `i` of `new` to place `lengths[i]` of slot `i`, along `dim`.
+fn copy_in<B: Backend>(
+    mut all: Tensor<B, 4>,
+    lengths: &[usize],
+    new: Tensor<B, 4>,
+    dim: usize,
+) -> Tensor<B, 4> {
+    let [_, a, b, c] = new.dims();
+    for (slot, &length) in lengths.iter().enumerate() {
+        let mut place = [slot..slot + 1, 0..a, 0..b, 0..c];
+        place[dim] = length..length + 1;
+        all = all.slice_assign(place, new.clone().narrow(0, slot, 1));
+    }
+    all
+}
+
+/// The same by one addition onto zeros.
+fn add_in<B: Backend>(
+    all: Tensor<B, 4>,
+    lengths: &[usize],
+    new: Tensor<B, 3>,
+    capacity: usize,
+) -> Tensor<B, 4> {
+    let shape = all.dims();
+    let [rows, kv, width] = new.dims();
+    let places = lengths.iter().enumerate().flat_map(|(slot, &length)| {
+        (0..kv).map(move |head| ((slot * kv + head) * capacity + length) as i64)
+    });
+    let places = ints(places.collect(), &new.device());
+    all.reshape([shape[0] * kv * capacity, width])
+        .select_assign(
+            0,
+            places,
+            new.reshape([rows * kv, width]),
+            IndexingUpdateOp::Add,
+        )
+        .reshape(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_are_cut_where_sums_are() {
+        let found: Vec<usize> = [0, 1, 64, 65, 512, 513, 1500]
+            .into_iter()
+            .map(rounded_width)
+            .collect();
+        assert_eq!(found, [64, 64, 64, 128, 512, 1024, 1536]);
+    }
+}
