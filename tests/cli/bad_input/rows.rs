@@ -219,7 +219,7 @@ fn outputs_that_hold_other_work() {
     let generate = format!("{GENERATE} llama");
     place.ok(&generate);
     let parts = [
-        "out.jsonl already holds other work (prompt_id a with 2 responses)",
+        "out.jsonl already holds other work (prompt_id a with 2 responses without log-probabilities)",
         "choose another --out",
     ];
     place.refused(&generate.replace("--samples 2", "--samples 3"), &parts);

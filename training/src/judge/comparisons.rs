@@ -92,10 +92,10 @@ mod tests {
         };
         let values: Vec<f64> = plan.pairs().iter().map(|&(i, j)| code(i, j)).collect();
         let matrix = plan.matrix(&values);
-        for i in 0..4 {
-            for j in 0..4 {
+        for (i, row) in matrix.iter().enumerate() {
+            for (j, found) in row.iter().enumerate() {
                 let expected = if i == j { 0.0 } else { code(i, j) };
-                assert_eq!(matrix[i][j], expected, "{i} {j}");
+                assert_eq!(*found, expected, "{i} {j}");
             }
         }
     }

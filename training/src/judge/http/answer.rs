@@ -24,18 +24,18 @@ impl Words {
             return Err("the answer has no choices".into());
         }
         if let Some(tokens) = choice["logprobs"]["content"].as_array()
-            && let Some(logit) = self.from_logprobs(tokens)?
+            && let Some(logit) = self.read_logprobs(tokens)?
         {
             return Ok(logit);
         }
         match choice["message"]["content"].as_str() {
-            Some(text) => self.from_text(text),
+            Some(text) => self.read_text(text),
             None => Err("the answer has no message content".into()),
         }
     }
 
     /// From the first token that is one of the words, if any is.
-    fn from_logprobs(&self, tokens: &[Value]) -> Result<Option<f64>, String> {
+    fn read_logprobs(&self, tokens: &[Value]) -> Result<Option<f64>, String> {
         let is_word = |token: &Value| {
             let token = token["token"].as_str().map(bare);
             token.is_some_and(|token| {
@@ -76,7 +76,7 @@ impl Words {
     }
 
     /// From a text that is one of the words, or holds one as `[[word]]`.
-    fn from_text(&self, text: &str) -> Result<f64, String> {
+    fn read_text(&self, text: &str) -> Result<f64, String> {
         let value = |word: &str| match word {
             word if word == self.first => Some(self.text_logit),
             word if word == self.second => Some(-self.text_logit),
