@@ -5,7 +5,7 @@ pub mod chat_template;
 pub mod checkpoint;
 mod config_json;
 pub mod generate;
-mod host;
+pub mod host;
 pub mod llama;
 pub mod nn;
 pub mod pairrm;

@@ -1,8 +1,10 @@
 //! `sppo bench`: tokens per second of training and generation on random rows.
 
+use std::path::PathBuf;
+
 use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{Precision, Recompute, resolve_model};
-use sppo_training::stages::{Bench, BenchReport, StageError, bench};
+use sppo_training::stages::{Bench, BenchReport, Half, StageError, bench};
 
 use super::args::{DeviceArg, count, not_negative, probability, refuse_bf16_flag};
 use crate::backend::{WithBackend, dispatch};
@@ -18,6 +20,12 @@ pub struct Args {
     /// Checkpoint folder or Hugging Face repository id in the local cache.
     #[arg(long, value_name = "DIR")]
     pub model: String,
+    /// Trains on these pre-tokenised pairs (prompt_ids, chosen_ids, rejected_ids), not random ones.
+    #[arg(long, value_name = "FILE")]
+    pub pairs: Option<PathBuf>,
+    /// Measures only this: train or generate.
+    #[arg(long, value_name = "WHAT")]
+    pub only: Option<Only>,
     /// Pairs of one step.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = count)]
     pub batch: usize,
@@ -59,12 +67,24 @@ pub struct Args {
     pub device: DeviceArg,
 }
 
+/// Half of the measurement.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Only {
+    Train,
+    Generate,
+}
+
 /// Measures and prints.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let model = resolve_model(&args.model)?;
     refuse_bf16_flag(args.precision, args.device.device)?;
     let job = Bench {
         model: &model,
+        pairs: args.pairs.as_deref(),
+        only: args.only.map(|only| match only {
+            Only::Train => Half::Train,
+            Only::Generate => Half::Generate,
+        }),
         batch: args.batch,
         prompt: args.prompt,
         response: args.response,
@@ -79,9 +99,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         recompute: args.recompute,
     };
     let report = dispatch(args.device.device, Measure(job))??;
+    let rate = |name, value: Option<f64>| value.map(|v| format!("{name} {v:.0} tokens/s, "));
     output::print(&format!(
-        "training {:.0} tokens/s, generation {:.0} tokens/s, peak memory {:.0} MiB",
-        report.train_tokens_per_s, report.generate_tokens_per_s, report.peak_memory_mib
+        "{}{}peak memory {:.0} MiB",
+        rate("training", report.train_tokens_per_s).unwrap_or_default(),
+        rate("generation", report.generate_tokens_per_s).unwrap_or_default(),
+        report.peak_memory_mib
     ))?;
     match json {
         true => output::json(&report),

@@ -5,8 +5,8 @@ mod bench;
 mod config;
 mod eval;
 mod generate;
+mod join;
 mod judge;
-mod merge;
 mod pairs;
 mod run;
 mod score;
@@ -25,7 +25,7 @@ pub enum Command {
     /// Samples responses to prompts.
     Generate(generate::Args),
     /// Puts the shards of generate together.
-    Merge(merge::Args),
+    Join(join::Args),
     /// Scores responses.
     Judge(judge::Args),
     /// Makes win probabilities and pairs of judged responses.
@@ -49,7 +49,7 @@ impl Command {
             Self::Run(args) => run::run(args, json),
             Self::Sft(args) => sft::run(args, json),
             Self::Generate(args) => generate::run(args, json),
-            Self::Merge(args) => merge::run(args, json),
+            Self::Join(args) => join::run(args, json),
             Self::Judge(args) => judge::run(args, json),
             Self::Pairs(args) => pairs::run(args, json),
             Self::Train(args) => train::run(args, json),

@@ -9,13 +9,8 @@ use super::layout::{MASKED, ints};
 use super::rope::{Factors, Rope};
 use super::slot_cache::{Prefix, SlotCache, Writes, rounded_width};
 use super::transformer::{Attention, Block, Llama};
+use crate::host::is_host;
 use crate::nn::{Linear, RmsNorm, from_f32, to_f32};
-
-/// Whether tensors lie in the host's memory and operations run on its cores.
-pub fn is_host<B: Backend>(device: &B::Device) -> bool {
-    let name = B::name(device);
-    ["flex", "ndarray"].iter().any(|host| name.contains(host))
-}
 
 /// A Llama for generation only. Results differ from [`Llama`]'s by rounding.
 #[derive(Debug)]

@@ -11,21 +11,28 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use serde::Serialize;
 use sppo_model::generate::{Engine, Event, Request, SamplingParams};
-use sppo_model::llama::Decoder;
+use sppo_model::llama::{Decoder, LlamaConfig};
 
 use super::generate::plan;
 use super::{Policy, StageError};
 use crate::config::{Loss, Recompute};
+use crate::data::{PairRow, read_rows};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::{Optimizer, RmsProp};
 use crate::tokenise::TokenisedPair;
-use crate::trainer::{Objective, PreferenceObjective, PreferencePair, peak_memory_bytes};
+use crate::trainer::{
+    Objective, PreferenceObjective, PreferencePair, peak_memory_bytes, tokenise_pairs,
+};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Bench<'a> {
     pub model: &'a Path,
+    /// Pre-tokenised pairs to train on instead of random ones.
+    pub pairs: Option<&'a Path>,
+    /// Half of the measurement, where the other is not wanted.
+    pub only: Option<Half>,
     /// Pairs of one step.
     pub batch: usize,
     /// Tokens of a prompt.
@@ -48,11 +55,18 @@ pub struct Bench<'a> {
     pub recompute: Recompute,
 }
 
+/// What a bench measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    Train,
+    Generate,
+}
+
 /// Tokens are those of prompts and responses, without padding; generation counts new ones only.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct BenchReport {
-    pub train_tokens_per_s: f64,
-    pub generate_tokens_per_s: f64,
+    pub train_tokens_per_s: Option<f64>,
+    pub generate_tokens_per_s: Option<f64>,
     /// Highest resident memory of the process (of the host, not of a GPU).
     pub peak_memory_mib: f64,
 }
@@ -63,20 +77,18 @@ pub fn bench<B: AutodiffBackend>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<BenchReport, StageError> {
-    let generate_tokens_per_s = time_generation::<B>(job, device, monitor)?;
-    let train_tokens_per_s = time_training::<B>(job, device, monitor)?;
+    let wanted = |half| job.only.is_none_or(|only| only == half);
+    let generate = wanted(Half::Generate).then(|| time_generation::<B>(job, device, monitor));
+    let generate_tokens_per_s = generate.transpose()?;
+    let train = wanted(Half::Train).then(|| time_training::<B>(job, device, monitor));
     Ok(BenchReport {
-        train_tokens_per_s,
+        train_tokens_per_s: train.transpose()?,
         generate_tokens_per_s,
         peak_memory_mib: peak_memory_bytes() as f64 / (1 << 20) as f64,
     })
 }
 
-fn check_room(
-    job: Bench<'_>,
-    config: &sppo_model::llama::LlamaConfig,
-    more: usize,
-) -> Result<(), StageError> {
+fn check_room(job: Bench<'_>, config: &LlamaConfig, more: usize) -> Result<(), StageError> {
     let (longest, context) = (job.prompt + more, config.max_position_embeddings);
     match longest <= context {
         true => Ok(()),
@@ -92,29 +104,60 @@ fn random_ids(generator: &mut ChaCha12Rng, count: usize, vocab: usize) -> Vec<u3
         .collect()
 }
 
-fn time_training<B: AutodiffBackend>(
+/// Pairs of random tokens.
+fn random_pairs(
     job: Bench<'_>,
-    device: &B::Device,
-    monitor: &dyn Monitor,
-) -> Result<f64, StageError> {
-    let policy = Policy::<B>::load(job.model, job.dtype, device)?;
-    check_room(job, &policy.config, job.response)?;
+    count: usize,
+    config: &LlamaConfig,
+) -> Result<Vec<PreferencePair>, StageError> {
+    check_room(job, config, job.response)?;
     let mut generator = ChaCha12Rng::seed_from_u64(0);
-    let mut pair = |number: usize| {
-        let mut ids = |count| random_ids(&mut generator, count, policy.config.vocab_size);
+    let pair = |number: usize| {
+        let mut ids = |count| random_ids(&mut generator, count, config.vocab_size);
         let prompt = ids(job.prompt);
         let mut lengths = ChaCha12Rng::seed_from_u64(number as u64 + 1);
         let mut length = || lengths.random_range(job.response.div_ceil(2)..=job.response);
         let (chosen, rejected) = (ids(length()), ids(length()));
         let pair =
             TokenisedPair::from_ids(&prompt, &chosen, &rejected, [0.8, 0.7, 0.3], usize::MAX)?;
-        Ok::<_, StageError>(PreferencePair {
+        Ok(PreferencePair {
             name: number.to_string(),
             pair,
         })
     };
+    (0..count).map(pair).collect()
+}
+
+/// The first `count` rows of a file of pre-tokenised pairs.
+fn given_pairs(
+    path: &Path,
+    count: usize,
+    config: &LlamaConfig,
+) -> Result<Vec<PreferencePair>, StageError> {
+    let mut rows = read_rows::<PairRow>(path)?;
+    if rows.len() < count {
+        return Err(StageError::Input(format!(
+            "{}: {} rows, but {count} are needed (--batch times one more than --steps)",
+            path.display(),
+            rows.len()
+        )));
+    }
+    rows.truncate(count);
+    let (vocab, context) = (config.vocab_size, config.max_position_embeddings);
+    Ok(tokenise_pairs(&rows, None, usize::MAX, vocab, context)?)
+}
+
+fn time_training<B: AutodiffBackend>(
+    job: Bench<'_>,
+    device: &B::Device,
+    monitor: &dyn Monitor,
+) -> Result<f64, StageError> {
+    let policy = Policy::<B>::load(job.model, job.dtype, device)?;
     let count = job.batch * (job.steps + 1);
-    let pairs = (0..count).map(&mut pair).collect::<Result<Vec<_>, _>>()?;
+    let pairs = match job.pairs {
+        Some(path) => given_pairs(path, count, &policy.config)?,
+        None => random_pairs(job, count, &policy.config)?,
+    };
     // Known beforehand, as the trainer keeps them on disk; their values do not matter here.
     let reference = vec![[-1.0, -1.0]; count];
     let mut objective = PreferenceObjective::new(pairs, reference, Loss::Sppo, 0.001);

@@ -139,7 +139,7 @@ pub(super) fn plan<B: Backend>(
 ) -> Result<Plan, StageError> {
     let context = config.max_position_embeddings;
     let tokens = requests.iter().map(|(_, r)| r.most_tokens(context)).max();
-    let lanes = match sppo_model::llama::decoder::is_host::<B>(device) {
+    let lanes = match sppo_model::host::is_host::<B>(device) {
         true => std::thread::available_parallelism().map_or(1, |n| n.get()),
         false => 1,
     };

@@ -6,9 +6,9 @@ mod evaluate;
 mod fine_tune;
 mod generate;
 mod init;
+mod join;
 mod judge;
 mod learning;
-mod merge;
 mod score;
 mod train;
 
@@ -23,13 +23,13 @@ use sppo_model::llama::{CheckpointError, Llama, LlamaConfig};
 use sppo_model::pairrm::PairRmError;
 use sppo_model::tokenizer::{Tokenizer, TokenizerError};
 
-pub use bench::{Bench, BenchReport, bench};
+pub use bench::{Bench, BenchReport, Half, bench};
 pub use evaluate::{Comparison, Evaluation, compare_answers};
 pub use fine_tune::{FineTuning, fine_tune};
 pub use generate::{Generation, generate};
 pub use init::{init_model, start_model};
+pub use join::join_responses;
 pub use judge::{Part, build_judge, dry_run, judge_responses, make_pairs};
-pub use merge::merge_responses;
 pub use score::{Scoring, score};
 pub use train::{PairTraining, train_pairs};
 

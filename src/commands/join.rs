@@ -1,9 +1,9 @@
-//! `sppo merge`: the shards of `sppo generate --shard` as one file.
+//! `sppo join`: the shards of `sppo generate --shard` as one file.
 
 use std::path::PathBuf;
 
 use sppo_training::data::{PromptRow, read_rows};
-use sppo_training::stages::merge_responses;
+use sppo_training::stages::join_responses;
 
 use crate::errors::OrUser;
 use crate::output;
@@ -11,8 +11,8 @@ use crate::output;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  sppo merge --prompts prompts.jsonl --out responses.jsonl r0.jsonl r1.jsonl
-  sppo merge --prompts prompts.parquet --out responses.parquet shards/*.parquet
+  sppo join --prompts prompts.jsonl --out responses.jsonl r0.jsonl r1.jsonl
+  sppo join --prompts prompts.parquet --out responses.parquet shards/*.parquet
 The result is the file that one process would have written. Missing prompts are named.")]
 pub struct Args {
     /// The prompts of all shards, .jsonl or .parquet.
@@ -26,10 +26,10 @@ pub struct Args {
     pub shards: Vec<PathBuf>,
 }
 
-/// Merges shards.
+/// Joins shards.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
-    let rows = merge_responses(&prompts, &args.shards, &args.out)?;
+    let rows = join_responses(&prompts, &args.shards, &args.out)?;
     tracing::info!("{rows} rows");
     output::made(&args.out, json)
 }

@@ -8,7 +8,7 @@ use crate::data::{PromptRow, ResponseRow, RowWriter, read_rows};
 
 /// Writes the rows of `shards` to `out` in the order of `prompts`; refuses rows that are missing,
 /// given twice or of other prompts, and an `out` that exists. How many rows there are.
-pub fn merge_responses(
+pub fn join_responses(
     prompts: &[PromptRow],
     shards: &[PathBuf],
     out: &Path,

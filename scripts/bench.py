@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""`sppo bench` against PyTorch + transformers on the same random model, rows and machine, by turns.
+
+    python scripts/bench.py --sppo target/release/sppo                       # 4 layers, 256 wide, CPU
+    python scripts/bench.py --sppo sppo --shape 8b --device cuda --dtype bf16 --recompute layer
+
+Training: SPPO on pairs, reference log-probabilities known, RMSProp; the PyTorch side pads chosen and
+rejected into one batch, as TRL does, with SDPA (and gradient checkpointing where --recompute layer).
+Generation: sampling at temperature 1; the PyTorch side is `generate`, static batches. With
+--shortest N the new tokens of a sequence vary from N to --new, and four batches pass through.
+Tokens per second count real tokens of prompts and responses (training), new tokens (generation).
+Needs torch and transformers. Prints a Markdown table, and JSON with --json.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SHAPES = {
+    "tiny": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 intermediate_size=192, vocab_size=512),
+    "small": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+                  intermediate_size=704, vocab_size=4096),
+    "1b": dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+               intermediate_size=8192, vocab_size=128256),
+    "8b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+               intermediate_size=14336, vocab_size=128256),
+}
+
+
+def make_model(folder, args):
+    """A random model of the shape, in the dtype, written once."""
+    if (folder / "config.json").exists():
+        return
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=8192, rope_theta=500000.0,
+                         tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, initializer_range=0.02)
+    torch.set_default_dtype(getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[args.dtype]))
+    with torch.device(args.device):
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+
+
+def make_pairs(path, args):
+    """Random rows: responses of half to all of --response tokens, or lengths like UltraFeedback's."""
+    generator = random.Random(0)
+    vocab = SHAPES[args.shape]["vocab_size"]
+    ids = lambda n: [generator.randrange(vocab) for _ in range(n)]
+    if args.lengths == "ultrafeedback":
+        tail = lambda median, most: min(most, max(8, int(median * generator.lognormvariate(0, 0.7))))
+        prompt, response = (lambda: tail(150, 512)), (lambda: tail(300, 512))
+    else:
+        prompt, response = (lambda: args.prompt), (lambda: generator.randint(-(-args.response // 2), args.response))
+    with open(path, "w") as file:
+        for number in range(args.batch * (args.steps + 1)):
+            row = dict(prompt_id=str(number), prompt_ids=ids(prompt()), chosen_ids=ids(response()),
+                       rejected_ids=ids(response()), chosen_probs=0.8, chosen_probs_win=0.7, chosen_probs_lose=0.3)
+            file.write(json.dumps(row) + "\n")
+
+
+def torch_training(model, args, pairs):
+    import torch
+    import torch.nn.functional as F
+
+    rows = [json.loads(line) for line in open(pairs)]
+    if args.recompute == "layer":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    model.train()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=5e-7)
+
+    def step(part):
+        sequences = [(r["prompt_ids"], r[side]) for side in ("chosen_ids", "rejected_ids") for r in part]
+        longest = max(len(p) + len(r) for p, r in sequences)
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        real, response = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        for i, (p, r) in enumerate(sequences):
+            ids[i, :len(p) + len(r)] = torch.tensor(p + r)
+            real[i, :len(p) + len(r)] = 1
+            response[i, len(p):len(p) + len(r)] = True
+        ids, real, response = ids.to(args.device), real.to(args.device), response.to(args.device)
+        logits = model(ids, attention_mask=real, use_cache=False).logits[:, :-1].float()
+        logps = F.log_softmax(logits, -1).gather(2, ids[:, 1:, None])[..., 0]
+        chosen, rejected = (logps * response[:, 1:]).sum(1).split(len(part))
+        eta = 1000.0
+        loss = ((chosen + 1 - eta * 0.2) ** 2 + (rejected + 1 + eta * 0.2) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return int(real.sum())
+
+    step(rows[:args.batch])
+    synchronize(args)
+    begun, tokens = time.perf_counter(), 0
+    for at in range(args.batch, len(rows), args.batch):
+        tokens += step(rows[at:at + args.batch])
+    synchronize(args)
+    return tokens / (time.perf_counter() - begun)
+
+
+def torch_generation(model, args):
+    import torch
+
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    lengths = random.Random(1)
+
+    def batch(new):
+        ids = torch.randint(3, model.config.vocab_size, (args.generate, args.prompt), generator=generator)
+        ids = ids.to(args.device)
+        longest = max(new)
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
+                             top_p=1.0, min_new_tokens=longest, max_new_tokens=longest, pad_token_id=0)
+        assert out.shape[1] == args.prompt + longest
+        return sum(new)
+
+    waves = 1 if args.shortest is None else 4
+    least = args.new if args.shortest is None else args.shortest
+    with torch.no_grad():
+        batch([2] * args.generate)
+        synchronize(args)
+        begun, tokens = time.perf_counter(), 0
+        for _ in range(waves):
+            tokens += batch([lengths.randint(least, args.new) for _ in range(args.generate)])
+        synchronize(args)
+    return tokens / (time.perf_counter() - begun)
+
+
+def synchronize(args):
+    import torch
+
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+
+
+def torch_side(folder, args, pairs):
+    import torch
+    from transformers import LlamaForCausalLM
+
+    if args.device == "cpu":
+        torch.set_num_threads(args.threads)
+    dtype = getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[args.dtype])
+    load = lambda: LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(args.device)
+    report = {}
+    if "generate" in args.what:
+        report["generate_tokens_per_s"] = torch_generation(load(), args)
+    if "train" in args.what:
+        report["train_tokens_per_s"] = torch_training(load(), args, pairs)
+    if args.device == "cpu":
+        report["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    else:
+        report["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps(report))
+
+
+def sppo_side(folder, args, pairs):
+    device = args.sppo_device or {"cpu": "cpu", "cuda": "cuda:0"}[args.device]
+    command = [args.sppo, "bench", "--model", folder, "--pairs", pairs, "--device", device, "--precision", args.dtype]
+    command += ["--recompute", args.recompute, "--json", "--quiet"]
+    for name in ["batch", "prompt", "response", "steps", "generate", "new", "shortest"]:
+        if getattr(args, name) is not None:
+            command += ["--" + name, str(getattr(args, name))]
+    if "train" not in args.what:
+        command += ["--only", "generate"]
+    if "generate" not in args.what:
+        command += ["--only", "train"]
+    return last_json(command)
+
+
+def last_json(command):
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: exit {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sppo", default="target/release/sppo")
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--sppo-device", help="the sppo side's device where it differs (ndarray, wgpu)")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--recompute", choices=["none", "layer"], default="none")
+    parser.add_argument("--what", default="train,generate")
+    parser.add_argument("--lengths", choices=["uniform", "ultrafeedback"], default="uniform")
+    for name, value in dict(batch=8, prompt=48, response=80, steps=6, generate=32, new=64, threads=2, rounds=3).items():
+        parser.add_argument("--" + name, type=int, default=value)
+    parser.add_argument("--shortest", type=int)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sppo-bench")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--torch-side", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    folder = args.work / f"{args.shape}-{args.dtype}"
+    pairs = args.work / f"pairs-{args.shape}.jsonl"
+    if args.torch_side:
+        return torch_side(folder, args, pairs)
+    args.work.mkdir(parents=True, exist_ok=True)
+    make_model(folder, args)
+    make_pairs(pairs, args)
+    best = {"torch": {}, "sppo": {}}
+    for number in range(args.rounds):
+        sides = dict(torch=last_json([sys.executable, *sys.argv, "--torch-side"]), sppo=sppo_side(folder, args, pairs))
+        for side, report in sides.items():
+            print(f"round {number + 1} {side}: {report}", file=sys.stderr)
+            for key, value in report.items():
+                if value is not None:
+                    best[side][key] = max(best[side].get(key, 0), value)
+    if args.json:
+        print(json.dumps(best))
+        return
+    print(f"{args.shape}, {args.device}, {args.dtype}, recompute {args.recompute}, best of {args.rounds}\n")
+    print("| | PyTorch | sppo | ratio |\n| --- | --- | --- | --- |")
+    for key in ["train_tokens_per_s", "generate_tokens_per_s", "peak_memory_mib"]:
+        if key in best["torch"] and key in best["sppo"]:
+            a, b = best["torch"][key], best["sppo"][key]
+            print(f"| {key} | {a:.0f} | {b:.0f} | {b / a:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
