@@ -4,6 +4,8 @@
 //! they cost an encoder as much as its matrix products. Taking the data of a tensor that has no
 //! other owner, and making a tensor of it again, copies nothing.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use rayon::prelude::*;
 
@@ -26,6 +28,18 @@ pub fn map<B: Backend, const D: usize>(
     let mut values = take(x);
     change(&mut values);
     Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
+}
+
+/// Changes a tensor's bytes where they lie; the change gets the size of an element, too.
+pub fn edit<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    change: impl FnOnce(&mut [u8], usize),
+) -> Tensor<B, D> {
+    let device = x.device();
+    let mut data = x.into_data();
+    let dtype = data.dtype;
+    change(&mut data.bytes, dtype.size());
+    Tensor::from_data(data, (&device, dtype))
 }
 
 /// A f32 tensor's data.
@@ -98,6 +112,86 @@ pub fn softmax_row(row: &mut [f32]) {
     row.iter_mut().for_each(|x| *x *= scale);
 }
 
+/// Softmax of the first `used` of each row; what lies behind becomes 0.
+pub fn softmax_used(values: &mut [f32], width: usize, used: impl Fn(usize) -> usize + Sync) {
+    let rows = (GRAIN / width).max(1);
+    values
+        .par_chunks_mut(rows * width)
+        .enumerate()
+        .for_each(|(block, rows_of_block)| {
+            for (i, row) in rows_of_block.chunks_mut(width).enumerate() {
+                let (row, behind) = row.split_at_mut(used(block * rows + i));
+                softmax_row(row);
+                behind.fill(0.0);
+            }
+        });
+}
+
+/// RMSNorm of rows of `weight.len()`.
+pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    let width = weight.len();
+    let rows = (GRAIN / width).max(1) * width;
+    x.par_chunks_mut(rows).for_each(|x| {
+        for x in x.chunks_mut(width) {
+            let scale = 1.0 / (sum_of_squares(x) / width as f32 + eps).sqrt();
+            for (x, weight) in x.iter_mut().zip(weight) {
+                *x = *x * scale * weight;
+            }
+        }
+    });
+}
+
+/// Σ x², in sixteen sums side by side.
+fn sum_of_squares(x: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let parts = x.chunks_exact(16);
+    let mut rest: f32 = parts.remainder().iter().map(|x| x * x).sum();
+    for part in parts {
+        sums.iter_mut().zip(part).for_each(|(s, x)| *s += x * x);
+    }
+    rest += sums.iter().sum::<f32>();
+    rest
+}
+
+/// The heads at `part` of every row of `x`, turned (rotate-half) and scaled; rows of `row`, heads
+/// of `width`, cosines and signed sines `[rows, width]`.
+pub fn rotate(
+    x: &[f32],
+    row: usize,
+    part: Range<usize>,
+    cos: &[f32],
+    sin: &[f32],
+    width: usize,
+    scale: f32,
+) -> Vec<f32> {
+    let half = width / 2;
+    let mut out = Vec::with_capacity(x.len() / row * part.len());
+    let turns = cos.chunks_exact(width).zip(sin.chunks_exact(width));
+    for (x, (cos, sin)) in x.chunks_exact(row).zip(turns) {
+        for head in x[part.clone()].chunks_exact(width) {
+            let (first, second) = head.split_at(half);
+            let swapped = second.iter().chain(first);
+            let turned = head.iter().zip(swapped).zip(cos.iter().zip(sin));
+            out.extend(turned.map(|((x, other), (cos, sin))| (x * cos + other * sin) * scale));
+        }
+    }
+    out
+}
+
+/// x · σ(x) · y, into `x`.
+pub fn swiglu(x: &mut [f32], y: &[f32]) {
+    x.par_chunks_mut(GRAIN)
+        .zip(y.par_chunks(GRAIN))
+        .for_each(|(x, y)| {
+            for (x, y) in x.iter_mut().zip(y) {
+                // e^-|x|, so that nothing overflows.
+                let e = exp(-x.abs());
+                let numerator = if *x < 0.0 { e } else { 1.0 };
+                *x *= numerator / (1.0 + e) * y;
+            }
+        });
+}
+
 /// LayerNorm of `x + y`, rows of `weight.len()`, into `x`.
 pub fn add_layer_norm(x: &mut [f32], y: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
     let width = weight.len();
@@ -147,6 +241,20 @@ mod tests {
         let mut far = [-30.0, 30.0];
         gelu(&mut far);
         assert!(far[0].abs() < 2e-5 && far[1] == 30.0, "{far:?}");
+    }
+
+    #[test]
+    fn swiglu_and_rms_norm() {
+        for x in [-100.0f32, -5.0, -0.1, 0.0, 0.3, 7.0, 90.0] {
+            let mut found = [x];
+            swiglu(&mut found, &[2.0]);
+            let expected = 2.0 * x / (1.0 + (-x).exp());
+            assert!((found[0] - expected).abs() < 1e-5 * (1.0 + x.abs()), "{x}");
+        }
+        let mut x: Vec<f32> = (0..19).map(|i| i as f32 - 9.0).collect();
+        let mean = x.iter().map(|x| x * x).sum::<f32>() / 19.0;
+        rms_norm(&mut x, &[2.0; 19], 0.5);
+        assert!((x[0] + 18.0 / (mean + 0.5).sqrt()).abs() < 1e-5);
     }
 
     #[test]

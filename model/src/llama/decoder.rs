@@ -9,7 +9,7 @@ use super::layout::{MASKED, ints};
 use super::rope::{Factors, Rope};
 use super::slot_cache::{Prefix, SlotCache, Writes, rounded_width};
 use super::transformer::{Attention, Block, Llama};
-use crate::host::is_host;
+use crate::host::{self, is_host};
 use crate::nn::{Linear, RmsNorm, from_f32, to_f32};
 
 /// A Llama for generation only. Results differ from [`Llama`]'s by rounding.
@@ -35,6 +35,16 @@ struct Layer<B: Backend> {
     gate: Projection<B>,
     up: Projection<B>,
     down: Projection<B>,
+}
+
+/// How queries and keys of some tokens turn.
+enum Turns<B: Backend> {
+    OnDevice(Factors<B>),
+    /// `[tokens, head_dim]`.
+    OnHost {
+        cos: Vec<f32>,
+        sin: Vec<f32>,
+    },
 }
 
 /// `y = x · weight + bias`, weight `[in, out]`, bias `[1, out]`.
@@ -100,11 +110,28 @@ impl<B: Backend> Layer<B> {
         }
     }
 
-    fn feed_forward(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        let normed = self.mlp_norm.forward(hidden.clone());
-        let gate = silu(self.gate.forward(normed.clone()));
-        hidden + self.down.forward(gate * self.up.forward(normed))
+    fn feed_forward(&self, hidden: Tensor<B, 2>, host: bool) -> Tensor<B, 2> {
+        let normed = norm(&self.mlp_norm, hidden.clone(), host);
+        let gate = self.gate.forward(normed.clone());
+        let up = self.up.forward(normed);
+        let gated = match host {
+            true => {
+                let up = host::take(up);
+                host::map(gate, |gate| host::swiglu(gate, &up))
+            }
+            false => silu(gate) * up,
+        };
+        hidden + self.down.forward(gated)
     }
+}
+
+/// RMSNorm, in one pass over the host's memory where that can be.
+fn norm<B: Backend>(norm: &RmsNorm<B>, x: Tensor<B, 2>, host: bool) -> Tensor<B, 2> {
+    if !host {
+        return norm.forward(x);
+    }
+    let weight = host::take(norm.weight.val());
+    host::map(x, |x| host::rms_norm(x, &weight, norm.eps as f32))
 }
 
 impl<B: Backend> Decoder<B> {
@@ -143,6 +170,11 @@ impl<B: Backend> Decoder<B> {
         self.host
     }
 
+    /// Whether elementwise work is done in passes over the host's memory.
+    fn in_passes(&self) -> bool {
+        self.host && self.dtype() == DType::F32
+    }
+
     /// How caches for this backend are written.
     pub fn writes(&self) -> Writes {
         match self.host {
@@ -158,12 +190,12 @@ impl<B: Backend> Decoder<B> {
         let (new, before) = (tokens.len(), prefix.first().map_or(0, |p| p.1.dims()[1]));
         let (heads, kv, width) = self.heads();
         let group = heads / kv;
-        let rope = self.rope_at((before..before + new).map(|p| p as i64).collect());
-        let mask = causal_rows(before, new, group, &device);
+        let turns = self.turns((before..before + new).map(|p| p as i64).collect());
+        let mask = (!self.host).then(|| causal_rows(before, new, group, &device));
         let ids = tokens.iter().map(|&t| t as i64).collect();
         let mut hidden = self.embed(ints(ids, &device));
         for (index, layer) in self.layers.iter().enumerate() {
-            let (q, k, v) = self.project(layer, hidden.clone(), &rope);
+            let (q, k, v) = self.project(layer, hidden.clone(), &turns);
             let (k, v) = (k.permute([1, 2, 0]), v.swap_dims(0, 1));
             let (keys, values) = match prefix.get(index) {
                 None => (k, v),
@@ -174,16 +206,18 @@ impl<B: Backend> Decoder<B> {
             };
             let q = q.reshape([new, kv, group, width]).permute([1, 2, 0, 3]);
             let scores = to_f32(q.reshape([kv, group * new, width]).matmul(keys.clone()));
-            let [_, rows, columns] = scores.dims();
-            // One row of a matrix for all: the broadcast that CPU backends do fast.
-            let scores = scores.reshape([kv, rows * columns]) + mask.clone();
-            let weights = softmax(scores.reshape([kv, rows, columns]), 2);
+            let weights = match &mask {
+                Some(mask) => softmax(scores + mask.clone(), 2),
+                None => host::map(scores, |scores| {
+                    host::softmax_used(scores, before + new, |row| before + row % new + 1);
+                }),
+            };
             let mixed = from_f32(weights, self.dtype()).matmul(values.clone());
             let mixed = mixed
                 .reshape([kv, group, new, width])
                 .permute([2, 0, 1, 3])
                 .reshape([new, heads * width]);
-            hidden = layer.feed_forward(hidden + layer.output.forward(mixed));
+            hidden = layer.feed_forward(hidden + layer.output.forward(mixed), self.in_passes());
             match prefix.get_mut(index) {
                 None => prefix.push((keys, values)),
                 Some(place) => *place = (keys, values),
@@ -202,20 +236,26 @@ impl<B: Backend> Decoder<B> {
         let longest = lengths.iter().max().map_or(0, |l| l + 1);
         cache.reserve(longest, &device);
         let columns = rounded_width(longest);
-        let rope = self.rope_at(lengths.iter().map(|&l| l as i64).collect());
-        let mask = self.mask(lengths, columns, &device);
+        let turns = self.turns(lengths.iter().map(|&l| l as i64).collect());
+        let mask = (!self.host).then(|| mask(lengths, columns, &device));
         let ids = ids.iter().map(|&t| t as i64).collect();
         let mut hidden = self.embed(ints(ids, &device));
         for (index, layer) in self.layers.iter().enumerate() {
-            let (q, k, v) = self.project(layer, hidden.clone(), &rope);
+            let (q, k, v) = self.project(layer, hidden.clone(), &turns);
             cache.append(index, lengths, k, v);
             let Some((keys, values)) = cache.read(index, rows, columns) else {
                 continue;
             };
             let scores = to_f32(q.reshape([rows, kv, group, width]).matmul(keys));
-            let weights = from_f32(softmax(scores + mask.clone(), 3), self.dtype());
+            let weights = match &mask {
+                Some(mask) => softmax(scores + mask.clone(), 3),
+                None => host::map(scores, |scores| {
+                    host::softmax_used(scores, columns, |row| lengths[row / heads] + 1);
+                }),
+            };
+            let weights = from_f32(weights, self.dtype());
             let mixed = weights.matmul(values).reshape([rows, heads * width]);
-            hidden = layer.feed_forward(hidden + layer.output.forward(mixed));
+            hidden = layer.feed_forward(hidden + layer.output.forward(mixed), self.in_passes());
         }
         self.logits(hidden)
     }
@@ -230,13 +270,25 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        to_f32(self.head.forward(self.norm.forward(hidden)))
+        to_f32(
+            self.head
+                .forward(norm(&self.norm, hidden, self.in_passes())),
+        )
     }
 
-    fn rope_at(&self, positions: Vec<i64>) -> Factors<B> {
+    fn turns(&self, positions: Vec<i64>) -> Turns<B> {
         let (heads, kv, _) = self.heads();
         let positions = ints(positions, &self.device());
-        self.rope.joint(positions, heads, kv, self.dtype())
+        match self.in_passes() {
+            true => {
+                let (cos, sin) = self.rope.at(positions);
+                Turns::OnHost {
+                    cos: host::take(cos),
+                    sin: host::take(sin),
+                }
+            }
+            false => Turns::OnDevice(self.rope.joint(positions, heads, kv, self.dtype())),
+        }
     }
 
     /// Queries `[tokens, heads, head_dim]`, scaled, keys and values
@@ -245,51 +297,59 @@ impl<B: Backend> Decoder<B> {
         &self,
         layer: &Layer<B>,
         hidden: Tensor<B, 2>,
-        rope: &Factors<B>,
+        turns: &Turns<B>,
     ) -> (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 3>) {
         let (heads, kv, width) = self.heads();
         let tokens = hidden.dims()[0];
-        let x = layer.attention_norm.forward(hidden);
+        let x = norm(&layer.attention_norm, hidden, self.in_passes());
         let both = layer.queries_keys.forward(x.clone());
-        let both = rope.apply(both.reshape([tokens, heads + kv, width]));
-        let queries = both.clone().narrow(1, 0, heads);
-        let keys = both.narrow(1, heads, kv);
         let values = layer.values.forward(x).reshape([tokens, kv, width]);
-        (queries, keys, values)
-    }
-
-    /// Hides what lies behind each row's new token, f32 `[rows, kv_heads, group, columns]` on a
-    /// host (CPU backends add equal shapes many times faster), else `[rows, 1, 1, columns]`.
-    fn mask(&self, lengths: &[usize], columns: usize, device: &B::Device) -> Tensor<B, 4> {
-        let (heads, kv, _) = self.heads();
-        let copies = if self.host { heads } else { 1 };
-        let mut cells = vec![0f32; lengths.len() * copies * columns];
-        let each = (copies * columns).max(1);
-        for (block, &length) in cells.chunks_exact_mut(each).zip(lengths) {
-            for row in block.chunks_exact_mut(columns) {
-                row[length + 1..].fill(MASKED);
+        let (queries, keys) = match turns {
+            Turns::OnDevice(factors) => {
+                let both = factors.apply(both.reshape([tokens, heads + kv, width]));
+                (both.clone().narrow(1, 0, heads), both.narrow(1, heads, kv))
             }
-        }
-        let shape = match self.host {
-            true => [lengths.len(), kv, heads / kv, columns],
-            false => [lengths.len(), 1, 1, columns],
+            Turns::OnHost { cos, sin } => {
+                let device = both.device();
+                let both = host::take(both);
+                let part = |from: usize, count: usize, scale: f32| {
+                    let row = (heads + kv) * width;
+                    let part = from * width..(from + count) * width;
+                    let turned = host::rotate(&both, row, part, cos, sin, width, scale);
+                    let shape = [tokens, count, width];
+                    Tensor::from_data(TensorData::new(turned, shape), (&device, DType::F32))
+                };
+                let scale = 1.0 / (width as f32).sqrt();
+                (part(0, heads, scale), part(heads, kv, 1.0))
+            }
         };
-        Tensor::from_data(TensorData::new(cells, shape), (device, DType::F32))
+        (queries, keys, values)
     }
 }
 
-/// The causal mask of `new` tokens behind `before`, once for each head of a group, in one row.
+/// Hides what lies behind each row's new token, f32 `[rows, 1, 1, columns]`.
+fn mask<B: Backend>(lengths: &[usize], columns: usize, device: &B::Device) -> Tensor<B, 4> {
+    let mut cells = vec![0f32; lengths.len() * columns];
+    for (row, &length) in cells.chunks_exact_mut(columns).zip(lengths) {
+        row[length + 1..].fill(MASKED);
+    }
+    let shape = [lengths.len(), 1, 1, columns];
+    Tensor::from_data(TensorData::new(cells, shape), (device, DType::F32))
+}
+
+/// The causal mask of `new` tokens behind `before`, once for each head of a group, f32
+/// `[1, group · new, columns]`.
 fn causal_rows<B: Backend>(
     before: usize,
     new: usize,
     group: usize,
     device: &B::Device,
-) -> Tensor<B, 2> {
+) -> Tensor<B, 3> {
     let columns = before + new;
     let mut cells = vec![0f32; group * new * columns];
     for (i, row) in cells.chunks_exact_mut(columns).enumerate() {
         row[before + i % new + 1..].fill(MASKED);
     }
-    let shape = [1, cells.len()];
+    let shape = [1, group * new, columns];
     Tensor::from_data(TensorData::new(cells, shape), (device, DType::F32))
 }

@@ -110,6 +110,12 @@ impl<B: Backend> Rope<B> {
 }
 
 impl<B: Backend> Rope<B> {
+    /// Cosines and signed sines at `positions`, f32 `[tokens, head_dim]`.
+    pub(crate) fn at(&self, positions: Tensor<B, 1, Int>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        let cos = self.cos.clone().select(0, positions.clone());
+        (cos, self.sin.clone().select(0, positions))
+    }
+
     /// The factors of queries and keys side by side `[tokens, heads + kv_heads, head_dim]`; those
     /// of the queries carry attention's 1/√head_dim.
     pub(crate) fn joint(

@@ -4,11 +4,12 @@ use burn::tensor::{DType, IndexingUpdateOp, Tensor, backend::Backend};
 
 use super::config::LlamaConfig;
 use super::layout::ints;
+use crate::host;
 
 /// How new keys and values reach their slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writes {
-    /// One small copy a slot, in place: for host backends, where `select_assign` copies everything.
+    /// Copies in the host's own memory: CPU backends' assignments copy the whole tensor first.
     Copies,
     /// One indexed addition onto zeros for all slots: for devices, where each launch costs.
     Additions,
@@ -114,22 +115,25 @@ impl<B: Backend> SlotCache<B> {
 
     /// Puts a prompt at the start of a slot.
     pub fn fill(&mut self, slot: usize, prefix: &Prefix<B>) {
+        let writes = self.writes;
         for (layer, (keys, values)) in self.layers.iter_mut().zip(prefix) {
             let mut keys = keys.clone();
-            if self.writes == Writes::Additions {
+            if writes == Writes::Additions {
                 layer.clear(slot);
                 keys = keys.swap_dims(1, 2);
             }
-            update(&mut layer.keys, |all| at_start(all, slot, keys));
-            update(&mut layer.values, |all| at_start(all, slot, values.clone()));
+            update(&mut layer.keys, |all| at_start(all, slot, keys, writes));
+            let values = values.clone();
+            update(&mut layer.values, |all| at_start(all, slot, values, writes));
         }
     }
 
     /// Copies the first `tokens` of one slot to another.
     pub fn copy(&mut self, from: usize, to: usize, tokens: usize) {
-        let place_of_keys = self.writes.place_of_keys();
+        let writes = self.writes;
+        let place_of_keys = writes.place_of_keys();
         for layer in &mut self.layers {
-            if self.writes == Writes::Additions {
+            if writes == Writes::Additions {
                 layer.clear(to);
             }
             for (tensor, dim) in [(&mut layer.keys, place_of_keys), (&mut layer.values, 2)] {
@@ -137,8 +141,7 @@ impl<B: Backend> SlotCache<B> {
                     let part = all.clone().narrow(0, from, 1).narrow(dim, 0, tokens);
                     // A real copy: a view would make the assignment copy the whole cache.
                     let part = part.mul_scalar(1.0);
-                    let part = part.squeeze_dim(0);
-                    at_start(all, to, part)
+                    at_start(all, to, part.squeeze_dim(0), writes)
                 });
             }
         }
@@ -154,16 +157,18 @@ impl<B: Backend> SlotCache<B> {
         values: Tensor<B, 3>,
     ) {
         let capacity = self.capacity;
-        let writes = self.writes;
         let layer = &mut self.layers[layer];
-        update(&mut layer.keys, |all| match writes {
-            Writes::Copies => copy_in(all, lengths, keys.unsqueeze_dim(3), 3),
-            Writes::Additions => add_in(all, lengths, keys, capacity),
-        });
-        update(&mut layer.values, |all| match writes {
-            Writes::Copies => copy_in(all, lengths, values.unsqueeze_dim(2), 2),
-            Writes::Additions => add_in(all, lengths, values, capacity),
-        });
+        let (all_keys, all_values) = (&mut layer.keys, &mut layer.values);
+        match self.writes {
+            Writes::Copies => {
+                update(all_keys, |all| copy_in(all, lengths, keys, 3));
+                update(all_values, |all| copy_in(all, lengths, values, 2));
+            }
+            Writes::Additions => {
+                update(all_keys, |all| add_in(all, lengths, keys, capacity));
+                update(all_values, |all| add_in(all, lengths, values, capacity));
+            }
+        }
     }
 
     /// Keys `[rows, kv_heads, head_dim, width]` and values `[rows, kv_heads, width, head_dim]` of
@@ -215,25 +220,59 @@ fn update<B: Backend>(
     *tensor = tensor.take().map(change);
 }
 
-fn at_start<B: Backend>(all: Tensor<B, 4>, slot: usize, part: Tensor<B, 3>) -> Tensor<B, 4> {
+/// Puts `part` at the start of a slot.
+fn at_start<B: Backend>(
+    all: Tensor<B, 4>,
+    slot: usize,
+    part: Tensor<B, 3>,
+    writes: Writes,
+) -> Tensor<B, 4> {
     let [a, b, c] = part.dims();
-    all.slice_assign([slot..slot + 1, 0..a, 0..b, 0..c], part.unsqueeze_dim(0))
+    match writes {
+        Writes::Additions => {
+            all.slice_assign([slot..slot + 1, 0..a, 0..b, 0..c], part.unsqueeze_dim(0))
+        }
+        Writes::Copies => {
+            let [_, _, rows, row] = all.dims();
+            let part = part.into_data();
+            host::edit(all, |cells, size| {
+                let sources = part.bytes.chunks_exact(c * size);
+                for (i, source) in sources.enumerate() {
+                    let place = ((slot * a + i / b) * rows + i % b) * row * size;
+                    cells[place..place + c * size].copy_from_slice(source);
+                }
+            })
+        }
+    }
 }
 
-/// Copies row `i` of `new` to place `lengths[i]` of slot `i`, along `dim`.
+/// Copies row `i` of `new` `[rows, kv_heads, head_dim]` to place `lengths[i]` of slot `i`, along
+/// `dim`.
 fn copy_in<B: Backend>(
-    mut all: Tensor<B, 4>,
+    all: Tensor<B, 4>,
     lengths: &[usize],
-    new: Tensor<B, 4>,
+    new: Tensor<B, 3>,
     dim: usize,
 ) -> Tensor<B, 4> {
-    let [_, a, b, c] = new.dims();
-    for (slot, &length) in lengths.iter().enumerate() {
-        let mut place = [slot..slot + 1, 0..a, 0..b, 0..c];
-        place[dim] = length..length + 1;
-        all = all.slice_assign(place, new.clone().narrow(0, slot, 1));
-    }
-    all
+    let [_, kv, _, _] = all.dims();
+    let capacity = all.dims()[dim];
+    let width = new.dims()[2];
+    let new = new.into_data();
+    host::edit(all, |cells, size| {
+        let sources = new.bytes.chunks_exact(width * size);
+        for (i, source) in sources.enumerate() {
+            let (head, place) = (i * width * capacity * size, lengths[i / kv]);
+            if dim == 2 {
+                let at = head + place * width * size;
+                cells[at..at + width * size].copy_from_slice(source);
+                continue;
+            }
+            for (j, value) in source.chunks_exact(size).enumerate() {
+                let at = head + (j * capacity + place) * size;
+                cells[at..at + size].copy_from_slice(value);
+            }
+        }
+    })
 }
 
 /// The same by one addition onto zeros.
