@@ -54,13 +54,55 @@ fn packing_changes_nothing<B: Backend>(device: &B::Device) {
     let sequences: Vec<&[u32]> = cases.iter().map(|c| c.0.as_slice()).collect();
     let batch = PackedBatch::new(&sequences, device);
     let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
-    let expected: Vec<f32> = cases.iter().flat_map(|c| c.1.clone()).collect();
-    assert_close(&found, &expected, 1e-4);
-    for (i, (ids, _)) in cases.iter().enumerate() {
+    let vocab = found.len() / batch.tokens();
+    for ((ids, expected), places) in cases.iter().zip(&batch.places) {
+        for (i, expected) in (0..ids.len()).zip(expected.chunks_exact(vocab)) {
+            let at = places.at(i) * vocab;
+            assert_close(&found[at..at + vocab], expected, 1e-4);
+        }
+    }
+    each_as_alone(&model, &sequences, device);
+}
+
+/// Prefixes that sequences share are computed once, and change nothing.
+fn shared_prefixes_change_nothing<B: Backend>(device: &B::Device) {
+    let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let whole = cases().iter().map(|c| c.0.clone()).max_by_key(Vec::len);
+    let whole = whole.unwrap();
+    let (half, third) = (whole.len() / 2, whole.len() / 3);
+    let mut other = whole.clone();
+    other[half..].reverse();
+    let mut third_kind = other[..half + 3].to_vec();
+    third_kind[third..].reverse();
+    // The same again, a beginning alone, one that branches off a branch, and nothing shared.
+    let sequences: [&[u32]; 6] = [
+        &whole,
+        &other,
+        &whole,
+        &whole[..half],
+        &third_kind,
+        &whole[third..],
+    ];
+    let all: usize = sequences.iter().map(|s| s.len()).sum();
+    let saved = half + whole.len() + half + third;
+    assert_eq!(
+        PackedBatch::<B>::new(&sequences, device).tokens(),
+        all - saved
+    );
+    each_as_alone(&model, &sequences, device);
+}
+
+fn each_as_alone<B: Backend>(model: &Llama<B>, sequences: &[&[u32]], device: &B::Device) {
+    let batch = PackedBatch::new(sequences, device);
+    let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
+    let vocab = found.len() / batch.tokens();
+    for (ids, places) in sequences.iter().zip(&batch.places) {
         let alone = model.logits(&PackedBatch::new(&[ids], device));
         let alone: Vec<f32> = alone.into_data().to_vec().unwrap();
-        let start = batch.starts[i] * (alone.len() / ids.len());
-        assert_close(&found[start..start + alone.len()], &alone, 1e-5);
+        for (i, expected) in alone.chunks_exact(vocab).enumerate() {
+            let at = places.at(i) * vocab;
+            assert_close(&found[at..at + vocab], expected, 1e-5);
+        }
     }
 }
 
@@ -129,5 +171,6 @@ crate::on_every_backend!(
     short_prompts_do_not_drag_a_long_one_past_the_context,
     logits,
     packing_changes_nothing,
+    shared_prefixes_change_nothing,
     greedy_tokens
 );

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
-use sppo_model::llama::layout::ints;
+use sppo_model::llama::layout::{Places, ints};
 use sppo_model::llama::{Llama, PackedBatch};
 
 use super::LearnerError;
@@ -24,13 +24,13 @@ pub(super) struct Targets<B: Backend> {
 }
 
 impl<B: Backend> Targets<B> {
-    /// Of sequences packed with their first tokens at `starts`.
-    pub fn new(sequences: &[&TokenisedSequence], starts: &[usize], device: &B::Device) -> Self {
+    /// Of sequences whose tokens lie at `places`.
+    pub fn new(sequences: &[&TokenisedSequence], places: &[Places], device: &B::Device) -> Self {
         let mut rows = Vec::new();
         let mut tokens = Vec::new();
-        for (sequence, &start) in sequences.iter().zip(starts) {
+        for (sequence, places) in sequences.iter().zip(places) {
             for i in sequence.response_start..sequence.ids.len() {
-                rows.push((start + i - 1) as i64);
+                rows.push(places.at(i - 1) as i64);
                 tokens.push(sequence.ids[i] as i64);
             }
         }
@@ -121,7 +121,7 @@ pub fn sequence_logps<B: Backend>(
     let device = model.device();
     let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
     let batch = PackedBatch::new(&ids, &device);
-    let targets = Targets::new(sequences, &batch.starts, &device);
+    let targets = Targets::new(sequences, &batch.places, &device);
     let picked = model.forward_blocks(&batch).select(0, targets.rows.clone());
     let chunks = targets.chunks(model.embed_tokens.dims()[0]);
     let token_logps = chunked_logps(model, picked, &targets, &chunks);
