@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use sppo_model::tokenizer::Tokenizer;
+
 use super::Place;
 use super::signals::{Moments, interrupt, kill, wait_until};
 
@@ -113,49 +115,41 @@ fn log_probabilities_are_those_of_score() {
     place.edit("llama/generation_config.json", |config| {
         config["eos_token_id"] = 424.into();
     });
-    place.ok(&format!("{} --logprobs", into("out.jsonl")));
-    let rows = place.rows("out.jsonl");
-    // Responses that ended by themselves.
+    let args = into("out.jsonl").replace("--samples 3", "--samples 48");
+    let args = args.replace("--max-new-tokens 60", "--max-new-tokens 6");
+    place.ok(&format!("{args} --logprobs"));
+    let tokenizer = Tokenizer::from_dir(&place.path("llama")).unwrap();
     let mut pairs = Vec::new();
     let mut expected = Vec::new();
-    for row in &rows {
-        let ended: Vec<usize> = (0..3)
-            .filter(|&i| row["finish_reasons"][i] == "stop")
-            .collect();
-        let [a, b, ..] = ended.as_slice() else {
-            continue;
-        };
+    for row in place.rows("out.jsonl") {
+        // Ended by themselves, and the same tokens again when they are encoded.
+        let kept = (0..48).filter(|&i| {
+            let text = row["responses"][i].as_str().unwrap();
+            let tokens = row["tokens"][i].as_u64().unwrap() as usize;
+            row["finish_reasons"][i] == "stop"
+                && !text.is_empty()
+                && text.trim() == text
+                && tokenizer.encode(text, false).unwrap().len() + 1 == tokens
+        });
         let side = |i: usize| json!([{"role": "assistant", "content": row["responses"][i]}]);
-        pairs.push(json!({
-            "prompt_id": row["prompt_id"], "prompt": row["prompt"],
-            "chosen": side(*a), "rejected": side(*b),
-            "chosen_probs": 0.5, "chosen_probs_win": 0.5, "chosen_probs_lose": 0.5,
-        }));
-        expected.push([*a, *b].map(|i| {
-            (
-                row["logprobs"][i].as_f64().unwrap(),
-                row["tokens"][i].as_u64().unwrap(),
-            )
-        }));
-    }
-    assert!(pairs.len() > 5, "{} pairs", pairs.len());
-    place.write_rows("pairs.jsonl", &pairs);
-    place.ok("score --model llama --data pairs.jsonl --out logps.jsonl");
-    let mut compared = 0;
-    for (found, expected) in place.rows("logps.jsonl").iter().zip(expected) {
-        for (key, (sampled, tokens)) in ["chosen_logps", "rejected_logps"].iter().zip(expected) {
-            let gap = (found[key].as_f64().unwrap() - sampled).abs();
-            // A sampled text can be other tokens when it is encoded again.
-            if gap < 0.5 {
-                assert!(
-                    gap < 1e-4 * tokens as f64,
-                    "{key}: {gap} over {tokens} tokens"
-                );
-                compared += 1;
-            }
+        for i in kept {
+            pairs.push(json!({
+                "prompt_id": pairs.len().to_string(), "prompt": row["prompt"],
+                "chosen": side(i), "rejected": side(i),
+                "chosen_probs": 0.5, "chosen_probs_win": 0.5, "chosen_probs_lose": 0.5,
+            }));
+            expected.push(row["logprobs"][i].as_f64().unwrap());
         }
     }
-    assert!(compared > 5, "{compared} compared");
+    assert!(pairs.len() > 10, "{} answers", pairs.len());
+    place.write_rows("pairs.jsonl", &pairs);
+    place.ok("score --model llama --data pairs.jsonl --out logps.jsonl");
+    for (found, expected) in place.rows("logps.jsonl").iter().zip(expected) {
+        for key in ["chosen_logps", "rejected_logps"] {
+            let gap = (found[key].as_f64().unwrap() - expected).abs();
+            assert!(gap < 1e-4, "{found}: {key} is not {expected}");
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use burn::tensor::{DType, backend::Backend};
 use sppo_model::checkpoint::Checkpoint;
 use std::sync::Arc;
 
+use sppo_model::generate::sampling::{Draws, Sampler};
 use sppo_model::generate::{Engine, Plan, Request, Sample, SamplingParams, answer_all};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig, PackedBatch};
 
@@ -139,6 +140,44 @@ fn greedy_tokens<B: Backend>(device: &B::Device) {
             assert_eq!(sample.tokens, ids(&expected["greedy_24"][i]), "case {i}");
         }
     }
+}
+
+/// Draws on every device fall on the tokens that the plain model's logits give on the host.
+fn sampled_tokens<B: Backend>(device: &B::Device) {
+    let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let plain = model.clone();
+    let params = SamplingParams {
+        temperature: 0.5,
+        top_p: 0.8,
+        top_k: 0,
+        max_new_tokens: 3,
+        stop_ids: vec![],
+        seed: 4,
+    };
+    let cases = cases();
+    let request = |(i, (prompt, _)): (usize, &(Vec<u32>, Vec<f32>))| {
+        Request::new(i.to_string(), prompt.clone(), 3, params.clone())
+    };
+    let requests = cases.iter().enumerate().map(request).collect();
+    let found = answers(model, &config, requests);
+    let (mut same, mut all) = (0, 0);
+    for (i, samples) in found.iter().enumerate() {
+        for (number, sample) in samples.iter().enumerate() {
+            let mut draws = Draws::new(params.seed, &i.to_string(), number);
+            for at in 0..sample.tokens.len() {
+                let behind = [&cases[i].0[..], &sample.tokens[..at]].concat();
+                let logits = plain.logits(&PackedBatch::new(&[&behind], device));
+                let [rows, vocab] = logits.dims();
+                let logits: Vec<f32> = logits.into_data().to_vec().unwrap();
+                let logits = &logits[(rows - 1) * vocab..];
+                let expected = Sampler::default().sample(logits, &params, draws.at(at));
+                all += 1;
+                same += usize::from(expected == sample.tokens[at] as usize);
+            }
+        }
+    }
+    // At an interval's edge the last digit of a logit decides.
+    assert!(all > 20 && same + 1 >= all, "{same} of {all}");
 }
 
 /// A sequence that fills the context beside short ones.
