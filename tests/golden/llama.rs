@@ -211,5 +211,6 @@ crate::on_every_backend!(
     logits,
     packing_changes_nothing,
     shared_prefixes_change_nothing,
-    greedy_tokens
+    greedy_tokens,
+    sampled_tokens
 );
