@@ -4,6 +4,7 @@
 //! losses and the cross-entropy of supervised fine-tuning share everything else.
 
 mod gradients;
+mod host;
 mod logps;
 mod pass;
 
@@ -18,6 +19,7 @@ use crate::config::Recompute;
 use crate::optimizer::Optimizer;
 use crate::tokenise::TokenisedSequence;
 use gradients::GradientStore;
+use host::{HostPass, fits};
 pub use logps::sequence_logps;
 use pass::{Pass, frozen};
 
@@ -114,7 +116,10 @@ impl<B: AutodiffBackend> Learner<B> {
 
     /// Summed response log-probabilities of `sequences`, without gradients.
     pub fn logps(&self, sequences: &[&TokenisedSequence]) -> Result<Vec<f64>, LearnerError> {
-        sequence_logps(&frozen(&self.model), sequences)
+        match fits(&self.valid()) {
+            true => sequence_logps(&self.valid(), sequences),
+            false => sequence_logps(&frozen(&self.model), sequences),
+        }
     }
 
     /// Adds the gradient of Σ wᵢ · logpᵢ, where `weights` maps the summed response
@@ -124,6 +129,13 @@ impl<B: AutodiffBackend> Learner<B> {
         sequences: &[&TokenisedSequence],
         weights: impl FnOnce(&[f64]) -> Vec<f64>,
     ) -> Result<Vec<f64>, LearnerError> {
+        let inner = self.model.valid();
+        if fits(&inner) {
+            let pass = HostPass::forward(&inner, self.recompute, sequences);
+            let logps = pass.logps.clone();
+            pass.backward(&inner, &weights(&logps), &mut self.gradients);
+            return Ok(logps);
+        }
         let pass = Pass::forward(&self.model, self.recompute, sequences)?;
         let logps = pass.logps.clone();
         pass.backward(&self.model, &weights(&logps), &mut self.gradients);

@@ -39,6 +39,12 @@ impl Places {
         0
     }
 
+    /// Tokens of the sequence.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|&(_, count)| count).sum()
+    }
+
     fn all(&self) -> impl Iterator<Item = usize> + '_ {
         self.0
             .iter()

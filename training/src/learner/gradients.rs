@@ -28,7 +28,8 @@ impl<I: Backend> GradientStore<I> {
         module.visit(&mut Collector::<B> { store: self, grads });
     }
 
-    fn add(&mut self, id: ParamId, grad: Tensor<I, 1>) {
+    /// Adds one parameter's flat gradient.
+    pub fn add(&mut self, id: ParamId, grad: Tensor<I, 1>) {
         let sum = match self.0.remove(&id) {
             Some(old) => old + grad,
             None => grad,
