@@ -1,0 +1,1 @@
+use std::path::{Path, PathBuf};
