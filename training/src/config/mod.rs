@@ -19,9 +19,9 @@ use toml::{Table, Value};
 pub use define::{KeyDoc, SectionDoc};
 pub use model_path::{ModelSource, resolve_model};
 pub use sections::{
-    Config, Eval, Generate, Init, Judge, JudgeHttp, JudgeKind, Loss, Model, OnInvalid, OnNonFinite,
+    Config, Eval, Generate, Init, Judge, JudgeHttp, JudgeKind, LoraTarget, Loss, Model, OnInvalid, OnNonFinite,
     Optimizer, Pairs, Precision, Probability, Prompts, Recompute, Rows, Schedule, Sft, Split,
-    Train,
+    Train, TrainLora,
 };
 
 use define::{Section, SectionValues, toml_text};
