@@ -196,8 +196,11 @@ def arguments():
     for name, value in dict(batch=8, prompt=48, response=80, steps=6, generate=32, new=64, threads=2, rounds=3).items():
         parser.add_argument("--" + name, type=int, default=value)
     parser.add_argument("--shortest", type=int)
+    parser.add_argument("--bytes", action="store_true",
+                        help="also the time of a decode step against the bytes that it must move")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sppo-bench")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bandwidth", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--torch-side", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -206,6 +209,9 @@ def main():
     args = arguments()
     folder = args.work / f"{args.shape}-{args.dtype}"
     pairs = args.work / f"pairs-{args.shape}.jsonl"
+    if args.bandwidth:
+        print(json.dumps(dict(bytes_per_s=copy_bandwidth(args))))
+        return
     if args.torch_side:
         return torch_side(folder, args, pairs)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -219,6 +225,8 @@ def main():
             for key, value in report.items():
                 if value is not None:
                     best[side][key] = max(best[side].get(key, 0), value)
+    if args.bytes and args.shortest is None:
+        best["roofline"] = last_json([sys.executable, *sys.argv, "--bandwidth"])
     if args.json:
         print(json.dumps(best))
         return
@@ -228,6 +236,43 @@ def main():
         if key in best["torch"] and key in best["sppo"]:
             a, b = best["torch"][key], best["sppo"][key]
             print(f"| {key} | {a:.0f} | {b:.0f} | {b / a:.2f} |")
+    if "roofline" in best:
+        print_roofline(args, best)
+
+
+def copy_bandwidth(args):
+    """Bytes a second that a large copy reads and writes."""
+    import torch
+
+    size = 2**28 if args.device == "cpu" else 2**32
+    a = torch.empty(size, dtype=torch.uint8, device=args.device)
+    b = torch.empty_like(a)
+    best = 0.0
+    for _ in range(8):
+        synchronize(args)
+        begun = time.perf_counter()
+        b.copy_(a)
+        synchronize(args)
+        best = max(best, 2 * size / (time.perf_counter() - begun))
+    return best
+
+
+def print_roofline(args, best):
+    """A decode step must read every weight but the embeddings, and the keys and values in use."""
+    shape, size = SHAPES[args.shape], {"f32": 4, "bf16": 2}[args.dtype]
+    hidden, head = shape["hidden_size"], shape["hidden_size"] // shape["num_attention_heads"]
+    kv = shape["num_key_value_heads"] * head
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * shape["intermediate_size"]
+    weights = (shape["num_hidden_layers"] * layer + shape["vocab_size"] * hidden) * size
+    tokens = args.generate * (args.prompt + args.new / 2)
+    cache = 2 * shape["num_hidden_layers"] * kv * size * tokens
+    least = (weights + cache) / best["roofline"]["bytes_per_s"]
+    print(f"\nA step of {args.generate} sequences moves {(weights + cache) / 1e9:.2f} GB, at "
+          f"{best['roofline']['bytes_per_s'] / 1e9:.0f} GB/s (a copy, measured) {1e3 * least:.2f} ms.", end="")
+    for side in ["torch", "sppo"]:
+        step = args.generate / best[side]["generate_tokens_per_s"]
+        print(f" {side}: {1e3 * step:.2f} ms, {step / least:.1f} x that (prefill included).", end="")
+    print()
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ fn exp(x: f32) -> f32 {
     p * power
 }
 
-/// Softmax of one row in place.
-pub fn softmax_row(row: &mut [f32]) {
+/// Softmax of one row in place; gives Σ exp(x − largest).
+pub fn softmax_row(row: &mut [f32]) -> f32 {
     let highest = row.iter().copied().fold(f32::MIN, f32::max);
     let mut sum = 0.0;
     for part in row.chunks_mut(16) {
@@ -110,6 +110,7 @@ pub fn softmax_row(row: &mut [f32]) {
     }
     let scale = 1.0 / sum;
     row.iter_mut().for_each(|x| *x *= scale);
+    sum
 }
 
 /// Softmax of the first `used` of each row; what lies behind becomes 0.
@@ -129,28 +130,141 @@ pub fn softmax_used(values: &mut [f32], width: usize, used: impl Fn(usize) -> us
 
 /// RMSNorm of rows of `weight.len()`.
 pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
-    let width = weight.len();
-    let rows = (GRAIN / width).max(1) * width;
-    x.par_chunks_mut(rows).for_each(|x| {
-        for x in x.chunks_mut(width) {
-            let scale = 1.0 / (sum_of_squares(x) / width as f32 + eps).sqrt();
-            for (x, weight) in x.iter_mut().zip(weight) {
-                *x = *x * scale * weight;
-            }
-        }
-    });
+    rms_norm_scales(x, weight, eps);
 }
 
-/// Σ x², in sixteen sums side by side.
-fn sum_of_squares(x: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let parts = x.chunks_exact(16);
-    let mut rest: f32 = parts.remainder().iter().map(|x| x * x).sum();
-    for part in parts {
-        sums.iter_mut().zip(part).for_each(|(s, x)| *s += x * x);
+/// The same; gives each row's 1/√(mean x² + ε).
+pub fn rms_norm_scales(x: &mut [f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let width = weight.len();
+    let mut scales = vec![0f32; x.len() / width];
+    let rows = (GRAIN / width).max(1);
+    x.par_chunks_mut(rows * width)
+        .zip(scales.par_chunks_mut(rows))
+        .for_each(|(x, scales)| {
+            for (x, kept) in x.chunks_mut(width).zip(scales) {
+                let scale = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
+                *kept = scale;
+                for (x, weight) in x.iter_mut().zip(weight) {
+                    *x = *x * scale * weight;
+                }
+            }
+        });
+    scales
+}
+
+/// Turns the gradient by RMSNorm's output into the one by its input `x`, `added` added; gives the
+/// one by the weight.
+pub fn rms_norm_back(
+    grad: &mut [f32],
+    x: &[f32],
+    scales: &[f32],
+    weight: &[f32],
+    added: Option<&[f32]>,
+) -> Vec<f32> {
+    let width = weight.len();
+    let rows = (GRAIN / width).max(1);
+    let block = |(number, grad): (usize, &mut [f32])| {
+        let mut of_weight = vec![0f32; width];
+        let mut behind = vec![0f32; width];
+        for (i, grad) in grad.chunks_mut(width).enumerate() {
+            let row = number * rows + i;
+            let (x, scale) = (&x[row * width..][..width], scales[row]);
+            for ((sum, grad), x) in of_weight.iter_mut().zip(&*grad).zip(x) {
+                *sum += grad * x * scale;
+            }
+            for ((behind, grad), weight) in behind.iter_mut().zip(&*grad).zip(weight) {
+                *behind = grad * weight;
+            }
+            let along = dot(&behind, x) / width as f32 * scale * scale;
+            for ((grad, behind), x) in grad.iter_mut().zip(&behind).zip(x) {
+                *grad = scale * (behind - x * along);
+            }
+            if let Some(added) = added {
+                let added = &added[row * width..][..width];
+                grad.iter_mut().zip(added).for_each(|(g, a)| *g += a);
+            }
+        }
+        of_weight
+    };
+    let blocks = grad.par_chunks_mut(rows * width).enumerate().map(block);
+    // In the order of the rows, so that the sum is the same each time.
+    let blocks: Vec<Vec<f32>> = blocks.collect();
+    let mut sum = vec![0f32; width];
+    for block in blocks {
+        sum.iter_mut().zip(block).for_each(|(sum, x)| *sum += x);
     }
-    rest += sums.iter().sum::<f32>();
-    rest
+    sum
+}
+
+/// Σ x · y, in sixteen sums side by side.
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (xs, ys) = (x.chunks_exact(16), y.chunks_exact(16));
+    let rest = xs.remainder().iter().zip(ys.remainder());
+    let rest: f32 = rest.map(|(x, y)| x * y).sum();
+    for (x, y) in xs.zip(ys) {
+        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *sum += x * y;
+        }
+    }
+    rest + sums.iter().sum::<f32>()
+}
+
+/// Turns the gradient by softmax's output into the one by its input, of the first `used` of each
+/// row; what lies behind becomes 0.
+pub fn softmax_back(
+    grad: &mut [f32],
+    weights: &[f32],
+    width: usize,
+    used: impl Fn(usize) -> usize + Sync,
+) {
+    let rows = (GRAIN / width).max(1);
+    grad.par_chunks_mut(rows * width)
+        .zip(weights.par_chunks(rows * width))
+        .enumerate()
+        .for_each(|(block, (grad, weights))| {
+            let both = grad.chunks_mut(width).zip(weights.chunks(width));
+            for (i, (grad, weights)) in both.enumerate() {
+                let used = used(block * rows + i);
+                let (grad, behind) = grad.split_at_mut(used);
+                let weights = &weights[..used];
+                let along = dot(grad, weights);
+                for (grad, weight) in grad.iter_mut().zip(weights) {
+                    *grad = weight * (*grad - along);
+                }
+                behind.fill(0.0);
+            }
+        });
+}
+
+/// Turns logits into probabilities, rows of `vocab`; gives the log-probability of each row's token.
+pub fn log_softmax_at(logits: &mut [f32], vocab: usize, tokens: &[usize]) -> Vec<f32> {
+    logits
+        .par_chunks_mut(vocab)
+        .zip(tokens)
+        .map(|(row, &token)| {
+            let highest = row.iter().copied().fold(f32::MIN, f32::max);
+            let own = row[token] - highest;
+            let sum = softmax_row(row);
+            own - sum.ln()
+        })
+        .collect()
+}
+
+/// Turns probabilities into the gradient of Σ wᵢ · logpᵢ by the logits.
+pub fn log_softmax_back(
+    probabilities: &mut [f32],
+    vocab: usize,
+    tokens: &[usize],
+    weights: &[f32],
+) {
+    probabilities
+        .par_chunks_mut(vocab)
+        .zip(tokens.par_iter().zip(weights))
+        .for_each(|(row, (&token, &weight))| {
+            row.iter_mut().for_each(|p| *p *= -weight);
+            row[token] += weight;
+        });
 }
 
 /// The heads at `part` of every row of `x`, turned (rotate-half) and scaled; rows of `row`, heads
@@ -188,6 +302,23 @@ pub fn swiglu(x: &mut [f32], y: &[f32]) {
                 let e = exp(-x.abs());
                 let numerator = if *x < 0.0 { e } else { 1.0 };
                 *x *= numerator / (1.0 + e) * y;
+            }
+        });
+}
+
+/// Turns `gate` and `up` into their gradients, given that of silu(gate) · up.
+pub fn swiglu_back(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    gate.par_chunks_mut(GRAIN)
+        .zip(up.par_chunks_mut(GRAIN))
+        .zip(grad.par_chunks(GRAIN))
+        .for_each(|((gate, up), grad)| {
+            for ((gate, up), grad) in gate.iter_mut().zip(up).zip(grad) {
+                let x = *gate;
+                let e = exp(-x.abs());
+                let numerator = if x < 0.0 { e } else { 1.0 };
+                let sigmoid = numerator / (1.0 + e);
+                *gate = grad * *up * sigmoid * (1.0 + x * (1.0 - sigmoid));
+                *up = grad * x * sigmoid;
             }
         });
 }

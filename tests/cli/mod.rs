@@ -3,6 +3,8 @@
 mod bad_input;
 mod files;
 #[cfg(unix)]
+mod generate;
+#[cfg(unix)]
 mod http_judge;
 mod judge;
 mod reward;

@@ -4,6 +4,7 @@ use burn::tensor::{DType, backend::Backend};
 use sppo_model::checkpoint::Checkpoint;
 use std::sync::Arc;
 
+use sppo_model::generate::sampling::{Draws, Sampler};
 use sppo_model::generate::{Engine, Plan, Request, Sample, SamplingParams, answer_all};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig, PackedBatch};
 
@@ -54,13 +55,55 @@ fn packing_changes_nothing<B: Backend>(device: &B::Device) {
     let sequences: Vec<&[u32]> = cases.iter().map(|c| c.0.as_slice()).collect();
     let batch = PackedBatch::new(&sequences, device);
     let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
-    let expected: Vec<f32> = cases.iter().flat_map(|c| c.1.clone()).collect();
-    assert_close(&found, &expected, 1e-4);
-    for (i, (ids, _)) in cases.iter().enumerate() {
+    let vocab = found.len() / batch.tokens();
+    for ((ids, expected), places) in cases.iter().zip(&batch.places) {
+        for (i, expected) in (0..ids.len()).zip(expected.chunks_exact(vocab)) {
+            let at = places.at(i) * vocab;
+            assert_close(&found[at..at + vocab], expected, 1e-4);
+        }
+    }
+    each_as_alone(&model, &sequences, device);
+}
+
+/// Prefixes that sequences share are computed once, and change nothing.
+fn shared_prefixes_change_nothing<B: Backend>(device: &B::Device) {
+    let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let whole = cases().iter().map(|c| c.0.clone()).max_by_key(Vec::len);
+    let whole = whole.unwrap();
+    let (half, third) = (whole.len() / 2, whole.len() / 3);
+    let mut other = whole.clone();
+    other[half..].reverse();
+    let mut third_kind = other[..half + 3].to_vec();
+    third_kind[third..].reverse();
+    // The same again, a beginning alone, one that branches off a branch, and nothing shared.
+    let sequences: [&[u32]; 6] = [
+        &whole,
+        &other,
+        &whole,
+        &whole[..half],
+        &third_kind,
+        &whole[third..],
+    ];
+    let all: usize = sequences.iter().map(|s| s.len()).sum();
+    let saved = half + whole.len() + half + third;
+    assert_eq!(
+        PackedBatch::<B>::new(&sequences, device).tokens(),
+        all - saved
+    );
+    each_as_alone(&model, &sequences, device);
+}
+
+fn each_as_alone<B: Backend>(model: &Llama<B>, sequences: &[&[u32]], device: &B::Device) {
+    let batch = PackedBatch::new(sequences, device);
+    let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
+    let vocab = found.len() / batch.tokens();
+    for (ids, places) in sequences.iter().zip(&batch.places) {
         let alone = model.logits(&PackedBatch::new(&[ids], device));
         let alone: Vec<f32> = alone.into_data().to_vec().unwrap();
-        let start = batch.starts[i] * (alone.len() / ids.len());
-        assert_close(&found[start..start + alone.len()], &alone, 1e-5);
+        for (i, expected) in alone.chunks_exact(vocab).enumerate() {
+            let at = places.at(i) * vocab;
+            assert_close(&found[at..at + vocab], expected, 1e-5);
+        }
     }
 }
 
@@ -99,6 +142,44 @@ fn greedy_tokens<B: Backend>(device: &B::Device) {
     }
 }
 
+/// Draws on every device fall on the tokens that the plain model's logits give on the host.
+fn sampled_tokens<B: Backend>(device: &B::Device) {
+    let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let plain = model.clone();
+    let params = SamplingParams {
+        temperature: 0.5,
+        top_p: 0.8,
+        top_k: 0,
+        max_new_tokens: 3,
+        stop_ids: vec![],
+        seed: 4,
+    };
+    let cases = cases();
+    let request = |(i, (prompt, _)): (usize, &(Vec<u32>, Vec<f32>))| {
+        Request::new(i.to_string(), prompt.clone(), 3, params.clone())
+    };
+    let requests = cases.iter().enumerate().map(request).collect();
+    let found = answers(model, &config, requests);
+    let (mut same, mut all) = (0, 0);
+    for (i, samples) in found.iter().enumerate() {
+        for (number, sample) in samples.iter().enumerate() {
+            let mut draws = Draws::new(params.seed, &i.to_string(), number);
+            for at in 0..sample.tokens.len() {
+                let behind = [&cases[i].0[..], &sample.tokens[..at]].concat();
+                let logits = plain.logits(&PackedBatch::new(&[&behind], device));
+                let [rows, vocab] = logits.dims();
+                let logits: Vec<f32> = logits.into_data().to_vec().unwrap();
+                let logits = &logits[(rows - 1) * vocab..];
+                let expected = Sampler::default().sample(logits, &params, draws.at(at));
+                all += 1;
+                same += usize::from(expected == sample.tokens[at] as usize);
+            }
+        }
+    }
+    // At an interval's edge the last digit of a logit decides.
+    assert!(all > 20 && same + 1 >= all, "{same} of {all}");
+}
+
 /// A sequence that fills the context beside short ones.
 fn short_prompts_do_not_drag_a_long_one_past_the_context<B: Backend>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
@@ -129,5 +210,7 @@ crate::on_every_backend!(
     short_prompts_do_not_drag_a_long_one_past_the_context,
     logits,
     packing_changes_nothing,
-    greedy_tokens
+    shared_prefixes_change_nothing,
+    greedy_tokens,
+    sampled_tokens
 );

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 /// A file of the golden cases.
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    // At run time, too: scripts/gpu.sh runs this binary on another machine.
+    let root = std::env::var_os("CARGO_MANIFEST_DIR");
+    PathBuf::from(root.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()))
         .join("tests/fixtures/golden")
         .join(name)
 }

@@ -4,21 +4,24 @@
 //! losses and the cross-entropy of supervised fine-tuning share everything else.
 
 mod gradients;
+mod host;
 mod logps;
+mod pass;
 
 use std::collections::HashMap;
 
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{DType, Tensor, backend::AutodiffBackend, backend::Backend};
-use sppo_model::llama::{Llama, PackedBatch};
+use sppo_model::llama::Llama;
 use sppo_model::nn::{from_f32, to_f32};
 
 use crate::config::Recompute;
 use crate::optimizer::Optimizer;
 use crate::tokenise::TokenisedSequence;
 use gradients::GradientStore;
+use host::{HostPass, fits};
 pub use logps::sequence_logps;
-use logps::{Targets, chunked_logps};
+use pass::{Pass, frozen};
 
 /// What can go wrong in a step.
 #[derive(Debug, thiserror::Error)]
@@ -85,12 +88,6 @@ impl<B: AutodiffBackend> Learner<B> {
         self.model.valid()
     }
 
-    /// The model without gradients, on the training backend: the inner backend may fuse operations
-    /// that autodiff composes, and would differ in the last digit.
-    fn frozen(&self) -> Llama<B> {
-        self.model.clone().no_grad()
-    }
-
     /// Optimizer steps taken.
     pub fn steps(&self) -> usize {
         self.steps
@@ -119,7 +116,10 @@ impl<B: AutodiffBackend> Learner<B> {
 
     /// Summed response log-probabilities of `sequences`, without gradients.
     pub fn logps(&self, sequences: &[&TokenisedSequence]) -> Result<Vec<f64>, LearnerError> {
-        sequence_logps(&self.frozen(), sequences)
+        match fits(&self.valid()) {
+            true => sequence_logps(&self.valid(), sequences),
+            false => sequence_logps(&frozen(&self.model), sequences),
+        }
     }
 
     /// Adds the gradient of Σ wᵢ · logpᵢ, where `weights` maps the summed response
@@ -129,123 +129,17 @@ impl<B: AutodiffBackend> Learner<B> {
         sequences: &[&TokenisedSequence],
         weights: impl FnOnce(&[f64]) -> Vec<f64>,
     ) -> Result<Vec<f64>, LearnerError> {
-        let device = self.model.device();
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
-        let batch = PackedBatch::<B>::new(&ids, &device);
-        match self.recompute {
-            Recompute::None => self.backward_kept(sequences, &batch, weights),
-            Recompute::Layer => self.backward_recomputed(sequences, &batch, weights),
+        let inner = self.model.valid();
+        if fits(&inner) {
+            let pass = HostPass::forward(&inner, self.recompute, sequences);
+            let logps = pass.logps.clone();
+            pass.backward(&inner, &weights(&logps), &mut self.gradients);
+            return Ok(logps);
         }
-    }
-
-    /// Backward with the whole graph kept.
-    fn backward_kept(
-        &mut self,
-        sequences: &[&TokenisedSequence],
-        batch: &PackedBatch<B>,
-        weights: impl FnOnce(&[f64]) -> Vec<f64>,
-    ) -> Result<Vec<f64>, LearnerError> {
-        let targets = Targets::<B>::new(sequences, &batch.starts, &self.model.device());
-        let picked = self
-            .model
-            .forward_blocks(batch)
-            .select(0, targets.rows.clone());
-        let (logps, grad) = self.backward_head(picked.clone().inner(), &targets, weights)?;
-        let mut grads = (picked * Tensor::from_inner(grad)).sum().backward();
-        self.gradients.collect::<B, _>(&self.model, &mut grads);
+        let pass = Pass::forward(&self.model, self.recompute, sequences)?;
+        let logps = pass.logps.clone();
+        pass.backward(&self.model, &weights(&logps), &mut self.gradients);
         Ok(logps)
-    }
-
-    /// Backward with only the boundaries of blocks kept.
-    fn backward_recomputed(
-        &mut self,
-        sequences: &[&TokenisedSequence],
-        batch: &PackedBatch<B>,
-        weights: impl FnOnce(&[f64]) -> Vec<f64>,
-    ) -> Result<Vec<f64>, LearnerError> {
-        let device = self.model.device();
-        let frozen = self.frozen();
-        let rope = frozen.rope_rows(batch);
-        let mut hidden = frozen.embed(batch.ids.clone());
-        let mut boundaries = vec![hidden.clone().inner()];
-        for block in &frozen.layers {
-            hidden = block.forward(hidden, &rope, batch);
-            boundaries.push(hidden.clone().inner());
-        }
-        drop((frozen, hidden));
-        let targets = Targets::<B>::new(sequences, &batch.starts, &device);
-        let rows = targets.rows.clone().inner();
-        let Some(last) = boundaries.pop() else {
-            return Ok(Vec::new());
-        };
-        let picked = last.clone().select(0, rows.clone());
-        let (logps, grad) = self.backward_head(picked, &targets, weights)?;
-        let empty = Tensor::zeros_like(&last);
-        drop(last);
-        let mut grad = empty.select_assign(0, rows, grad, burn::tensor::IndexingUpdateOp::Add);
-        for block in self.model.layers.iter().rev() {
-            let Some(boundary) = boundaries.pop() else {
-                break;
-            };
-            let leaf = Tensor::<B, 2>::from_inner(boundary).require_grad();
-            let out = block.forward(leaf.clone(), &rope, batch);
-            let mut grads = (out * Tensor::from_inner(grad.clone())).sum().backward();
-            if let Some(g) = leaf.grad_remove(&mut grads) {
-                grad = g;
-            }
-            self.gradients.collect::<B, _>(block, &mut grads);
-        }
-        let embedded = self.model.embed(batch.ids.clone());
-        let mut grads = (embedded * Tensor::from_inner(grad)).sum().backward();
-        self.gradients.collect::<B, _>(&self.model, &mut grads);
-        Ok(logps)
-    }
-
-    /// Log-probabilities from the last block's output at the response positions `[rows, hidden]`
-    /// and the weighted sum's gradient by it; the vocabulary projection runs in chunks.
-    fn backward_head(
-        &mut self,
-        picked: Tensor<B::InnerBackend, 2>,
-        targets: &Targets<B>,
-        weights: impl FnOnce(&[f64]) -> Vec<f64>,
-    ) -> Result<(Vec<f64>, Tensor<B::InnerBackend, 2>), LearnerError> {
-        let chunks = targets.chunks(self.model.embed_tokens.dims()[0]);
-        let leaf_of = |range: &std::ops::Range<usize>| {
-            let rows = picked.clone().slice([range.clone()]);
-            Tensor::<B, 2>::from_inner(rows).require_grad()
-        };
-        // One chunk keeps its graph; several are projected again once the weights are known.
-        let mut kept = None;
-        let token_logps = match chunks.as_slice() {
-            [only] => {
-                let leaf = leaf_of(only);
-                let logps = targets.logps(&self.model, leaf.clone(), only);
-                let values = logps.clone().inner();
-                kept = Some((leaf, logps));
-                values
-            }
-            _ => {
-                let picked = Tensor::from_inner(picked.clone());
-                chunked_logps(&self.frozen(), picked, targets, &chunks).inner()
-            }
-        };
-        let logps = targets.sum_by_sequence(token_logps)?;
-        let weights = targets.spread(&weights(&logps), &self.model.device());
-        let mut parts = Vec::with_capacity(chunks.len());
-        for range in &chunks {
-            let (leaf, logps) = kept.take().unwrap_or_else(|| {
-                let leaf = leaf_of(range);
-                let logps = targets.logps(&self.model, leaf.clone(), range);
-                (leaf, logps)
-            });
-            let weighted = logps * weights.clone().slice([range.clone()]);
-            let mut grads = weighted.sum().backward();
-            if let Some(grad) = leaf.grad_remove(&mut grads) {
-                parts.push(grad);
-            }
-            self.gradients.collect::<B, _>(&self.model, &mut grads);
-        }
-        Ok((logps, Tensor::cat(parts, 0)))
     }
 
     /// Whether every weight is finite.

@@ -106,6 +106,11 @@ impl TokenisedPair {
         }
     }
 
+    /// Chosen and rejected.
+    pub fn sides(&self) -> [&TokenisedSequence; 2] {
+        [&self.chosen, &self.rejected]
+    }
+
     /// A pre-tokenised row, taken as it is: no token is added or cut; longer than `max_length`
     /// tokens is an error.
     pub fn from_ids(

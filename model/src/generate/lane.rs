@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 
+use super::candidates::StepLogits;
 use super::plan::Plan;
 use super::request::{FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
-use super::sampling::{Draws, Sampler, log_probability};
+use super::sampling::{Draws, Sampler, SamplingParams};
 use crate::llama::Decoder;
 use crate::llama::slot_cache::{Prefix, SlotCache, Writes};
 
@@ -30,6 +31,8 @@ pub(super) struct Lane<B: Backend> {
     waiting: VecDeque<(RequestId, Arc<Request>)>,
     entering: Option<Entering<B>>,
     sampler: Sampler,
+    /// Whether logits stay on the device but for the likeliest.
+    on_device: bool,
 }
 
 /// A prompt that is prefilled, then handed to its samples.
@@ -38,8 +41,8 @@ struct Entering<B: Backend> {
     request: Arc<Request>,
     prefix: Prefix<B>,
     done: usize,
-    /// Logits behind the prompt `[vocab]`, once it is done.
-    logits: Vec<f32>,
+    /// Logits behind the prompt `[1, vocab]`, once it is done.
+    logits: Option<StepLogits<B>>,
     /// Samples that have not started, in order.
     samples: VecDeque<usize>,
 }
@@ -73,6 +76,7 @@ impl<B: Backend> Lane<B> {
             waiting: VecDeque::new(),
             entering: None,
             sampler: Sampler::default(),
+            on_device: writes == Writes::Additions,
         }
     }
 
@@ -145,12 +149,13 @@ impl<B: Backend> Lane<B> {
             ids.push(0);
             lengths.push(0);
         }
-        let logits = host(decoder.step(&ids, &lengths, &mut self.cache))?;
-        let vocab = logits.len() / ids.len();
-        for (slot, logits) in self.rows.iter_mut().zip(logits.chunks_exact(vocab)) {
+        let params: Vec<_> = self.rows.iter().flatten().map(|r| r.params()).collect();
+        let logits = decoder.step(&ids, &lengths, &mut self.cache);
+        let logits = StepLogits::new(logits, &params, self.on_device)?;
+        for (number, slot) in self.rows.iter_mut().enumerate() {
             if let Some(row) = slot {
                 row.length += 1;
-                let one = row.draw(logits, &mut self.sampler, decoder)?;
+                let one = row.draw(&logits, number, &mut self.sampler, decoder)?;
                 if one.finished.is_some() {
                     *slot = None;
                 }
@@ -182,14 +187,14 @@ impl<B: Backend> Lane<B> {
                 (None, Some((id, request))) => Entering::new(id, request),
                 (None, None) => return Ok(()),
             };
-            if entering.logits.is_empty() {
+            if entering.logits.is_none() {
                 if budget == 0 {
                     self.entering = Some(entering);
                     return Ok(());
                 }
-                budget = budget.saturating_sub(entering.prefill(decoder)?);
+                budget = budget.saturating_sub(entering.prefill(decoder, self.on_device)?);
             }
-            if !entering.logits.is_empty() {
+            if entering.logits.is_some() {
                 while let Some(slot) = self.free_slot(slots) {
                     let Some(sample) = entering.samples.pop_front() else {
                         break;
@@ -228,7 +233,10 @@ impl<B: Backend> Lane<B> {
             logprobs: Vec::new(),
             request,
         };
-        let one = row.draw(&entering.logits, &mut self.sampler, decoder)?;
+        let Some(logits) = &entering.logits else {
+            return Ok(());
+        };
+        let one = row.draw(logits, 0, &mut self.sampler, decoder)?;
         if one.finished.is_none() {
             self.cache.reserve(row.length + 1, &decoder.device());
             self.cache.fill(slot, &entering.prefix);
@@ -264,44 +272,49 @@ impl<B: Backend> Entering<B> {
             id,
             prefix: Vec::new(),
             done: 0,
-            logits: Vec::new(),
+            logits: None,
             samples: (0..request.samples).collect(),
             request,
         }
     }
 
     /// Runs the next chunk; how many tokens that were.
-    fn prefill(&mut self, decoder: &Decoder<B>) -> Result<usize, GenerateError> {
+    fn prefill(&mut self, decoder: &Decoder<B>, on_device: bool) -> Result<usize, GenerateError> {
         let prompt = &self.request.prompt;
         let end = (self.done + CHUNK).min(prompt.len());
         let logits = decoder.prefill(&prompt[self.done..end], &mut self.prefix);
         let count = end - self.done;
         self.done = end;
         if end == prompt.len() {
-            self.logits = host(logits)?;
+            let params = [&self.request.params];
+            self.logits = Some(StepLogits::new(logits, &params, on_device)?);
         }
         Ok(count)
     }
 }
 
 impl Row {
+    fn params(&self) -> &SamplingParams {
+        &self.request.params
+    }
+
+    /// Draws the next token from row `number` of `logits`.
     fn draw<B: Backend>(
         &mut self,
-        logits: &[f32],
+        logits: &StepLogits<B>,
+        number: usize,
         sampler: &mut Sampler,
         decoder: &Decoder<B>,
     ) -> Result<Drawn, GenerateError> {
-        if !logits.iter().fold(0.0, |sum, x| sum + x * 0.0).eq(&0.0) {
+        let params = &self.request.params;
+        let draw = self.draws.at(self.tokens.len());
+        let found = logits.draw(number, params, draw, self.request.logprobs, sampler)?;
+        let Some((token, logprob)) = found else {
             return Err(GenerateError::NonFinite {
                 id: self.request.id.clone(),
             });
-        }
-        let params = &self.request.params;
-        let draw = self.draws.at(self.tokens.len());
-        let token = sampler.sample(logits, params, draw);
-        if self.request.logprobs {
-            self.logprobs.push(log_probability(logits, token));
-        }
+        };
+        self.logprobs.extend(logprob);
         let token = token as u32;
         self.tokens.push(token);
         let stop_token = params.stop_ids.contains(&token);
@@ -326,12 +339,4 @@ impl Row {
             finished,
         })
     }
-}
-
-fn host<B: Backend>(logits: Tensor<B, 2>) -> Result<Vec<f32>, GenerateError> {
-    let data = logits
-        .try_into_data()
-        .map_err(|e| GenerateError::Device(e.to_string()))?;
-    data.into_vec()
-        .map_err(|e| GenerateError::Device(format!("{e:?}")))
 }

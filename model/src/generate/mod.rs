@@ -1,5 +1,6 @@
 //! Sampling with continuous batching and a key-value cache in slots.
 
+mod candidates;
 mod defaults;
 mod engine;
 mod lane;

@@ -66,7 +66,7 @@ pub fn log_probability(logits: &[f32], token: usize) -> f64 {
 
 /// eˣ for x ≤ 0, within 2 units of the last place; plain arithmetic, so that a loop over it is
 /// vectorised and every machine gives the same bits. Below e⁻⁸⁷ it is 0.
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding it rounds to a whole number and leaves that in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod decoder;
 pub mod hf;
+pub mod host_pass;
 pub mod layout;
 pub mod lora;
 pub mod reward;

@@ -97,8 +97,8 @@ impl<B: Backend> RewardModel<B> {
             .map(|ids| &ids[..self.scored_length(ids)])
             .collect();
         let batch = PackedBatch::new(&cut, &device);
-        let last = batch.starts.iter().zip(&cut);
-        let last = last.map(|(start, ids)| (start + ids.len() - 1) as i64);
+        let last = batch.places.iter().zip(&cut);
+        let last = last.map(|(places, ids)| places.at(ids.len() - 1) as i64);
         let last = ints::<B>(last.collect(), &device);
         let hidden: Tensor<B, 2> = self.body.forward_blocks(&batch).select(0, last);
         let hidden = to_f32(self.body.norm.forward(hidden));

@@ -155,15 +155,22 @@ impl<B: Backend> PairRm<B> {
     }
 
     /// g([h_s; h_1]) − g([h_s; h_2]) from hidden states `[3 · comparisons, hidden]`.
+    ///
+    /// Both candidates go through the head as rows of one matrix: as two chains of operations they
+    /// were fused wrongly on wgpu (Burn 0.21).
     fn head(&self, hidden: Tensor<B, 2>) -> Vec<f32> {
-        let [rows, width] = hidden.dims();
-        let states = hidden.reshape([rows / 3, 3, width]);
-        let state = |i: usize| states.clone().narrow(1, i, 1).reshape([rows / 3, width]);
-        let score = |candidate: usize| {
-            let both = Tensor::cat(vec![state(0), state(candidate)], 1);
-            self.head_out.forward(tanh(self.head_in.forward(both)))
+        let count = hidden.dims()[0] / 3;
+        let device = hidden.device();
+        let rows = |of_left: usize, of_right: usize| {
+            let sides = [of_left, of_right].into_iter();
+            let rows = sides.flat_map(|state| (0..count).map(move |i| (3 * i + state) as i64));
+            hidden.clone().select(0, ints(rows.collect(), &device))
         };
-        host::take(to_f32(score(1)) - to_f32(score(2)))
+        let both = Tensor::cat(vec![rows(0, 0), rows(1, 2)], 1);
+        let scores = self.head_out.forward(tanh(self.head_in.forward(both)));
+        let scores = host::take(to_f32(scores));
+        let (left, right) = scores.split_at(count);
+        left.iter().zip(right).map(|(l, r)| l - r).collect()
     }
 }
 

@@ -28,6 +28,15 @@ impl<I: Backend> GradientStore<I> {
         module.visit(&mut Collector::<B> { store: self, grads });
     }
 
+    /// Adds one parameter's flat gradient.
+    pub fn add(&mut self, id: ParamId, grad: Tensor<I, 1>) {
+        let sum = match self.0.remove(&id) {
+            Some(old) => old + grad,
+            None => grad,
+        };
+        self.0.insert(id, sum);
+    }
+
     /// Takes one parameter's gradient.
     pub fn remove(&mut self, id: ParamId) -> Option<Tensor<I, 1>> {
         self.0.remove(&id)
@@ -71,12 +80,7 @@ struct Collector<'a, B: AutodiffBackend> {
 impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = param.val().grad_remove(self.grads) {
-            let grad = to_f32(grad.reshape([-1]));
-            let sum = match self.store.0.remove(&param.id) {
-                Some(old) => old + grad,
-                None => grad,
-            };
-            self.store.0.insert(param.id, sum);
+            self.store.add(param.id, to_f32(grad.reshape([-1])));
         }
     }
 }

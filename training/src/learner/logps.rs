@@ -4,10 +4,12 @@ use std::ops::Range;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
-use sppo_model::llama::layout::ints;
+use sppo_model::llama::layout::{Places, ints};
 use sppo_model::llama::{Llama, PackedBatch};
 
 use super::LearnerError;
+use super::host::{HostPass, fits};
+use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
 
 /// Most logits held at once.
@@ -17,25 +19,28 @@ const CHUNK_LOGITS: usize = 1 << 25;
 pub(super) struct Targets<B: Backend> {
     /// Packed positions that predict a response token `[rows]`.
     pub rows: Tensor<B, 1, Int>,
-    /// The tokens themselves `[rows]`.
+    /// The tokens themselves.
+    pub token_ids: Vec<usize>,
+    /// The same on the device `[rows]`.
     tokens: Tensor<B, 1, Int>,
     /// Response tokens of each sequence.
     counts: Vec<usize>,
 }
 
 impl<B: Backend> Targets<B> {
-    /// Of sequences packed with their first tokens at `starts`.
-    pub fn new(sequences: &[&TokenisedSequence], starts: &[usize], device: &B::Device) -> Self {
+    /// Of sequences whose tokens lie at `places`.
+    pub fn new(sequences: &[&TokenisedSequence], places: &[Places], device: &B::Device) -> Self {
         let mut rows = Vec::new();
         let mut tokens = Vec::new();
-        for (sequence, &start) in sequences.iter().zip(starts) {
+        for (sequence, places) in sequences.iter().zip(places) {
             for i in sequence.response_start..sequence.ids.len() {
-                rows.push((start + i - 1) as i64);
+                rows.push(places.at(i - 1) as i64);
                 tokens.push(sequence.ids[i] as i64);
             }
         }
         Self {
             rows: ints(rows, device),
+            token_ids: tokens.iter().map(|&token| token as usize).collect(),
             tokens: ints(tokens, device),
             counts: sequences.iter().map(|s| s.response().len()).collect(),
         }
@@ -75,24 +80,32 @@ impl<B: Backend> Targets<B> {
             .map_err(|e| LearnerError::Device(e.to_string()))?
             .into_vec()
             .map_err(|e| LearnerError::Device(format!("{e:?}")))?;
-        let mut rest = values.as_slice();
+        Ok(self.sum(&values))
+    }
+
+    /// The same of values on the host.
+    pub fn sum(&self, values: &[f32]) -> Vec<f64> {
+        let mut rest = values;
         let sum = |&count: &usize| {
             let (own, others) = rest.split_at(count);
             rest = others;
             own.iter().map(|&x| x as f64).sum()
         };
-        Ok(self.counts.iter().map(sum).collect())
+        self.counts.iter().map(sum).collect()
     }
 
     /// Each sequence's weight at each of its rows, f32 `[rows]`.
     pub fn spread(&self, weights: &[f64], device: &B::Device) -> Tensor<B, 1> {
-        let values: Vec<f32> = weights
-            .iter()
-            .zip(&self.counts)
-            .flat_map(|(&w, &count)| std::iter::repeat_n(w as f32, count))
-            .collect();
+        let values = self.spread_values(weights);
         let rows = values.len();
         Tensor::from_data(TensorData::new(values, [rows]), (device, DType::F32))
+    }
+
+    /// The same on the host.
+    pub fn spread_values(&self, weights: &[f64]) -> Vec<f32> {
+        let each = weights.iter().zip(&self.counts);
+        each.flat_map(|(&w, &count)| std::iter::repeat_n(w as f32, count))
+            .collect()
     }
 }
 
@@ -118,10 +131,13 @@ pub fn sequence_logps<B: Backend>(
     if sequences.is_empty() {
         return Ok(Vec::new());
     }
+    if fits(model) {
+        return Ok(HostPass::forward(model, Recompute::Layer, sequences).logps);
+    }
     let device = model.device();
     let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
     let batch = PackedBatch::new(&ids, &device);
-    let targets = Targets::new(sequences, &batch.starts, &device);
+    let targets = Targets::new(sequences, &batch.places, &device);
     let picked = model.forward_blocks(&batch).select(0, targets.rows.clone());
     let chunks = targets.chunks(model.embed_tokens.dims()[0]);
     let token_logps = chunked_logps(model, picked, &targets, &chunks);

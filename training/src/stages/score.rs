@@ -63,15 +63,12 @@ pub fn score<B: Backend>(
             monitor.end();
             return Err(StageError::Interrupted);
         }
-        let chosen = batch.iter().map(|p| &p.pair.chosen);
-        let rejected = batch.iter().map(|p| &p.pair.rejected);
-        let sequences: Vec<_> = chosen.chain(rejected).collect();
+        let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
         let logps = sequence_logps(&policy.model, &sequences)?;
-        let (chosen, rejected) = logps.split_at(batch.len());
-        for (&chosen_logps, &rejected_logps) in chosen.iter().zip(rejected).skip(kept) {
+        for sides in logps.chunks_exact(2).skip(kept) {
             writer.append(&LogpRow {
-                chosen_logps,
-                rejected_logps,
+                chosen_logps: sides[0],
+                rejected_logps: sides[1],
             })?;
         }
         monitor.advance(batch.len() - kept, None);

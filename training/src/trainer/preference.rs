@@ -125,11 +125,10 @@ impl PreferenceObjective {
         self
     }
 
-    /// Chosen, then rejected sequences of the rows.
+    /// The sequences of the rows, pair after pair.
     fn sequences<'a>(pairs: &'a [PreferencePair], rows: &[usize]) -> Vec<&'a TokenisedSequence> {
-        let chosen = rows.iter().map(|&i| &pairs[i].pair.chosen);
-        let rejected = rows.iter().map(|&i| &pairs[i].pair.rejected);
-        chosen.chain(rejected).collect()
+        let sides = |&i: &usize| pairs[i].pair.sides();
+        rows.iter().flat_map(sides).collect()
     }
 
     /// The batch that the loss sees, given the policy's log-probabilities of `sequences`.
@@ -139,10 +138,10 @@ impl PreferenceObjective {
         rows: &[usize],
         policy: &[f64],
     ) -> PairLogps {
-        let (chosen, rejected) = policy.split_at(rows.len());
+        let side = |number: usize| policy.iter().skip(number).step_by(2).copied().collect();
         PairLogps {
-            policy_chosen: chosen.to_vec(),
-            policy_rejected: rejected.to_vec(),
+            policy_chosen: side(0),
+            policy_rejected: side(1),
             reference_chosen: rows.iter().map(|&i| reference[i][0]).collect(),
             reference_rejected: rows.iter().map(|&i| reference[i][1]).collect(),
             probabilities: rows
@@ -169,6 +168,12 @@ impl PreferenceObjective {
             .map(|(_, &i)| self.pairs[i].name.clone())
             .collect()
     }
+}
+
+/// Chosen and rejected by turns, scaled.
+fn by_pair(chosen: &[f64], rejected: &[f64], scale: f64) -> Vec<f64> {
+    let pairs = chosen.iter().zip(rejected);
+    pairs.flat_map(|(c, r)| [c * scale, r * scale]).collect()
 }
 
 impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
@@ -209,19 +214,13 @@ impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
                 Some(output) => {
                     let from = at * batch_size;
                     let part = from..from + rows.len();
-                    [
-                        &output.grad_chosen[part.clone()],
-                        &output.grad_rejected[part],
-                    ]
-                    .concat()
+                    let chosen = &output.grad_chosen[part.clone()];
+                    by_pair(chosen, &output.grad_rejected[part], 1.0)
                 }
                 None => {
                     let batch = Self::batch(&self.pairs, &self.reference, rows, policy);
                     let output = batch.loss(loss, beta);
-                    let scaled = |grads: Vec<f64>| grads.into_iter().map(move |g| g * share);
-                    scaled(output.grad_chosen)
-                        .chain(scaled(output.grad_rejected))
-                        .collect()
+                    by_pair(&output.grad_chosen, &output.grad_rejected, share)
                 }
             })?;
             all.extend(Self::batch(&self.pairs, &self.reference, rows, &policy));

@@ -43,13 +43,10 @@ pub fn reference_logps<B: Backend>(
             monitor.end();
             return Ok(None);
         }
-        let chosen = batch.iter().map(|p| &p.pair.chosen);
-        let sequences: Vec<_> = chosen
-            .chain(batch.iter().map(|p| &p.pair.rejected))
-            .collect();
+        let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
         let values = sequence_logps(model, &sequences)?;
-        let (chosen, rejected) = values.split_at(batch.len());
-        for (i, (&chosen, &rejected)) in chosen.iter().zip(rejected).enumerate() {
+        for (i, sides) in values.chunks_exact(2).enumerate() {
+            let (chosen, rejected) = (sides[0], sides[1]);
             if !(chosen + rejected).is_finite() {
                 return Err(TrainError::BadRow {
                     row: batch[i].name.clone(),

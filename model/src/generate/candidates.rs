@@ -1,0 +1,294 @@
+//! Sampling where the logits stay on the device: only the likeliest tokens of a row and its sums
+//! cross to the host; a row whose draw lies behind those is read whole.
+
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+
+use super::request::GenerateError;
+use super::sampling::{Sampler, SamplingParams, exp, log_probability};
+use crate::host::is_host;
+
+/// Tokens of a row that cross to the host. Most nuclei of a trained model are smaller; a device
+/// keeps so many beside each other in registers.
+const COUNT: usize = 32;
+
+/// The logits of one step, f32 `[rows, vocab]`.
+pub(super) enum StepLogits<B: Backend> {
+    Host { values: Vec<f32>, vocab: usize },
+    Device(Tensor<B, 2>, Vec<Candidates>),
+}
+
+/// The likeliest tokens of one row.
+pub(super) struct Candidates {
+    /// Logits and tokens, likeliest first, ties by token.
+    best: Vec<(f32, u32)>,
+    /// Σ exp((logit − largest) / temperature) over the row.
+    sum: f64,
+    /// Σ exp(logit − largest) over the row.
+    plain_sum: f64,
+}
+
+impl<B: Backend> StepLogits<B> {
+    /// Takes the logits where they are best drawn from.
+    pub fn new(
+        logits: Tensor<B, 2>,
+        params: &[&SamplingParams],
+        on_device: bool,
+    ) -> Result<Self, GenerateError> {
+        let vocab = logits.dims()[1];
+        match on_device && vocab > 2 * COUNT {
+            true => {
+                let found = Candidates::find(&logits, params)?;
+                Ok(Self::Device(logits, found))
+            }
+            false => Ok(Self::Host {
+                values: read(logits)?,
+                vocab,
+            }),
+        }
+    }
+
+    /// The token of `row` at `draw`, and its log-probability where asked for; `None` where the
+    /// logits are not finite.
+    pub fn draw(
+        &self,
+        row: usize,
+        params: &SamplingParams,
+        draw: f64,
+        logprob: bool,
+        sampler: &mut Sampler,
+    ) -> Result<Option<(usize, Option<f64>)>, GenerateError> {
+        match self {
+            Self::Host { values, vocab } => {
+                let logits = &values[row * vocab..(row + 1) * vocab];
+                Ok(draw_on_host(logits, params, draw, logprob, sampler))
+            }
+            Self::Device(logits, found) => {
+                let candidates = &found[row];
+                if !(candidates.sum + candidates.plain_sum).is_finite() {
+                    return Ok(None);
+                }
+                if let Some((logit, token)) = candidates.sample(params, draw) {
+                    let logp = logprob.then(|| candidates.log_probability(logit));
+                    return Ok(Some((token as usize, logp)));
+                }
+                let logits = read(logits.clone().narrow(0, row, 1))?;
+                Ok(draw_on_host(&logits, params, draw, logprob, sampler))
+            }
+        }
+    }
+}
+
+/// The same from a whole row `[vocab]`.
+pub(super) fn draw_on_host(
+    logits: &[f32],
+    params: &SamplingParams,
+    draw: f64,
+    logprob: bool,
+    sampler: &mut Sampler,
+) -> Option<(usize, Option<f64>)> {
+    if !logits.iter().fold(0.0, |sum, x| sum + x * 0.0).eq(&0.0) {
+        return None;
+    }
+    let token = sampler.sample(logits, params, draw);
+    Some((token, logprob.then(|| log_probability(logits, token))))
+}
+
+/// A float tensor on the host.
+pub(super) fn read<B: Backend>(logits: Tensor<B, 2>) -> Result<Vec<f32>, GenerateError> {
+    let data = logits
+        .try_into_data()
+        .map_err(|e| GenerateError::Device(e.to_string()))?;
+    data.into_vec()
+        .map_err(|e| GenerateError::Device(format!("{e:?}")))
+}
+
+impl Candidates {
+    /// Of every row of `logits` `[rows, vocab]`; `params` may be fewer than the rows.
+    fn find<B: Backend>(
+        logits: &Tensor<B, 2>,
+        params: &[&SamplingParams],
+    ) -> Result<Vec<Self>, GenerateError> {
+        let rows = logits.dims()[0];
+        let scale = |row: usize| match params.get(row).map_or(0.0, |p| p.temperature) {
+            0.0 => 1.0,
+            temperature => (1.0 / temperature) as f32,
+        };
+        let scales = TensorData::new((0..rows).map(scale).collect::<Vec<_>>(), [rows, 1]);
+        let scales = Tensor::<B, 2>::from_data(scales, (&logits.device(), DType::F32));
+        let (best, tokens) = likeliest(logits);
+        let behind = logits.clone() - best.clone().max_dim(1);
+        let plain_sums = behind.clone().exp().sum_dim(1);
+        let sums = (behind * scales).exp().sum_dim(1);
+        let floats = read(Tensor::cat(vec![best, sums, plain_sums], 1))?;
+        let tokens = tokens
+            .try_into_data()
+            .map_err(|e| GenerateError::Device(e.to_string()))?;
+        let tokens: Vec<i64> = tokens.iter::<i64>().collect();
+        let found = floats
+            .chunks_exact(COUNT + 2)
+            .zip(tokens.chunks_exact(COUNT));
+        Ok(found
+            .map(|(floats, tokens)| {
+                let tokens = tokens.iter().map(|&token| token as u32);
+                let mut best: Vec<(f32, u32)> = floats.iter().copied().zip(tokens).collect();
+                best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                Self {
+                    best,
+                    sum: floats[COUNT] as f64,
+                    plain_sum: floats[COUNT + 1] as f64,
+                }
+            })
+            .collect())
+    }
+
+    /// The logit and token that [`Sampler::sample`] finds at `draw`; `None` where the candidates
+    /// do not tell.
+    fn sample(&self, params: &SamplingParams, draw: f64) -> Option<(f32, u32)> {
+        let (largest, last) = (self.best.first()?.0, self.best.last()?.0);
+        // A token that is no candidate may be as likely as the last one, and come before it.
+        let known = self.best.iter().copied().take_while(|c| c.0 > last);
+        if params.temperature == 0.0 {
+            return known.take(1).next();
+        }
+        let scale = (1.0 / params.temperature) as f32;
+        let mut sum = 0.0;
+        let walked: Vec<(f64, (f32, u32))> = known
+            .map(|candidate| {
+                sum += exp((candidate.0 - largest) * scale) as f64;
+                (sum, candidate)
+            })
+            .collect();
+        let mut kept = self.sum;
+        if params.top_k > 0 {
+            kept = walked.get(params.top_k - 1)?.0;
+        }
+        if params.top_p < 1.0 {
+            let reached = walked.iter().find(|(sum, _)| *sum >= params.top_p * kept)?;
+            kept = kept.min(reached.0);
+        }
+        let found = walked.iter().find(|(sum, _)| *sum > draw * kept)?;
+        Some(found.1)
+    }
+
+    fn log_probability(&self, logit: f32) -> f64 {
+        let largest = self.best.first().map_or(f32::NAN, |c| c.0);
+        (logit - largest) as f64 - self.plain_sum.ln()
+    }
+}
+
+/// The largest logits of each row and their tokens `[rows, COUNT]`, in any order.
+fn likeliest<B: Backend>(logits: &Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2, Int>) {
+    // Each family of backends has only one of the two on the device.
+    match is_host::<B>(&logits.device()) {
+        true => logits.clone().topk_with_indices(COUNT, 1),
+        false => {
+            let tokens = logits.clone().argtopk(COUNT, 1);
+            (logits.clone().gather(1, tokens.clone()), tokens)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha12Rng;
+
+    type Flex = burn_flex::Flex<f32, i32>;
+    type NdArray = burn_ndarray::NdArray<f32, i64, i8>;
+
+    fn logits(generator: &mut ChaCha12Rng, vocab: usize, spread: f32) -> Vec<f32> {
+        let mut value = || {
+            // Squared twice, so that a few tokens stand out as a trained model's do.
+            let x: f32 = generator.random();
+            x * x * x * x * spread
+        };
+        (0..vocab).map(|_| value()).collect()
+    }
+
+    /// Candidates give the host's token, or leave the draw to it; how often they do.
+    fn agreement<B: Backend>(spread: f32, params: &SamplingParams) -> f64 {
+        let (rows, vocab) = (3, 500);
+        let mut generator = ChaCha12Rng::seed_from_u64(3);
+        let values: Vec<Vec<f32>> = (0..rows)
+            .map(|_| logits(&mut generator, vocab, spread))
+            .collect();
+        let data = TensorData::new(values.concat(), [rows, vocab]);
+        let tensor = Tensor::<B, 2>::from_data(data, (&B::Device::default(), DType::F32));
+        let found = Candidates::find(&tensor, &[params, params, params]).unwrap();
+        let mut sampler = Sampler::default();
+        let (mut told, mut all) = (0, 0);
+        for (candidates, logits) in found.iter().zip(&values) {
+            for i in 0..400 {
+                let draw = i as f64 / 400.0;
+                let expected = sampler.sample(logits, params, draw);
+                all += 1;
+                let Some((logit, token)) = candidates.sample(params, draw) else {
+                    continue;
+                };
+                told += 1;
+                // At an interval's edge the sums' rounding decides.
+                let nudged = [-1e-6, 1e-6].map(|by| sampler.sample(logits, params, draw + by));
+                let token = token as usize;
+                assert!(
+                    token == expected || nudged.contains(&token),
+                    "{params:?}: {token}, not {expected}, at {draw}"
+                );
+                let gap = candidates.log_probability(logit) - log_probability(logits, token);
+                assert!(gap.abs() < 1e-5, "{gap}");
+            }
+        }
+        told as f64 / all as f64
+    }
+
+    fn every_setting<B: Backend>() {
+        let params = |temperature, top_p, top_k| SamplingParams {
+            temperature,
+            top_p,
+            top_k,
+            max_new_tokens: 1,
+            stop_ids: vec![],
+            seed: 0,
+        };
+        assert_eq!(agreement::<B>(30.0, &params(0.0, 1.0, 0)), 1.0);
+        assert_eq!(agreement::<B>(30.0, &params(0.7, 0.9, 0)), 1.0);
+        assert_eq!(agreement::<B>(30.0, &params(1.0, 1.0, 5)), 1.0);
+        assert_eq!(agreement::<B>(30.0, &params(1.0, 0.5, 20)), 1.0);
+        assert!(agreement::<B>(30.0, &params(1.0, 1.0, 0)) > 0.9);
+        // Flat: nearly all is left to the host, and what is not agrees.
+        assert!(agreement::<B>(0.1, &params(1.0, 1.0, 0)) < 0.2);
+        assert!(agreement::<B>(0.1, &params(1.0, 0.9, 40)) < 0.2);
+    }
+
+    #[test]
+    fn candidates_agree_with_the_host_on_flex() {
+        every_setting::<Flex>();
+    }
+
+    #[test]
+    fn candidates_agree_with_the_host_on_ndarray() {
+        every_setting::<NdArray>();
+    }
+
+    /// Equal logits at the edge of the candidates are not guessed at.
+    #[test]
+    fn ties_at_the_edge_are_left_to_the_host() {
+        let candidates = Candidates {
+            best: vec![(2.0, 9), (1.0, 3), (1.0, 5)],
+            sum: 10.0,
+            plain_sum: 10.0,
+        };
+        let mut params = SamplingParams {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            max_new_tokens: 1,
+            stop_ids: vec![],
+            seed: 0,
+        };
+        assert_eq!(candidates.sample(&params, 0.05), Some((2.0, 9)));
+        assert_eq!(candidates.sample(&params, 0.12), None);
+        params.top_k = 2;
+        assert_eq!(candidates.sample(&params, 0.05), None);
+    }
+}

@@ -1,0 +1,428 @@
+//! A block's forward and backward pass over the host's memory, for CPU backends.
+//!
+//! Matrix products are the backend's; everything between them is one pass over memory on all
+//! cores, where under autodiff each elementwise operation is a pass of its own on one core.
+
+use burn::module::ParamId;
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use rayon::prelude::*;
+
+use super::layout::PackedBatch;
+use super::transformer::{Block, Llama};
+use crate::host;
+use crate::nn::{Linear, RmsNorm};
+
+/// Where the tokens of a batch lie in attention's rectangle, and how they turn.
+pub struct HostBatch {
+    rows: usize,
+    longest: usize,
+    lengths: Vec<usize>,
+    /// For each cell `[rows, longest]` its token; none where it is padding.
+    cells: Vec<Option<usize>>,
+    /// For each token its cells; the first one's output is the token's.
+    cells_of: Vec<Vec<usize>>,
+    /// `[tokens, head_dim]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// What a block's backward pass needs of its forward pass.
+pub struct Kept<B: Backend> {
+    input: Tensor<B, 2>,
+    attention_scales: Vec<f32>,
+    attention_input: Tensor<B, 2>,
+    /// `[rows, kv_heads, group · longest, head_dim]`, scaled.
+    queries: Tensor<B, 4>,
+    keys: Tensor<B, 4>,
+    values: Tensor<B, 4>,
+    /// `[rows, kv_heads, group · longest, longest]`.
+    weights: Tensor<B, 4>,
+    mixed: Tensor<B, 2>,
+    middle: Tensor<B, 2>,
+    mlp_scales: Vec<f32>,
+    mlp_input: Tensor<B, 2>,
+    gate: Tensor<B, 2>,
+    up: Tensor<B, 2>,
+    gated: Tensor<B, 2>,
+}
+
+/// Takes a parameter's flat gradient.
+pub type Sink<'a, B> = dyn FnMut(ParamId, Tensor<B, 1>) + 'a;
+
+impl HostBatch {
+    /// Of a packed batch, with the model's rotary angles.
+    pub fn new<B: Backend>(model: &Llama<B>, batch: &PackedBatch<B>) -> Self {
+        let longest = batch.grid.longest;
+        let lengths: Vec<usize> = batch.places.iter().map(|p| p.len()).collect();
+        let mut cells = vec![None; lengths.len() * longest];
+        let mut cells_of = vec![Vec::new(); batch.tokens()];
+        for (row, (places, &length)) in batch.places.iter().zip(&lengths).enumerate() {
+            for i in 0..length {
+                let (cell, token) = (row * longest + i, places.at(i));
+                cells[cell] = Some(token);
+                cells_of[token].push(cell);
+            }
+        }
+        let (cos, sin) = model.rope.at(batch.positions.clone());
+        Self {
+            rows: lengths.len(),
+            longest,
+            lengths,
+            cells,
+            cells_of,
+            cos: host::take(cos),
+            sin: host::take(sin),
+        }
+    }
+
+    /// Heads of tokens `[tokens, heads · width]` → `[rows, kv_heads, group · longest, width]`;
+    /// zeros for padding.
+    fn to_grid<B: Backend>(&self, x: Tensor<B, 2>, kv: usize, way: Way) -> Tensor<B, 4> {
+        let [tokens, across] = x.dims();
+        let width = self.cos.len() / tokens;
+        let (heads, device) = (across / width, x.device());
+        let x = host::take(x);
+        let mut grid = vec![0f32; self.cells.len() * across];
+        let fill = |(row, grid): (usize, &mut [f32])| {
+            for i in 0..self.lengths[row] {
+                let cell = row * self.longest + i;
+                let Some(token) = self.cells[cell] else {
+                    continue;
+                };
+                if matches!(way, Way::Owner) && self.cells_of[token][0] != cell {
+                    continue;
+                }
+                let from = &x[token * across..(token + 1) * across];
+                for (head, from) in from.chunks_exact(width).enumerate() {
+                    let at = (head * self.longest + i) * width;
+                    let to = &mut grid[at..at + width];
+                    match way {
+                        Way::Turned(scale) => self.turn(to, from, token, scale, 1.0),
+                        Way::Plain | Way::Owner => to.copy_from_slice(from),
+                    }
+                }
+            }
+        };
+        let row = self.longest * across;
+        grid.par_chunks_mut(row.max(1)).enumerate().for_each(fill);
+        let shape = [self.rows, kv, heads / kv * self.longest, width];
+        Tensor::from_data(TensorData::new(grid, shape), (&device, DType::F32))
+    }
+
+    /// The way back, `[rows, kv_heads, group · longest, width]` → `[tokens, heads · width]`: the
+    /// transpose of [`Self::to_grid`] in the same way.
+    fn to_tokens<B: Backend>(&self, grid: Tensor<B, 4>, heads: usize, way: Way) -> Tensor<B, 2> {
+        let (width, device) = (grid.dims()[3], grid.device());
+        let (across, tokens) = (heads * width, self.cells_of.len());
+        let grid = host::take(grid);
+        let mut out = vec![0f32; tokens * across];
+        let fill = |(token, out): (usize, &mut [f32])| {
+            let cells = match way {
+                Way::Owner => &self.cells_of[token][..1],
+                Way::Plain | Way::Turned(_) => &self.cells_of[token][..],
+            };
+            let mut turned = vec![0f32; width];
+            for (head, out) in out.chunks_exact_mut(width).enumerate() {
+                for cell in cells {
+                    let (row, i) = (cell / self.longest, cell % self.longest);
+                    let at = ((row * heads + head) * self.longest + i) * width;
+                    let from = &grid[at..at + width];
+                    out.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+                }
+                if let Way::Turned(scale) = way {
+                    self.turn(&mut turned, out, token, scale, -1.0);
+                    out.copy_from_slice(&turned);
+                }
+            }
+        };
+        let grain = (out.len() / across / 64).max(1);
+        out.par_chunks_mut(across)
+            .with_min_len(grain)
+            .enumerate()
+            .for_each(fill);
+        Tensor::from_data(
+            TensorData::new(out, [tokens, across]),
+            (&device, DType::F32),
+        )
+    }
+
+    /// Turns one head to its token's position, or back with `sign` −1.
+    fn turn(&self, to: &mut [f32], from: &[f32], token: usize, scale: f32, sign: f32) {
+        let width = from.len();
+        let half = width / 2;
+        let (cos, sin) = (
+            &self.cos[token * width..][..width],
+            &self.sin[token * width..][..width],
+        );
+        for i in 0..half {
+            let (a, b) = (from[i], from[i + half]);
+            to[i] = (a * cos[i] + sign * b * sin[i]) * scale;
+            to[i + half] = (b * cos[i + half] + sign * a * sin[i + half]) * scale;
+        }
+    }
+}
+
+/// How heads go between tokens and cells.
+#[derive(Clone, Copy)]
+enum Way {
+    /// As they are, to every cell of their token.
+    Plain,
+    /// Turned to their positions and scaled.
+    Turned(f32),
+    /// The first cell only.
+    Owner,
+}
+
+/// `x · weightᵀ`, its input's gradient and its weight's.
+fn linear_back<B: Backend>(
+    linear: &Linear<B>,
+    input: &Tensor<B, 2>,
+    grad: Tensor<B, 2>,
+    sink: &mut Sink<'_, B>,
+) -> Tensor<B, 2> {
+    let weight = grad.clone().transpose().matmul(input.clone());
+    sink(linear.weight.id, weight.reshape([-1]));
+    if let Some(bias) = &linear.bias {
+        sink(bias.id, grad.clone().sum_dim(0).reshape([-1]));
+    }
+    grad.matmul(linear.weight.val())
+}
+
+/// RMSNorm of rows; also each row's scale 1/√(mean x² + ε).
+fn norm<B: Backend>(norm: &RmsNorm<B>, x: &Tensor<B, 2>) -> (Tensor<B, 2>, Vec<f32>) {
+    let weight = host::take(norm.weight.val());
+    let mut scales = Vec::new();
+    let normed = host::map(x.clone(), |x| {
+        scales = host::rms_norm_scales(x, &weight, norm.eps as f32);
+    });
+    (normed, scales)
+}
+
+/// The gradient of RMSNorm's input `x`, given `added` that reaches it by another way, too.
+fn norm_back<B: Backend>(
+    norm: &RmsNorm<B>,
+    x: &Tensor<B, 2>,
+    scales: &[f32],
+    grad: Tensor<B, 2>,
+    added: Option<Tensor<B, 2>>,
+    sink: &mut Sink<'_, B>,
+) -> Tensor<B, 2> {
+    let weight = host::take(norm.weight.val());
+    let (x, added) = (host::take(x.clone()), added.map(host::take));
+    let device = grad.device();
+    let mut of_weight = Vec::new();
+    let grad = host::map(grad, |grad| {
+        of_weight = host::rms_norm_back(grad, &x, scales, &weight, added.as_deref());
+    });
+    sink(norm.weight.id, flat(of_weight, &device));
+    grad
+}
+
+fn flat<B: Backend>(values: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+impl<B: Backend> Block<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`, and what the way back needs.
+    pub fn forward_on_host(
+        &self,
+        input: Tensor<B, 2>,
+        batch: &HostBatch,
+    ) -> (Tensor<B, 2>, Kept<B>) {
+        let attention = &self.self_attn;
+        let (kv, longest) = (attention.kv_heads, batch.longest);
+        let (x, attention_scales) = norm(&self.input_layernorm, &input);
+        let scale = 1.0 / (attention.head_dim as f32).sqrt();
+        let grid = |linear: &Linear<B>, way| batch.to_grid(linear.forward(x.clone()), kv, way);
+        let queries = grid(&attention.q_proj, Way::Turned(scale));
+        let keys = grid(&attention.k_proj, Way::Turned(1.0));
+        let values = grid(&attention.v_proj, Way::Plain);
+        let scores = queries.clone().matmul(keys.clone().transpose());
+        let each = attention.heads * longest;
+        let weights = host::map(scores, |scores| {
+            host::softmax_used(scores, longest, |row| batch.used(row, each));
+        });
+        let mixed = weights.clone().matmul(values.clone());
+        let mixed = batch.to_tokens(mixed, attention.heads, Way::Owner);
+        let middle = input.clone() + attention.o_proj.forward(mixed.clone());
+        let (mlp_input, mlp_scales) = norm(&self.post_attention_layernorm, &middle);
+        let gate = self.mlp.gate_proj.forward(mlp_input.clone());
+        let up = self.mlp.up_proj.forward(mlp_input.clone());
+        let of_up = host::take(up.clone());
+        let gated = host::map(gate.clone(), |gate| host::swiglu(gate, &of_up));
+        let out = middle.clone() + self.mlp.down_proj.forward(gated.clone());
+        let kept = Kept {
+            input,
+            attention_scales,
+            attention_input: x,
+            queries,
+            keys,
+            values,
+            weights,
+            mixed,
+            middle,
+            mlp_scales,
+            mlp_input,
+            gate,
+            up,
+            gated,
+        };
+        (out, kept)
+    }
+
+    /// The gradient by the input, given the one by the output; those of the parameters go to
+    /// `sink`.
+    pub fn backward_on_host(
+        &self,
+        grad: Tensor<B, 2>,
+        kept: Kept<B>,
+        batch: &HostBatch,
+        sink: &mut Sink<'_, B>,
+    ) -> Tensor<B, 2> {
+        let mlp = &self.mlp;
+        let of_gated = linear_back(&mlp.down_proj, &kept.gated, grad.clone(), sink);
+        let mut of_gate = host::take(kept.gate);
+        let of_up = host::map(kept.up, |up| {
+            host::swiglu_back(&mut of_gate, up, &host::take(of_gated))
+        });
+        let shape = of_up.dims();
+        let of_gate = Tensor::from_data(
+            TensorData::new(of_gate, shape),
+            (&of_up.device(), DType::F32),
+        );
+        let of_input = linear_back(&mlp.gate_proj, &kept.mlp_input, of_gate, sink)
+            + linear_back(&mlp.up_proj, &kept.mlp_input, of_up, sink);
+        let norm = &self.post_attention_layernorm;
+        let grad = norm_back(
+            norm,
+            &kept.middle,
+            &kept.mlp_scales,
+            of_input,
+            Some(grad),
+            sink,
+        );
+
+        let attention = &self.self_attn;
+        let (heads, kv, longest) = (attention.heads, attention.kv_heads, batch.longest);
+        let of_mixed = linear_back(&attention.o_proj, &kept.mixed, grad.clone(), sink);
+        let of_mixed = batch.to_grid(of_mixed, kv, Way::Owner);
+        let of_values = kept.weights.clone().transpose().matmul(of_mixed.clone());
+        let of_weights = of_mixed.matmul(kept.values.transpose());
+        let weights = host::take(kept.weights);
+        let each = heads * longest;
+        let of_scores = host::map(of_weights, |of_weights| {
+            host::softmax_back(of_weights, &weights, longest, |row| batch.used(row, each));
+        });
+        let scale = 1.0 / (attention.head_dim as f32).sqrt();
+        let of_queries = of_scores.clone().matmul(kept.keys);
+        let of_keys = of_scores.transpose().matmul(kept.queries);
+        let of_queries = batch.to_tokens(of_queries, heads, Way::Turned(scale));
+        let of_keys = batch.to_tokens(of_keys, kv, Way::Turned(1.0));
+        let of_values = batch.to_tokens(of_values, kv, Way::Plain);
+        let x = &kept.attention_input;
+        let of_x = linear_back(&attention.q_proj, x, of_queries, sink)
+            + linear_back(&attention.k_proj, x, of_keys, sink)
+            + linear_back(&attention.v_proj, x, of_values, sink);
+        let norm = &self.input_layernorm;
+        norm_back(
+            norm,
+            &kept.input,
+            &kept.attention_scales,
+            of_x,
+            Some(grad),
+            sink,
+        )
+    }
+}
+
+impl HostBatch {
+    /// How many keys row `row` of all scores sees: its own position and what stands before it.
+    fn used(&self, row: usize, rows_of_sequence: usize) -> usize {
+        let (sequence, at) = (row / rows_of_sequence, row % self.longest);
+        match at < self.lengths[sequence] {
+            true => at + 1,
+            false => 0,
+        }
+    }
+}
+
+/// Summed log-probabilities of tokens under a model's head, over the host's memory.
+pub struct HostHead<B: Backend> {
+    picked: Tensor<B, 2>,
+    scales: Vec<f32>,
+    normed: Tensor<B, 2>,
+    /// Probabilities `[rows, vocab]`.
+    probabilities: Tensor<B, 2>,
+    tokens: Vec<usize>,
+    /// Log-probability of each row's token.
+    pub logps: Vec<f32>,
+}
+
+impl<B: Backend> Llama<B> {
+    /// Log-probabilities of `tokens`, one a row, from the last block's output there
+    /// `[rows, hidden]`.
+    pub fn head_on_host(&self, picked: Tensor<B, 2>, tokens: Vec<usize>) -> HostHead<B> {
+        let (normed, scales) = norm(&self.norm, &picked);
+        let vocab = self.embed_tokens.dims()[0];
+        let mut logps = Vec::new();
+        let probabilities = host::map(self.project(normed.clone()), |logits| {
+            logps = host::log_softmax_at(logits, vocab, &tokens);
+        });
+        HostHead {
+            picked,
+            scales,
+            normed,
+            probabilities,
+            tokens,
+            logps,
+        }
+    }
+
+    /// The gradient of Σ wᵢ · logpᵢ by the head's input.
+    pub fn head_backward_on_host(
+        &self,
+        head: HostHead<B>,
+        weights: &[f32],
+        sink: &mut Sink<'_, B>,
+    ) -> Tensor<B, 2> {
+        let vocab = self.embed_tokens.dims()[0];
+        let of_logits = host::map(head.probabilities, |p| {
+            host::log_softmax_back(p, vocab, &head.tokens, weights);
+        });
+        let of_normed = match &self.lm_head {
+            Some(linear) => linear_back(linear, &head.normed, of_logits, sink),
+            None => {
+                let of_weight = of_logits.clone().transpose().matmul(head.normed);
+                sink(self.embed_tokens.id, of_weight.reshape([-1]));
+                of_logits.matmul(self.embed_tokens.val())
+            }
+        };
+        norm_back(
+            &self.norm,
+            &head.picked,
+            &head.scales,
+            of_normed,
+            None,
+            sink,
+        )
+    }
+
+    /// The embeddings' gradient, given that of their rows `[tokens, hidden]`.
+    pub fn embed_backward_on_host(
+        &self,
+        batch: &PackedBatch<B>,
+        grad: Tensor<B, 2>,
+        sink: &mut Sink<'_, B>,
+    ) {
+        let [vocab, hidden] = self.embed_tokens.dims();
+        let device = grad.device();
+        let ids: Vec<i64> = batch.ids.to_data().iter::<i64>().collect();
+        let mut sums = vec![0f32; vocab * hidden];
+        for (id, grad) in ids.into_iter().zip(host::take(grad).chunks_exact(hidden)) {
+            let sums = &mut sums[id as usize * hidden..][..hidden];
+            sums.iter_mut().zip(grad).for_each(|(sum, x)| *sum += x);
+        }
+        sink(self.embed_tokens.id, flat(sums, &device));
+    }
+}

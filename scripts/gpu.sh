@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA card (CUDA toolkit headers, PyTorch, transformers; no Rust needed):
+# the golden cases on CUDA first, then `sppo bench` against PyTorch on the same card, as one table.
+#
+#   SPPO=bin/sppo TESTS=bin/main scripts/gpu.sh                    # 10 minutes on an H200
+#   REHEARSE=1 SPPO=... TESTS=... scripts/gpu.sh                   # the same road on wgpu, tiny shapes
+#
+# Built elsewhere with: CUDARC_CUDA_VERSION=13000 cargo build --release --features cuda, and
+# cargo test --release --features cuda --test main --no-run. OUT receives table.md and the logs.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
+export SPPO=${SPPO:-target/release/sppo} TESTS=${TESTS:-} OUT=${OUT:-runs/gpu}
+PYTHON=${PYTHON:-python3}
+WORK=${WORK:-/tmp/sppo-gpu}
+mkdir -p "$OUT" "$WORK"
+TABLE=$OUT/table.md
+
+if [ -n "${REHEARSE:-}" ]; then
+    kind=wgpu sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
+    train=(--batch 2 --prompt 12 --response 16 --steps 1) generate=(--prompt 12 --new 8)
+else
+    kind=cuda sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
+    train=(--batch 4 --prompt 150 --response 300 --steps 3) generate=(--prompt 150 --new 128)
+fi
+
+say() { printf '%s\n' "$*" | tee -a "$TABLE"; }
+
+# part NAME SECONDS COMMAND...: bounded, logged, its output in the table where it succeeds.
+part() {
+    local name=$1 seconds=$2 log begun=$SECONDS
+    shift 2
+    log=$OUT/$name.log
+    say "" ; say "### $name" ; say ""
+    if timeout "$seconds" "$@" > "$log.out" 2> "$log"; then
+        tee -a "$TABLE" < "$log.out"
+    else
+        say "failed ($?) after $((SECONDS - begun)) s: $*"
+        tail -n 15 "$log" "$log.out"
+        failed=1
+    fi
+    say "" ; say "($((SECONDS - begun)) s)"
+}
+
+golden() {
+    # The fixtures lie in this checkout, not where the tests were built.
+    CARGO_MANIFEST_DIR=$PWD "$TESTS" --include-ignored --test-threads=1 "$kind" > "$OUT/golden.txt" 2>&1
+    local code=$?
+    grep -E "^test |test result|panicked|is not" "$OUT/golden.txt"
+    return $code
+}
+
+# A part of its own process, so that it can be timed out.
+if [ "${1:-}" = golden ]; then
+    golden
+    exit
+fi
+
+failed=
+: > "$TABLE"
+say "# $kind, $(date -u +%F)"
+[ "$kind" = wgpu ] || say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader)"
+if [ -n "$TESTS" ]; then
+    part golden 300 scripts/gpu.sh golden
+else
+    say "TESTS is not set: the golden cases were not run"
+fi
+for shape in "${shapes[@]}"; do
+    bench=("$PYTHON" scripts/bench.py --sppo "$SPPO" --work "$WORK" --shape "$shape" --rounds 1 "${sides[@]}")
+    part "train-$shape" 300 "${bench[@]}" --what train --recompute layer "${train[@]}"
+    for count in "${slots[@]}"; do
+        part "generate-$shape-$count" 240 "${bench[@]}" --what generate --generate "$count" --bytes "${generate[@]}"
+    done
+done
+[ -z "$failed" ] || { say ""; say "something failed; see the logs in $OUT"; exit 1; }

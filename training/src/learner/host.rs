@@ -1,0 +1,250 @@
+//! One part of a batch on its way through the model and back on a CPU, with gradients by hand.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, IndexingUpdateOp, Tensor, backend::Backend};
+use sppo_model::host::is_host;
+use sppo_model::llama::host_pass::{HostBatch, HostHead, Kept};
+use sppo_model::llama::{Llama, PackedBatch};
+
+use super::gradients::GradientStore;
+use super::logps::Targets;
+use crate::config::Recompute;
+use crate::tokenise::TokenisedSequence;
+
+/// Whether [`HostPass`] can be used: f32 in the host's memory.
+pub(super) fn fits<B: Backend>(model: &Llama<B>) -> bool {
+    model.dtype() == DType::F32 && is_host::<B>(&model.device())
+}
+
+/// A forward pass with what its backward pass needs.
+pub(super) struct HostPass<B: Backend> {
+    /// Summed response log-probabilities.
+    pub logps: Vec<f64>,
+    batch: PackedBatch<B>,
+    cells: HostBatch,
+    targets: Targets<B>,
+    blocks: Vec<Body<B>>,
+    last: Tensor<B, 2>,
+    head: Option<HostHead<B>>,
+}
+
+/// What is kept of a block.
+enum Body<B: Backend> {
+    All(Kept<B>),
+    Input(Tensor<B, 2>),
+}
+
+impl<B: Backend> HostPass<B> {
+    /// Runs `sequences` through the model.
+    pub fn forward(
+        model: &Llama<B>,
+        recompute: Recompute,
+        sequences: &[&TokenisedSequence],
+    ) -> Self {
+        let device = model.device();
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let batch = PackedBatch::<B>::new(&ids, &device);
+        let targets = Targets::<B>::new(sequences, &batch.places, &device);
+        let cells = HostBatch::new(model, &batch);
+        let mut blocks = Vec::with_capacity(model.layers.len());
+        let mut hidden = model.embed(batch.ids.clone());
+        for block in &model.layers {
+            let input = hidden.clone();
+            let (out, kept) = block.forward_on_host(hidden, &cells);
+            blocks.push(match recompute {
+                Recompute::None => Body::All(kept),
+                Recompute::Layer => Body::Input(input),
+            });
+            hidden = out;
+        }
+        let mut pass = Self {
+            logps: Vec::new(),
+            batch,
+            cells,
+            targets,
+            blocks,
+            last: hidden,
+            head: None,
+        };
+        pass.run_head(model);
+        pass
+    }
+
+    /// Log-probabilities; the head's state is kept where one chunk holds all logits.
+    fn run_head(&mut self, model: &Llama<B>) {
+        let chunks = self.chunks(model);
+        let mut all = Vec::new();
+        for range in &chunks {
+            let head = self.head_of(model, range);
+            all.extend_from_slice(&head.logps);
+            if chunks.len() == 1 {
+                self.head = Some(head);
+            }
+        }
+        self.logps = self.targets.sum(&all);
+    }
+
+    fn chunks(&self, model: &Llama<B>) -> Vec<Range<usize>> {
+        self.targets.chunks(model.embed_tokens.dims()[0])
+    }
+
+    fn head_of(&self, model: &Llama<B>, range: &Range<usize>) -> HostHead<B> {
+        let rows = self.targets.rows.clone().slice([range.clone()]);
+        let tokens = self.targets.token_ids[range.clone()].to_vec();
+        model.head_on_host(self.last.clone().select(0, rows), tokens)
+    }
+
+    /// Adds the gradient of Σ wᵢ · logpᵢ to `gradients`.
+    pub fn backward(mut self, model: &Llama<B>, weights: &[f64], gradients: &mut GradientStore<B>) {
+        let mut sink = |id, grad| gradients.add(id, grad);
+        let weights = self.targets.spread_values(weights);
+        let mut grad = Tensor::zeros_like(&self.last);
+        for range in self.chunks(model) {
+            let head = match self.head.take() {
+                Some(head) => head,
+                None => self.head_of(model, &range),
+            };
+            let part = model.head_backward_on_host(head, &weights[range.clone()], &mut sink);
+            let rows = self.targets.rows.clone().slice([range]);
+            grad = grad.select_assign(0, rows, part, IndexingUpdateOp::Add);
+        }
+        for (block, body) in model.layers.iter().zip(self.blocks).rev() {
+            let kept = match body {
+                Body::All(kept) => kept,
+                Body::Input(input) => block.forward_on_host(input, &self.cells).1,
+            };
+            grad = block.backward_on_host(grad, kept, &self.cells, &mut sink);
+        }
+        model.embed_backward_on_host(&self.batch, grad, &mut sink);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+
+    use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
+    use burn::tensor::{Distribution, backend::AutodiffBackend};
+    use burn_autodiff::Autodiff;
+    use sppo_model::nn::Linear;
+
+    use super::super::pass::Pass;
+    use super::*;
+
+    type Flex = Autodiff<burn_flex::Flex<f32, i32>>;
+    type NdArray = Autodiff<burn_ndarray::NdArray<f32, i64, i8>>;
+
+    /// Pairs that share prompts, of several lengths.
+    fn sequences() -> Vec<TokenisedSequence> {
+        let sequence = |seed: u32, prompt: usize, response: usize| {
+            let of_prompt = (0..prompt as u32).map(|i| (i * 7 + seed / 2) % 400);
+            let of_response = (0..response as u32).map(|i| (i * 11 + seed * 3) % 400);
+            TokenisedSequence {
+                ids: of_prompt.chain(of_response).collect(),
+                response_start: prompt,
+            }
+        };
+        [(2, 9, 5), (3, 9, 12), (4, 3, 4), (5, 3, 1), (6, 20, 7)]
+            .map(|(seed, prompt, response)| sequence(seed, prompt, response))
+            .to_vec()
+    }
+
+    #[derive(Default)]
+    struct Names(Vec<ParamId>);
+
+    impl<B: Backend> ModuleVisitor<B> for Names {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.0.push(param.id);
+        }
+    }
+
+    fn values<B: Backend>(
+        store: &mut GradientStore<B>,
+        ids: &[ParamId],
+    ) -> HashMap<ParamId, Vec<f32>> {
+        let take = |&id: &ParamId| Some((id, store.remove(id)?.into_data().to_vec().unwrap()));
+        ids.iter().filter_map(take).collect()
+    }
+
+    fn with_biases<B: AutodiffBackend>(mut model: Llama<B>) -> Llama<B> {
+        let device = model.device();
+        let bias = |linear: &mut Linear<B>| {
+            let shape = [linear.weight.dims()[0]];
+            let noise = Tensor::random(shape, Distribution::Normal(0.0, 0.1), &device);
+            linear.bias = Some(Param::from_tensor(noise));
+        };
+        for block in &mut model.layers {
+            bias(&mut block.self_attn.q_proj);
+            bias(&mut block.self_attn.o_proj);
+            bias(&mut block.mlp.down_proj);
+        }
+        model
+    }
+
+    fn agrees<B: AutodiffBackend>(change: impl Fn(Llama<B>) -> Llama<B>) {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden/llama");
+        let device = B::Device::default();
+        let (_, model) = Llama::<B>::load(&dir, DType::F32, &device).unwrap();
+        let model = change(model);
+        let mut names = Names::default();
+        model.visit(&mut names);
+        let sequences = sequences();
+        let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
+        let weights = [0.7, -1.3, 0.2, 2.0, -0.4];
+        let pass = Pass::forward(&model, Recompute::None, &sequences).unwrap();
+        let expected_logps = pass.logps.clone();
+        let mut store = GradientStore::default();
+        pass.backward(&model, &weights, &mut store);
+        let expected = values(&mut store, &names.0);
+        let inner = model.valid();
+        let mut before: Option<HashMap<ParamId, Vec<f32>>> = None;
+        for recompute in [Recompute::None, Recompute::Layer] {
+            let pass = HostPass::forward(&inner, recompute, &sequences);
+            for (found, expected) in pass.logps.iter().zip(&expected_logps) {
+                assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+            }
+            let mut store = GradientStore::default();
+            pass.backward(&inner, &weights, &mut store);
+            let found = values(&mut store, &names.0);
+            assert_eq!(found.len(), expected.len());
+            for (id, expected) in &expected {
+                let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+                for (found, expected) in found[id].iter().zip(expected) {
+                    let gap = (found - expected).abs();
+                    assert!(
+                        gap <= 1e-4 * largest,
+                        "{found} is not {expected} ({largest})"
+                    );
+                }
+            }
+            if let Some(before) = before.replace(found.clone()) {
+                assert!(before == found, "recomputing changes bits");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_autodiff_on_flex() {
+        agrees::<Flex>(|model| model);
+    }
+
+    #[test]
+    fn gradients_are_those_of_autodiff_on_ndarray() {
+        agrees::<NdArray>(|model| model);
+    }
+
+    #[test]
+    fn with_tied_embeddings() {
+        agrees::<Flex>(|mut model| {
+            model.lm_head = None;
+            model
+        });
+    }
+
+    #[test]
+    fn with_biases_too() {
+        agrees::<Flex>(with_biases);
+    }
+}
