@@ -301,9 +301,9 @@ const BAD: &[(&str, &[&str], &str)] = &[
          up_proj, down_proj, each once, found q_proj twice",
     ),
     (
-        "[train]\nlora_rank = 8",
+        "[train.lora]\nr = 8",
         &[],
-        "run.toml line 2: unknown key train.lora_rank; did you mean train.lora.rank?",
+        "run.toml line 2: unknown key train.lora.r; known here: rank, alpha, targets",
     ),
     (
         "train = 3",
@@ -374,7 +374,10 @@ fn adapters_are_asked_for_by_their_section() {
     let lora = sppo_model::llama::Lora::from(&all);
     assert_eq!((lora.rank, lora.scale()), (16, 2.0));
     let known: Vec<_> = sppo_model::llama::lora::targets().collect();
-    assert_eq!((&lora.targets, LoraTarget::WORDS), (&known.iter().map(|t| t.to_string()).collect(), &known[..]));
+    assert_eq!(
+        (&lora.targets, LoraTarget::WORDS),
+        (&known.iter().map(|t| t.to_string()).collect(), &known[..])
+    );
     let text = "[train.lora]\nrank = 4\ntargets = [\"v_proj\", \"q_proj\"]\n";
     let config = parse(text, &[]).unwrap();
     let again = parse(&config.to_toml(), &[]).unwrap();

@@ -152,7 +152,10 @@ fn layers_in(weights: &Checkpoint) -> Vec<String> {
         let path = name.strip_prefix(&prefix)?.strip_suffix(".lora_A.weight")?;
         Some(path.to_string())
     };
-    weights.shapes().filter_map(|(name, _)| layer(name)).collect()
+    weights
+        .shapes()
+        .filter_map(|(name, _)| layer(name))
+        .collect()
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, AdapterError> {
@@ -222,10 +225,7 @@ impl Settings<'_> {
         let known: Vec<&str> = targets().collect();
         let refused = || {
             let known = known.join(", ");
-            self.value(
-                "target_modules",
-                format!("expected layers out of {known}"),
-            )
+            self.value("target_modules", format!("expected layers out of {known}"))
         };
         match self.map.get("target_modules") {
             Some(Value::String(_)) => Ok(Vec::new()),

@@ -1,13 +1,14 @@
 //! An adapter folder and its base → a whole model folder, one tensor in memory at a time.
 
 use std::cell::{Cell, RefCell};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use super::{AdapterFolder, peft_name};
 use crate::checkpoint::{Checkpoint, LazyTensor};
 use crate::host;
+use crate::llama::LlamaConfig;
 use crate::llama::hf::{expected_tensors, open, write_folder};
 use crate::nn::Adapter;
 use crate::weights::{CheckpointError, FromCheckpoint, Source};
@@ -22,50 +23,70 @@ pub struct Merged {
     pub kept: f64,
 }
 
-/// Writes the model `base` with `scale · B · A` of the folder `adapter` added in f32 to `dir`,
-/// which must exist; in `dtype`, or in that of the base.
-pub fn merge<B: Backend>(
-    base: &Path,
-    adapter: &Path,
-    dir: &Path,
-    dtype: Option<DType>,
-    device: &B::Device,
-) -> Result<Merged, CheckpointError> {
-    let (config, weights) = open::<B>(base)?;
-    let adapter = AdapterFolder::open::<B>(adapter, base, &config)?;
-    let dtype = dtype.unwrap_or_else(|| weights.common_dtype());
-    let merging = Merging::<B> {
-        weights: &weights,
-        adapter: &adapter,
-        dtype,
-        device,
-        failed: RefCell::default(),
-        asked: Cell::new(0.0),
-        kept: Cell::new(0.0),
-    };
-    let tensors = expected_tensors::<B>(&config)?.into_iter();
-    let tensors: Vec<LazyTensor<'_>> = tensors
-        .map(|(name, shape)| LazyTensor {
-            name: name.clone(),
-            shape: shape.clone(),
-            dtype,
-            fetch: Box::new({
-                let merging = &merging;
-                move || merging.fetch(&name, &shape)
-            }),
+/// A base model and adapters that fit it.
+pub struct Merge {
+    base: PathBuf,
+    config: LlamaConfig,
+    weights: Checkpoint,
+    adapter: AdapterFolder,
+}
+
+impl Merge {
+    /// Opens both folders; refuses what does not fit, and reads no weights.
+    pub fn open<B: Backend>(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
+        let (config, weights) = open::<B>(base)?;
+        let adapter = AdapterFolder::open::<B>(adapter, base, &config)?;
+        Ok(Self {
+            base: base.into(),
+            config,
+            weights,
+            adapter,
         })
-        .collect();
-    write_folder(dir, &tensors, &config, dtype, base)?;
-    drop(tensors);
-    match merging.failed.into_inner() {
-        Some(error) => Err(error),
-        None => Ok(Merged {
+    }
+
+    /// Writes the base with `scale · B · A` added in f32 to `dir`, which must exist; in `dtype`,
+    /// or in that of the base. On an error the folder is not whole.
+    pub fn write<B: Backend>(
+        &self,
+        dir: &Path,
+        dtype: Option<DType>,
+        device: &B::Device,
+    ) -> Result<Merged, CheckpointError> {
+        let dtype = dtype.unwrap_or_else(|| self.weights.common_dtype());
+        let merging = Merging::<B> {
+            weights: &self.weights,
+            adapter: &self.adapter,
+            dtype,
+            device,
+            failed: RefCell::default(),
+            asked: Cell::new(0.0),
+            kept: Cell::new(0.0),
+        };
+        let tensors = expected_tensors::<B>(&self.config)?.into_iter();
+        let tensors: Vec<LazyTensor<'_>> = tensors
+            .map(|(name, shape)| LazyTensor {
+                name: name.clone(),
+                shape: shape.clone(),
+                dtype,
+                fetch: Box::new({
+                    let merging = &merging;
+                    move || merging.fetch(&name, &shape)
+                }),
+            })
+            .collect();
+        let written = write_folder(dir, &tensors, &self.config, dtype, &self.base);
+        drop(tensors);
+        if let Some(error) = merging.failed.into_inner() {
+            return Err(error);
+        }
+        written?;
+        Ok(Merged {
             dtype,
             kept: match merging.asked.get() {
                 0.0 => 1.0,
                 asked => merging.kept.get() / asked,
             },
-        }),
+        })
     }
 }
 
@@ -88,11 +109,14 @@ impl<B: Backend> Merging<'_, B> {
             true => Ok(None),
             false => self.merged(name),
         };
-        found.unwrap_or_else(|error| {
-            self.failed.replace(Some(error));
-            None
-        })
-        .unwrap_or_else(|| TensorData::zeros::<f32, _>(shape.to_vec()).convert_dtype(self.dtype))
+        found
+            .unwrap_or_else(|error| {
+                self.failed.replace(Some(error));
+                None
+            })
+            .unwrap_or_else(|| {
+                TensorData::zeros::<f32, _>(shape.to_vec()).convert_dtype(self.dtype)
+            })
     }
 
     /// The tensor `name` of the merged model.

@@ -17,7 +17,7 @@ use super::transformer::{Block, Llama};
 use crate::nn::{Adapter, Linear};
 use crate::weights::{CheckpointError, FromCheckpoint, Source};
 pub use folder::{AdapterError, AdapterFolder};
-pub use merge::{Merged, merge};
+pub use merge::{Merge, Merged};
 
 /// The linear layers of a block that can have an adapter, by their paths in it.
 const MODULES: [&str; 7] = [
