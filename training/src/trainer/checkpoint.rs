@@ -337,7 +337,8 @@ pub fn write_aside<T, E: From<TrainError>>(
     target: &Path,
     fill: impl FnOnce(&Path) -> Result<T, E>,
 ) -> Result<T, E> {
-    let parent = target.parent().unwrap_or(Path::new("."));
+    let parent = target.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(io("make", parent))?;
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let aside = parent.join(format!(".{name}.partial"));

@@ -3,8 +3,6 @@
 
 mod folder;
 mod merge;
-#[cfg(test)]
-mod tests;
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};

@@ -1,1 +1,0 @@
-use std::path::{Path, PathBuf};
