@@ -6,6 +6,8 @@
 mod gradients;
 mod host;
 mod logps;
+#[cfg(test)]
+mod nash;
 mod pass;
 
 use std::collections::{HashMap, HashSet};
