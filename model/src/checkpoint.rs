@@ -203,6 +203,14 @@ impl Checkpoint {
             .map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
     }
 
+    /// bf16 where all tensors are, else f32.
+    pub fn common_dtype(&self) -> DType {
+        match self.tensors.values().all(|t| t.dtype == Dtype::BF16) {
+            true => DType::BF16,
+            false => DType::F32,
+        }
+    }
+
     /// The folder or file that was opened.
     pub fn path(&self) -> &Path {
         &self.dir

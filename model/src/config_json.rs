@@ -4,9 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+/// PEFT's file of settings, which an adapter folder has instead of a `config.json`.
+pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
+
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    #[error(
+        "this is a LoRA adapter, not a whole model; merge it into its base and use the result: sppo merge --model {base} --adapter {dir} --out MERGED",
+        dir = dir.display()
+    )]
+    Adapter { base: String, dir: PathBuf },
     #[error("cannot read {path}: {source}; a model folder needs a config.json")]
     Read {
         path: PathBuf,
@@ -36,6 +44,12 @@ pub enum ConfigError {
 /// The object in `config.json` of a folder.
 pub(crate) fn read_config(dir: &Path) -> Result<Map<String, Value>, ConfigError> {
     let path = dir.join("config.json");
+    if !path.exists() && dir.join(ADAPTER_CONFIG).is_file() {
+        return Err(ConfigError::Adapter {
+            base: base_of_adapter(dir).unwrap_or("BASE".into()),
+            dir: dir.into(),
+        });
+    }
     let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
         path: path.clone(),
         source,
@@ -50,6 +64,14 @@ pub(crate) fn read_config(dir: &Path) -> Result<Map<String, Value>, ConfigError>
         });
     };
     Ok(map)
+}
+
+/// The base model that an adapter folder names.
+fn base_of_adapter(dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(dir.join(ADAPTER_CONFIG)).ok()?;
+    let settings: Value = serde_json::from_str(&text).ok()?;
+    let base = settings.get("base_model_name_or_path")?.as_str()?;
+    Some(base.into())
 }
 
 pub(crate) fn is_absent(value: Option<&Value>) -> bool {

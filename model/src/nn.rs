@@ -10,16 +10,67 @@ use crate::host;
 pub struct Linear<B: Backend> {
     pub weight: Param<Tensor<B, 2>>,
     pub bias: Option<Param<Tensor<B, 1>>>,
+    /// A change of the weight that is trained in its place.
+    pub adapter: Option<Adapter<B>>,
 }
 
 impl<B: Backend> Linear<B> {
     /// `[tokens, in]` → `[tokens, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = x.matmul(self.weight.val().transpose());
-        match &self.bias {
+        let y = x.clone().matmul(self.weight.val().transpose());
+        let y = match &self.bias {
             Some(bias) => y + bias.val().unsqueeze(),
             None => y,
+        };
+        match &self.adapter {
+            Some(adapter) => {
+                let dtype = y.dtype();
+                from_f32(to_f32(y) + adapter.forward(x), dtype)
+            }
+            None => y,
         }
+    }
+
+    /// The same layer with its adapter added to the weight, in f32 and rounded to the weight's
+    /// dtype.
+    pub fn merged(self) -> Self {
+        let Some(adapter) = self.adapter else {
+            return self;
+        };
+        let weight = self.weight.val();
+        let dtype = weight.dtype();
+        let merged = from_f32(to_f32(weight) + adapter.change(), dtype);
+        Self {
+            weight: Param::from_tensor(merged.detach()),
+            bias: self.bias,
+            adapter: None,
+        }
+    }
+}
+
+/// A change of rank `rank` of a linear layer's weight, `scale · B · A` (LoRA, arXiv 2106.09685).
+///
+/// Always f32, also beside bf16 weights: updates of a low rate would vanish in bf16, and it is
+/// small. That is what PEFT does, too.
+#[derive(Module, Debug)]
+pub struct Adapter<B: Backend> {
+    /// A, `[rank, in]`.
+    pub lora_a: Param<Tensor<B, 2>>,
+    /// B, `[out, rank]`.
+    pub lora_b: Param<Tensor<B, 2>>,
+    pub scale: f64,
+}
+
+impl<B: Backend> Adapter<B> {
+    /// What is added to the layer's output, `[tokens, in]` → f32 `[tokens, out]`.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let narrow = to_f32(x).matmul(self.lora_a.val().transpose()) * self.scale;
+        narrow.matmul(self.lora_b.val().transpose())
+    }
+
+    /// What is added to the layer's weight, f32 `[out, in]`.
+    pub fn change(&self) -> Tensor<B, 2> {
+        self.lora_b.val().matmul(self.lora_a.val()) * self.scale
     }
 }
 

@@ -8,6 +8,7 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::checkpoint::{Checkpoint, SafetensorsError};
 use crate::config_json::ConfigError;
+use crate::llama::lora::AdapterError;
 use crate::nn::Linear;
 
 /// Why a model folder cannot be loaded or saved.
@@ -17,6 +18,8 @@ pub enum CheckpointError {
     Config { dir: PathBuf, source: ConfigError },
     #[error(transparent)]
     Weights(#[from] SafetensorsError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     #[error("{path} does not fit its config.json:\n  {}", problems.join("\n  "))]
     Mismatch {
         path: PathBuf,
@@ -57,6 +60,7 @@ pub(crate) trait Source<B: Backend> {
                 true => Some(self.param(&format!("{name}.bias"), [output])?),
                 false => None,
             },
+            adapter: None,
         })
     }
 }

@@ -7,6 +7,7 @@ mod eval;
 mod generate;
 mod join;
 mod judge;
+mod merge;
 mod pairs;
 mod run;
 mod score;
@@ -32,6 +33,8 @@ pub enum Command {
     Pairs(pairs::Args),
     /// Trains on pairs: one iteration.
     Train(train::Args),
+    /// Makes a whole model of a base and LoRA adapters.
+    Merge(merge::Args),
     /// Computes summed response log-probabilities of pairs.
     Score(score::Args),
     /// Measures the win rate of one model against another.
@@ -53,6 +56,7 @@ impl Command {
             Self::Judge(args) => judge::run(args, json),
             Self::Pairs(args) => pairs::run(args, json),
             Self::Train(args) => train::run(args, json),
+            Self::Merge(args) => merge::run(args, json),
             Self::Score(args) => score::run(args, json),
             Self::Eval(args) => eval::run(args, json),
             Self::Bench(args) => bench::run(args, json),

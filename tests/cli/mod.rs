@@ -7,6 +7,7 @@ mod generate;
 #[cfg(unix)]
 mod http_judge;
 mod judge;
+mod lora;
 mod reward;
 #[cfg(unix)]
 mod run;

@@ -60,7 +60,7 @@ max_new_tokens = 12
 "#;
 
 /// The configuration and the first rows of the default run's data.
-fn place() -> Place {
+pub fn place() -> Place {
     let place = Place::new();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     for (name, rows) in [("sft", 40), ("prompts", 12), ("heldout", 8)] {

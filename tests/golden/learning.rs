@@ -96,7 +96,7 @@ fn follow_rmsprop<B: Backend>(device: &B::Device, case: &Value) {
     }
 }
 
-fn pairs() -> Vec<TokenisedPair> {
+pub fn pairs() -> Vec<TokenisedPair> {
     let rows = json("training_runs.json");
     let pair = |row: &Value| {
         let probability = |key: &str| row[key].as_f64().unwrap();

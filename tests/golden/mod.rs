@@ -2,6 +2,7 @@
 
 mod learning;
 mod llama;
+mod lora;
 mod pairrm;
 pub mod reward;
 

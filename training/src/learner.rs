@@ -10,11 +10,12 @@ mod logps;
 mod nash;
 mod pass;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{DType, Tensor, backend::AutodiffBackend, backend::Backend};
 use sppo_model::llama::Llama;
+use sppo_model::llama::hf::trained_parameters;
 use sppo_model::nn::{from_f32, to_f32};
 
 use crate::config::Recompute;
@@ -58,18 +59,21 @@ pub struct Learner<B: AutodiffBackend> {
     max_grad_norm: Option<f64>,
     state: HashMap<ParamId, ParamState<B::InnerBackend>>,
     gradients: GradientStore<B::InnerBackend>,
+    trained: HashSet<ParamId>,
     steps: usize,
 }
 
 impl<B: AutodiffBackend> Learner<B> {
-    /// A learner before its first step.
+    /// A learner before its first step; it trains the parameters that require gradients.
     pub fn new(
         model: Llama<B>,
         optimizer: Optimizer,
         recompute: Recompute,
         max_grad_norm: Option<f64>,
     ) -> Self {
+        let trained = trained_parameters(&model).into_iter();
         Self {
+            trained: trained.map(|(id, _)| id).collect(),
             model,
             optimizer,
             recompute,
@@ -135,7 +139,7 @@ impl<B: AutodiffBackend> Learner<B> {
         if fits(&inner) {
             let pass = HostPass::forward(&inner, self.recompute, sequences);
             let logps = pass.logps.clone();
-            pass.backward(&inner, &weights(&logps), &mut self.gradients);
+            pass.backward(&inner, &weights(&logps), &self.trained, &mut self.gradients);
             return Ok(logps);
         }
         let pass = Pass::forward(&self.model, self.recompute, sequences)?;
@@ -144,9 +148,9 @@ impl<B: AutodiffBackend> Learner<B> {
         Ok(logps)
     }
 
-    /// Whether every weight is finite.
+    /// Whether every trained weight is finite.
     pub fn is_finite(&self) -> Result<bool, LearnerError> {
-        gradients::all_finite(&self.model.valid())
+        gradients::all_finite(&self.model.valid(), &self.trained)
     }
 
     /// One optimizer step at rate `rate` with the gradients gathered since the last one.

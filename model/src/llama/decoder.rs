@@ -135,8 +135,9 @@ fn norm<B: Backend>(norm: &RmsNorm<B>, x: Tensor<B, 2>, host: bool) -> Tensor<B,
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Takes a model over, layer by layer.
+    /// Takes a model over, layer by layer; adapters are added to its weights.
     pub fn new(model: Llama<B>, config: &LlamaConfig) -> Self {
+        let model = model.merged();
         let host = is_host::<B>(&model.device());
         let embed_tokens = model.embed_tokens.val();
         let head = match model.lm_head {

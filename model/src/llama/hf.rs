@@ -8,6 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 
 use super::config::LlamaConfig;
+use super::lora::peft_name_of_parameter;
 use super::rope::Rope;
 use super::transformer::{Attention, Block, Llama, Mlp};
 use crate::checkpoint::{self, Checkpoint, LazyTensor, SafetensorsError};
@@ -16,9 +17,12 @@ use crate::tokenizer;
 pub use crate::weights::CheckpointError;
 use crate::weights::{Expected, Fresh, FromCheckpoint, Source, check_tensors};
 
-/// The Hugging Face name of the parameter at a module path.
+/// The Hugging Face name of the parameter at a module path; an adapter's is PEFT's.
 pub fn hf_name(path: &[String]) -> String {
     let path = path.join(".");
+    if let Some(name) = peft_name_of_parameter(&path) {
+        return name;
+    }
     match path.as_str() {
         "lm_head.weight" => path,
         "embed_tokens" => "model.embed_tokens.weight".into(),
@@ -115,20 +119,7 @@ impl<B: Backend> Llama<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<(LlamaConfig, Self), CheckpointError> {
-        if !dir.is_dir() {
-            return Err(SafetensorsError::NoFolder { dir: dir.into() }.into());
-        }
-        let config = LlamaConfig::from_dir(dir).map_err(|source| CheckpointError::Config {
-            dir: dir.into(),
-            source,
-        })?;
-        let checkpoint = Checkpoint::open(dir)?;
-        // Older exports carry the rotary table, tied ones a copy of the embeddings.
-        let harmless = |name: &str| {
-            name.ends_with("rotary_emb.inv_freq")
-                || (config.tie_word_embeddings && name == "lm_head.weight")
-        };
-        check_tensors(&checkpoint, harmless, &expected_tensors::<B>(&config)?)?;
+        let (config, checkpoint) = open::<B>(dir)?;
         let mut source = FromCheckpoint::<B> {
             checkpoint: &checkpoint,
             dtype,
@@ -154,32 +145,66 @@ impl<B: Backend> Llama<B> {
             backend: std::marker::PhantomData,
         };
         self.visit(&mut collector);
-        checkpoint::write(dir, &collector.tensors, checkpoint::MAX_SHARD_BYTES)?;
-        let name = if dtype == DType::BF16 {
-            "bfloat16"
-        } else {
-            "float32"
-        };
-        let text = format!("{:#}\n", config.to_json(name));
-        let write = |path: PathBuf, result: std::io::Result<()>| {
-            result.map_err(|source| CheckpointError::Write { path, source })
-        };
-        let path = dir.join("config.json");
-        write(path.clone(), std::fs::write(&path, text))?;
-        let mut files = tokenizer::files_to_carry(template);
-        files.push(template.join("generation_config.json"));
-        for file in files {
-            if let Some(name) = file.file_name().filter(|_| file.is_file()) {
-                let path = dir.join(name);
-                write(path.clone(), std::fs::copy(&file, &path).map(|_| ()))?;
-            }
-        }
-        Ok(())
+        write_folder(dir, &collector.tensors, config, dtype, template)
     }
 }
 
-/// Every parameter's id and Hugging Face name, in the order of the module.
-pub fn parameter_names<B: Backend>(model: &Llama<B>) -> Vec<(ParamId, String)> {
+/// Opens a folder whose weights fit its configuration; every misfit is listed in one error.
+pub(super) fn open<B: Backend>(dir: &Path) -> Result<(LlamaConfig, Checkpoint), CheckpointError> {
+    if !dir.is_dir() {
+        return Err(SafetensorsError::NoFolder { dir: dir.into() }.into());
+    }
+    let config = LlamaConfig::from_dir(dir).map_err(|source| CheckpointError::Config {
+        dir: dir.into(),
+        source,
+    })?;
+    let checkpoint = Checkpoint::open(dir)?;
+    // Older exports carry the rotary table, tied ones a copy of the embeddings.
+    let harmless = |name: &str| {
+        name.ends_with("rotary_emb.inv_freq")
+            || (config.tie_word_embeddings && name == "lm_head.weight")
+    };
+    check_tensors(&checkpoint, harmless, &expected_tensors::<B>(&config)?)?;
+    Ok((config, checkpoint))
+}
+
+/// Writes weights, which are in `dtype`, config, and the tokenizer and generation files of
+/// `template` into `dir`, which must exist.
+pub(super) fn write_folder(
+    dir: &Path,
+    tensors: &[LazyTensor<'_>],
+    config: &LlamaConfig,
+    dtype: DType,
+    template: &Path,
+) -> Result<(), CheckpointError> {
+    checkpoint::write(dir, tensors, checkpoint::MAX_SHARD_BYTES)?;
+    let name = if dtype == DType::BF16 {
+        "bfloat16"
+    } else {
+        "float32"
+    };
+    let text = format!("{:#}\n", config.to_json(name));
+    let path = dir.join("config.json");
+    std::fs::write(&path, text).map_err(|source| CheckpointError::Write { path, source })?;
+    let mut files = tokenizer::files_to_carry(template);
+    files.push(template.join("generation_config.json"));
+    copy_files(files, dir)
+}
+
+/// Copies those of `files` that are there into `dir`.
+pub(super) fn copy_files(files: Vec<PathBuf>, dir: &Path) -> Result<(), CheckpointError> {
+    for file in files {
+        if let Some(name) = file.file_name().filter(|_| file.is_file()) {
+            let path = dir.join(name);
+            std::fs::copy(&file, &path)
+                .map_err(|source| CheckpointError::Write { path, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// Id and Hugging Face name of every parameter that is trained, in the order of the module.
+pub fn trained_parameters<B: Backend>(model: &Llama<B>) -> Vec<(ParamId, String)> {
     let mut names = Names(Vec::new(), Vec::new());
     model.visit(&mut names);
     names.1
@@ -198,7 +223,9 @@ impl<B: Backend> ModuleVisitor<B> for Names {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.1.push((param.id, hf_name(&self.0)));
+        if param.is_require_grad() {
+            self.1.push((param.id, hf_name(&self.0)));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::layout::PackedBatch;
 use super::transformer::{Block, Llama};
 use crate::host;
-use crate::nn::{Linear, RmsNorm};
+use crate::nn::{Adapter, Linear, RmsNorm};
 
 /// Where the tokens of a batch lie in attention's rectangle, and how they turn.
 pub struct HostBatch {
@@ -46,8 +46,13 @@ pub struct Kept<B: Backend> {
     gated: Tensor<B, 2>,
 }
 
-/// Takes a parameter's flat gradient.
-pub type Sink<'a, B> = dyn FnMut(ParamId, Tensor<B, 1>) + 'a;
+/// Takes flat gradients of parameters.
+pub trait Sink<B: Backend> {
+    /// Whether this parameter is trained; the gradients of others are not computed.
+    fn wants(&self, id: ParamId) -> bool;
+    /// Takes the gradient `[n]`.
+    fn take(&mut self, id: ParamId, grad: Tensor<B, 1>);
+}
 
 impl HostBatch {
     /// Of a packed batch, with the model's rotary angles.
@@ -173,19 +178,49 @@ enum Way {
     Owner,
 }
 
-/// `x · weightᵀ`, its input's gradient and its weight's.
+/// A linear layer's gradient by its input, given the one by its output.
 fn linear_back<B: Backend>(
     linear: &Linear<B>,
     input: &Tensor<B, 2>,
     grad: Tensor<B, 2>,
-    sink: &mut Sink<'_, B>,
+    sink: &mut dyn Sink<B>,
 ) -> Tensor<B, 2> {
-    let weight = grad.clone().transpose().matmul(input.clone());
-    sink(linear.weight.id, weight.reshape([-1]));
-    if let Some(bias) = &linear.bias {
-        sink(bias.id, grad.clone().sum_dim(0).reshape([-1]));
+    if sink.wants(linear.weight.id) {
+        let of_weight = grad.clone().transpose().matmul(input.clone());
+        sink.take(linear.weight.id, of_weight.reshape([-1]));
     }
-    grad.matmul(linear.weight.val())
+    if let Some(bias) = &linear.bias
+        && sink.wants(bias.id)
+    {
+        sink.take(bias.id, grad.clone().sum_dim(0).reshape([-1]));
+    }
+    let of_input = grad.clone().matmul(linear.weight.val());
+    match &linear.adapter {
+        Some(adapter) => of_input + adapter_back(adapter, input, grad, sink),
+        None => of_input,
+    }
+}
+
+/// An adapter's part of its layer's gradient by the input; x · Aᵀ is cheaper to compute again
+/// than to keep.
+fn adapter_back<B: Backend>(
+    adapter: &Adapter<B>,
+    input: &Tensor<B, 2>,
+    grad: Tensor<B, 2>,
+    sink: &mut dyn Sink<B>,
+) -> Tensor<B, 2> {
+    let (a, b) = (&adapter.lora_a, &adapter.lora_b);
+    if sink.wants(b.id) {
+        let narrow = input.clone().matmul(a.val().transpose()) * adapter.scale;
+        let of_b = grad.clone().transpose().matmul(narrow);
+        sink.take(b.id, of_b.reshape([-1]));
+    }
+    let of_narrow = grad.matmul(b.val()) * adapter.scale;
+    if sink.wants(a.id) {
+        let of_a = of_narrow.clone().transpose().matmul(input.clone());
+        sink.take(a.id, of_a.reshape([-1]));
+    }
+    of_narrow.matmul(a.val())
 }
 
 /// RMSNorm of rows; also each row's scale 1/√(mean x² + ε).
@@ -205,7 +240,7 @@ fn norm_back<B: Backend>(
     scales: &[f32],
     grad: Tensor<B, 2>,
     added: Option<Tensor<B, 2>>,
-    sink: &mut Sink<'_, B>,
+    sink: &mut dyn Sink<B>,
 ) -> Tensor<B, 2> {
     let weight = host::take(norm.weight.val());
     let (x, added) = (host::take(x.clone()), added.map(host::take));
@@ -214,7 +249,9 @@ fn norm_back<B: Backend>(
     let grad = host::map(grad, |grad| {
         of_weight = host::rms_norm_back(grad, &x, scales, &weight, added.as_deref());
     });
-    sink(norm.weight.id, flat(of_weight, &device));
+    if sink.wants(norm.weight.id) {
+        sink.take(norm.weight.id, flat(of_weight, &device));
+    }
     grad
 }
 
@@ -278,7 +315,7 @@ impl<B: Backend> Block<B> {
         grad: Tensor<B, 2>,
         kept: Kept<B>,
         batch: &HostBatch,
-        sink: &mut Sink<'_, B>,
+        sink: &mut dyn Sink<B>,
     ) -> Tensor<B, 2> {
         let mlp = &self.mlp;
         let of_gated = linear_back(&mlp.down_proj, &kept.gated, grad.clone(), sink);
@@ -384,7 +421,7 @@ impl<B: Backend> Llama<B> {
         &self,
         head: HostHead<B>,
         weights: &[f32],
-        sink: &mut Sink<'_, B>,
+        sink: &mut dyn Sink<B>,
     ) -> Tensor<B, 2> {
         let vocab = self.embed_tokens.dims()[0];
         let of_logits = host::map(head.probabilities, |p| {
@@ -393,8 +430,10 @@ impl<B: Backend> Llama<B> {
         let of_normed = match &self.lm_head {
             Some(linear) => linear_back(linear, &head.normed, of_logits, sink),
             None => {
-                let of_weight = of_logits.clone().transpose().matmul(head.normed);
-                sink(self.embed_tokens.id, of_weight.reshape([-1]));
+                if sink.wants(self.embed_tokens.id) {
+                    let of_weight = of_logits.clone().transpose().matmul(head.normed);
+                    sink.take(self.embed_tokens.id, of_weight.reshape([-1]));
+                }
                 of_logits.matmul(self.embed_tokens.val())
             }
         };
@@ -413,8 +452,11 @@ impl<B: Backend> Llama<B> {
         &self,
         batch: &PackedBatch<B>,
         grad: Tensor<B, 2>,
-        sink: &mut Sink<'_, B>,
+        sink: &mut dyn Sink<B>,
     ) {
+        if !sink.wants(self.embed_tokens.id) {
+            return;
+        }
         let [vocab, hidden] = self.embed_tokens.dims();
         let device = grad.device();
         let ids: Vec<i64> = batch.ids.to_data().iter::<i64>().collect();
@@ -423,6 +465,6 @@ impl<B: Backend> Llama<B> {
             let sums = &mut sums[id as usize * hidden..][..hidden];
             sums.iter_mut().zip(grad).for_each(|(sum, x)| *sum += x);
         }
-        sink(self.embed_tokens.id, flat(sums, &device));
+        sink.take(self.embed_tokens.id, flat(sums, &device));
     }
 }

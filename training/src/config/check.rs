@@ -3,7 +3,7 @@
 use toml::Table;
 
 use super::source::Source;
-use super::{Config, ConfigError, Init, Judge, JudgeKind, Probability};
+use super::{Config, ConfigError, Init, Judge, JudgeKind, LoraTarget, Probability, TrainLora};
 
 /// Refuses options of which only one may be given; `table` holds what was given.
 pub fn conflicts(table: &Table, source: &Source) -> Result<(), ConfigError> {
@@ -56,6 +56,9 @@ pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
             at: source.at("train.eval_every"),
             message: "train.eval_every needs train.eval_data, a file of held-out pairs".into(),
         });
+    }
+    if let Some(lora) = &train.lora {
+        check.lora(lora)?;
     }
     check.judge(&config.judge)
 }
@@ -240,6 +243,22 @@ impl Check<'_> {
 
     fn in_range(&self, key: &str, found: f64, range: Range) -> Result<(), ConfigError> {
         self.that(key, (range.holds)(found), || range.says.into(), found)
+    }
+
+    fn lora(&self, lora: &TrainLora) -> Result<(), ConfigError> {
+        let range = || "from 1 to 65536".into();
+        let fits = (1..=1 << 16).contains(&lora.rank);
+        self.that("train.lora.rank", fits, range, lora.rank)?;
+        self.in_range("train.lora.alpha", lora.alpha, POSITIVE)?;
+        let targets = &lora.targets;
+        let twice = |i: &usize| targets[..*i].contains(&targets[*i]);
+        let found = match (targets.is_empty(), (0..targets.len()).find(twice)) {
+            (true, _) => "none".into(),
+            (false, Some(i)) => format!("{} twice", targets[i]),
+            (false, None) => return Ok(()),
+        };
+        let expected = || format!("some of {}, each once", LoraTarget::WORDS.join(", "));
+        self.that("train.lora.targets", false, expected, found)
     }
 
     fn init(&self, init: &Init) -> Result<(), ConfigError> {

@@ -193,6 +193,24 @@ impl<K: Key> Key for Option<K> {
     }
 }
 
+impl<K: Key> Key for Vec<K> {
+    fn expected() -> String {
+        format!("a list, each entry {}", K::expected())
+    }
+    fn read(value: &Value) -> Option<Self> {
+        value.as_array()?.iter().map(K::read).collect()
+    }
+    fn write(&self) -> Option<Value> {
+        let values = self.iter().filter_map(K::write);
+        Some(Value::Array(values.collect()))
+    }
+    fn hint(value: &Value) -> Option<String> {
+        let wrong = value.as_array()?.iter().find(|v| K::read(v).is_none())?;
+        let near = K::hint(wrong).map(|hint| format!(" ({hint})"));
+        Some(format!("{wrong} does not fit{}", near.unwrap_or_default()))
+    }
+}
+
 /// TOML text of a value; floats keep their exponent (`5e-7`).
 pub fn toml_text(value: &Value) -> String {
     match value {
@@ -291,6 +309,9 @@ macro_rules! choice {
         impl $Name {
             /// The words that are written, in order of definition.
             pub const WORDS: &[&str] = &[$($word),*];
+
+            /// Every choice, in the same order.
+            pub const ALL: &[Self] = &[$(Self::$Variant),*];
 
             /// The word that stands for this choice.
             pub fn word(self) -> &'static str {

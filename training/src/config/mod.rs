@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 pub use define::{KeyDoc, SectionDoc};
-pub use model_path::{ModelSource, resolve_model};
+pub use model_path::{ModelSource, model_name, resolve_model};
 pub use sections::{
-    Config, Eval, Generate, Init, Judge, JudgeHttp, JudgeKind, Loss, Model, OnInvalid, OnNonFinite,
-    Optimizer, Pairs, Precision, Probability, Prompts, Recompute, Rows, Schedule, Sft, Split,
-    Train,
+    Config, Eval, Generate, Init, Judge, JudgeHttp, JudgeKind, LoraTarget, Loss, Model, OnInvalid,
+    OnNonFinite, Optimizer, Pairs, Precision, Probability, Prompts, Recompute, Rows, Schedule, Sft,
+    Split, Train, TrainLora,
 };
 
 use define::{Section, SectionValues, toml_text};

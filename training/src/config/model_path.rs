@@ -40,6 +40,22 @@ pub fn resolve_model(name: &str) -> Result<PathBuf, ConfigError> {
     })
 }
 
+/// What others call a model folder: its repository id where it lies in a Hugging Face cache, else
+/// its whole path.
+pub fn model_name(dir: &Path) -> String {
+    let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.into());
+    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_string());
+    let repository = || {
+        let snapshots = whole
+            .parent()
+            .filter(|p| name(p).as_deref() == Some("snapshots"))?;
+        let folder = name(snapshots.parent()?)?;
+        let (owner, model) = folder.strip_prefix("models--")?.split_once("--")?;
+        Some(format!("{owner}/{model}"))
+    };
+    repository().unwrap_or_else(|| whole.display().to_string())
+}
+
 fn resolve_with(
     name: &str,
     variable: impl Fn(&str) -> Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::DType;
-
+use sppo_model::llama::Lora;
 use toml::Table;
 
 choice! {
@@ -77,6 +77,26 @@ choice! {
         None = "none",
         /// Each layer's inside: about a third more time, far less memory.
         Layer = "layer",
+    }
+}
+
+choice! {
+    /// A linear layer that can have a LoRA adapter.
+    pub enum LoraTarget {
+        /// Queries.
+        Q = "q_proj",
+        /// Keys.
+        K = "k_proj",
+        /// Values.
+        V = "v_proj",
+        /// Output of attention.
+        O = "o_proj",
+        /// Gate of the feed-forward layer.
+        Gate = "gate_proj",
+        /// Its input.
+        Up = "up_proj",
+        /// Its output.
+        Down = "down_proj",
     }
 }
 
@@ -421,6 +441,23 @@ section! {
         eval_data: Option<PathBuf> = None => "\"heldout-pairs.jsonl\"";
         /// What a step with a loss or gradient that is not finite does.
         on_non_finite: OnNonFinite = OnNonFinite::Stop;
+    } {
+        /// Adapters instead of full training.
+        lora: Option<TrainLora>,
+    }
+}
+
+section! {
+    /// LoRA: the model stays as it is, and low-rank adapters beside its linear layers are trained
+    /// in f32; all weights are trained unless this section is given. Adapters start at zero and
+    /// want a higher learning rate than the default.
+    pub struct TrainLora "train.lora" {
+        /// Rank of each adapter.
+        rank: usize = 16;
+        /// Strength: what an adapter adds is multiplied by alpha / rank.
+        alpha: f64 = 32.0;
+        /// Layers that get an adapter.
+        targets: Vec<LoraTarget> = LoraTarget::ALL.to_vec();
     } {}
 }
 
@@ -468,6 +505,18 @@ impl Sft {
             data: None,
             checkpoint_every: 0,
             ..self.clone()
+        }
+    }
+}
+
+impl From<&TrainLora> for Lora {
+    fn from(config: &TrainLora) -> Self {
+        let targets = config.targets.iter().map(|target| target.word().into());
+        Self {
+            rank: config.rank,
+            alpha: config.alpha,
+            targets: targets.collect(),
+            rank_stabilised: false,
         }
     }
 }

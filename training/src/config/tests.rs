@@ -265,6 +265,47 @@ const BAD: &[(&str, &[&str], &str)] = &[
         "run.toml line 2: judge.kind = \"scores\" needs judge.scores, the file with the scores",
     ),
     (
+        "[train.lora]\nrank = 0",
+        &[],
+        "run.toml line 2: train.lora.rank must be from 1 to 65536, found 0",
+    ),
+    (
+        "[train.lora]\nalpha = 0",
+        &[],
+        "run.toml line 2: train.lora.alpha must be a number above 0, found 0",
+    ),
+    (
+        "[train.lora]\ntargets = [\"q_proj\", \"v_prj\"]",
+        &[],
+        "run.toml line 2: train.lora.targets must be a list, each entry one of q_proj, k_proj, \
+         v_proj, o_proj, gate_proj, up_proj, down_proj, found an array; \"v_prj\" does not fit \
+         (did you mean v_proj?)",
+    ),
+    (
+        "[train.lora]\ntargets = [\"embed_tokens\"]",
+        &[],
+        "run.toml line 2: train.lora.targets must be a list, each entry one of q_proj, k_proj, \
+         v_proj, o_proj, gate_proj, up_proj, down_proj, found an array; \"embed_tokens\" does not \
+         fit",
+    ),
+    (
+        "[train.lora]\ntargets = []",
+        &[],
+        "run.toml line 2: train.lora.targets must be some of q_proj, k_proj, v_proj, o_proj, \
+         gate_proj, up_proj, down_proj, each once, found none",
+    ),
+    (
+        "",
+        &["train.lora.targets=[\"q_proj\", \"q_proj\"]"],
+        "--set: train.lora.targets must be some of q_proj, k_proj, v_proj, o_proj, gate_proj, \
+         up_proj, down_proj, each once, found q_proj twice",
+    ),
+    (
+        "[train.lora]\nr = 8",
+        &[],
+        "run.toml line 2: unknown key train.lora.r; known here: rank, alpha, targets",
+    ),
+    (
         "train = 3",
         &[],
         "run.toml line 1: train must be a section, [train], found 3",
@@ -324,4 +365,23 @@ fn an_override_value_that_is_not_toml_is_a_string() {
     let config = parse("", &["output_dir=a\nseed = 3"]).unwrap();
     assert_eq!(config.output_dir, Path::new("a\nseed = 3"));
     assert_eq!(config.seed, 42);
+}
+
+#[test]
+fn adapters_are_asked_for_by_their_section() {
+    assert_eq!(parse("[train]\n", &[]).unwrap().train.lora, None);
+    let all = parse("[train.lora]\n", &[]).unwrap().train.lora.unwrap();
+    let lora = sppo_model::llama::Lora::from(&all);
+    assert_eq!((lora.rank, lora.scale()), (16, 2.0));
+    let known: Vec<_> = sppo_model::llama::lora::targets().collect();
+    assert_eq!(
+        (&lora.targets, LoraTarget::WORDS),
+        (&known.iter().map(|t| t.to_string()).collect(), &known[..])
+    );
+    let text = "[train.lora]\nrank = 4\ntargets = [\"v_proj\", \"q_proj\"]\n";
+    let config = parse(text, &[]).unwrap();
+    let again = parse(&config.to_toml(), &[]).unwrap();
+    assert_eq!(again, config, "{}", config.to_toml());
+    let targets = again.train.lora.unwrap().targets;
+    assert_eq!(targets, [LoraTarget::V, LoraTarget::Q]);
 }

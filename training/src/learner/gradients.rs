@@ -1,6 +1,6 @@
 //! Gradients gathered over micro-batches, by parameter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
@@ -85,11 +85,17 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<'_, B> {
     }
 }
 
-/// Whether every parameter of `module` is finite.
-pub(super) fn all_finite<B: Backend, M: Module<B>>(module: &M) -> Result<bool, LearnerError> {
-    let mut sums = Sums(Vec::new());
+/// Whether every parameter of `module` among `trained` is finite.
+pub(super) fn all_finite<B: Backend, M: Module<B>>(
+    module: &M,
+    trained: &HashSet<ParamId>,
+) -> Result<bool, LearnerError> {
+    let mut sums = Sums {
+        trained,
+        found: Vec::new(),
+    };
     module.visit(&mut sums);
-    let values: Vec<f32> = Tensor::cat(sums.0, 0)
+    let values: Vec<f32> = Tensor::cat(sums.found, 0)
         .try_into_data()
         .map_err(|e| LearnerError::Device(e.to_string()))?
         .into_vec()
@@ -98,10 +104,15 @@ pub(super) fn all_finite<B: Backend, M: Module<B>>(module: &M) -> Result<bool, L
 }
 
 /// The sum of each parameter's magnitudes.
-struct Sums<B: Backend>(Vec<Tensor<B, 1>>);
+struct Sums<'a, B: Backend> {
+    trained: &'a HashSet<ParamId>,
+    found: Vec<Tensor<B, 1>>,
+}
 
-impl<B: Backend> ModuleVisitor<B> for Sums<B> {
+impl<B: Backend> ModuleVisitor<B> for Sums<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.0.push(to_f32(param.val()).abs().sum());
+        if self.trained.contains(&param.id) {
+            self.found.push(to_f32(param.val()).abs().sum());
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! One part of a batch on its way through the model and back on a CPU, with gradients by hand.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
+use burn::module::ParamId;
 use burn::tensor::{DType, IndexingUpdateOp, Tensor, backend::Backend};
 use sppo_model::host::is_host;
-use sppo_model::llama::host_pass::{HostBatch, HostHead, Kept};
+use sppo_model::llama::host_pass::{HostBatch, HostHead, Kept, Sink};
 use sppo_model::llama::{Llama, PackedBatch};
 
 use super::gradients::GradientStore;
@@ -95,9 +97,15 @@ impl<B: Backend> HostPass<B> {
         model.head_on_host(self.last.clone().select(0, rows), tokens)
     }
 
-    /// Adds the gradient of Σ wᵢ · logpᵢ to `gradients`.
-    pub fn backward(mut self, model: &Llama<B>, weights: &[f64], gradients: &mut GradientStore<B>) {
-        let mut sink = |id, grad| gradients.add(id, grad);
+    /// Adds the gradient of Σ wᵢ · logpᵢ by the parameters `trained` to `gradients`.
+    pub fn backward(
+        mut self,
+        model: &Llama<B>,
+        weights: &[f64],
+        trained: &HashSet<ParamId>,
+        gradients: &mut GradientStore<B>,
+    ) {
+        let mut sink = Wanted { trained, gradients };
         let weights = self.targets.spread_values(weights);
         let mut grad = Tensor::zeros_like(&self.last);
         for range in self.chunks(model) {
@@ -120,14 +128,32 @@ impl<B: Backend> HostPass<B> {
     }
 }
 
+/// Gathers the gradients of the parameters that are trained.
+struct Wanted<'a, B: Backend> {
+    trained: &'a HashSet<ParamId>,
+    gradients: &'a mut GradientStore<B>,
+}
+
+impl<B: Backend> Sink<B> for Wanted<'_, B> {
+    fn wants(&self, id: ParamId) -> bool {
+        self.trained.contains(&id)
+    }
+
+    fn take(&mut self, id: ParamId, grad: Tensor<B, 1>) {
+        self.gradients.add(id, grad);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
     use std::path::Path;
 
-    use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
+    use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
     use burn::tensor::{Distribution, backend::AutodiffBackend};
     use burn_autodiff::Autodiff;
+    use sppo_model::llama::Lora;
+    use sppo_model::llama::hf::trained_parameters;
     use sppo_model::nn::Linear;
 
     use super::super::pass::Pass;
@@ -199,6 +225,9 @@ mod tests {
         pass.backward(&model, &weights, &mut store);
         let expected = values(&mut store, &names.0);
         let inner = model.valid();
+        let trained = trained_parameters(&model).into_iter();
+        let trained: HashSet<ParamId> = trained.map(|(id, _)| id).collect();
+        assert_eq!(expected.len(), trained.len());
         let mut before: Option<HashMap<ParamId, Vec<f32>>> = None;
         for recompute in [Recompute::None, Recompute::Layer] {
             let pass = HostPass::forward(&inner, recompute, &sequences);
@@ -206,7 +235,7 @@ mod tests {
                 assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
             }
             let mut store = GradientStore::default();
-            pass.backward(&inner, &weights, &mut store);
+            pass.backward(&inner, &weights, &trained, &mut store);
             let found = values(&mut store, &names.0);
             assert_eq!(found.len(), expected.len());
             for (id, expected) in &expected {
@@ -246,5 +275,46 @@ mod tests {
     #[test]
     fn with_biases_too() {
         agrees::<Flex>(with_biases);
+    }
+    /// Adapters that change something, on every kind of layer or on some.
+    fn with_adapters<B: AutodiffBackend>(model: Llama<B>, targets: &[&str]) -> Llama<B> {
+        let lora = Lora {
+            rank: 3,
+            alpha: 5.0,
+            targets: targets.iter().map(|t| t.to_string()).collect(),
+            rank_stabilised: false,
+        };
+        let mut model = model.with_new_adapters(&lora, 7).unwrap();
+        let device = model.device();
+        let noise = |linear: &mut Linear<B>| {
+            if let Some(adapter) = &mut linear.adapter {
+                let normal = Distribution::Normal(0.0, 0.1);
+                let b = Tensor::random(adapter.lora_b.dims(), normal, &device);
+                adapter.lora_b = Param::from_tensor(b);
+            }
+        };
+        for block in &mut model.layers {
+            let (attention, mlp) = (&mut block.self_attn, &mut block.mlp);
+            noise(&mut attention.q_proj);
+            noise(&mut attention.v_proj);
+            noise(&mut mlp.gate_proj);
+            noise(&mut mlp.down_proj);
+        }
+        model
+    }
+
+    #[test]
+    fn with_adapters_on_flex() {
+        agrees::<Flex>(|model| with_adapters(with_biases(model), &all_targets()));
+        agrees::<Flex>(|model| with_adapters(model, &["down_proj"]));
+    }
+
+    #[test]
+    fn with_adapters_on_ndarray() {
+        agrees::<NdArray>(|model| with_adapters(model, &["q_proj", "v_proj"]));
+    }
+
+    fn all_targets() -> Vec<&'static str> {
+        sppo_model::llama::lora::targets().collect()
     }
 }

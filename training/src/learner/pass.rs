@@ -127,9 +127,11 @@ impl<B: AutodiffBackend> Pass<B> {
                     }
                     gradients.collect::<B, _>(block, &mut grads);
                 }
-                let embedded = model.embed(batch.ids);
-                let mut grads = (embedded * Tensor::from_inner(grad)).sum().backward();
-                gradients.collect::<B, _>(model, &mut grads);
+                if model.embed_tokens.is_require_grad() {
+                    let embedded = model.embed(batch.ids);
+                    let mut grads = (embedded * Tensor::from_inner(grad)).sum().backward();
+                    gradients.collect::<B, _>(model, &mut grads);
+                }
             }
         }
     }

@@ -17,8 +17,9 @@ use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
-    Comparison, Evaluation, FineTuning, Generation, PairTraining, StageError, build_judge,
-    compare_answers, fine_tune, generate, init_model, judge_responses, make_pairs, train_pairs,
+    Comparison, Evaluation, FineTuning, Generation, Merging, PairTraining, StageError, build_judge,
+    compare_answers, fine_tune, generate, init_model, judge_responses, make_pairs, merge_adapters,
+    train_pairs,
 };
 use crate::trainer::{fingerprint, model_fingerprint};
 use stage::Stage;
@@ -242,7 +243,33 @@ impl<D> Run<'_, D> {
             train_pairs::<B>(job, self.device, self.monitor)?;
             stage.finish()?;
         }
+        if config.train.lora.is_some() {
+            return Ok((self.merged::<B>(policy, &model, key, folder)?, count));
+        }
         Ok((Made { path: model, key }, count))
+    }
+
+    /// The policy with its trained adapters added, which `key` says all of.
+    fn merged<B: AutodiffBackend<Device = D>>(
+        &self,
+        policy: &Made,
+        adapter: &Path,
+        key: String,
+        folder: &Path,
+    ) -> Result<Made, StageError> {
+        let path = folder.join("merged");
+        let stage = Stage::open(&folder.join("merged.key"), &key, &[&path])?;
+        if !stage.is_done() {
+            let job = Merging {
+                base: &policy.path,
+                adapter,
+                out: &path,
+                dtype: Some(self.config.train.precision.dtype()),
+            };
+            merge_adapters::<B::InnerBackend>(job, self.device)?;
+            stage.finish()?;
+        }
+        Ok(Made { path, key })
     }
 
     /// A model's answers to the held-out prompts.

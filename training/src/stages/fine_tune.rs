@@ -60,6 +60,7 @@ pub fn fine_tune<B: AutodiffBackend>(
     let start = Start {
         model: job.model,
         dtype: DType::F32,
+        adapters: None,
         optimizer: config.into(),
         recompute: config::Recompute::None,
         max_grad_norm: config.max_grad_norm,

@@ -26,8 +26,7 @@ pub fn init_model<B: Backend>(
     let model = Llama::<B>::init(&config, seed, device)?;
     write_aside(dir, |folder| {
         Ok(model.save(folder, &config, DType::F32, &init.tokenizer)?)
-    })?;
-    Ok(())
+    })
 }
 
 /// The folder of the model that `config` starts from; a model from scratch is written to

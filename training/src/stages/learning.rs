@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
+use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::llama::{Llama, LlamaConfig};
 
 use super::StageError;
@@ -12,13 +13,16 @@ use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::Optimizer;
 use crate::trainer::{
-    ModelFiles, Objective, Outcome, Saved, TrainSettings, clear_other_work, restore, train,
+    Adapters, ModelFiles, Objective, Outcome, Saved, TrainSettings, clear_other_work, restore,
+    train,
 };
 
 /// Where a training starts from.
 pub(super) struct Start<'a> {
     pub model: &'a Path,
     pub dtype: DType,
+    /// Trained beside the model, where it is not itself.
+    pub adapters: Option<Adapters>,
     pub optimizer: Optimizer,
     pub recompute: Recompute,
     pub max_grad_norm: Option<f64>,
@@ -35,8 +39,7 @@ pub(super) fn learn<B: AutodiffBackend, O: Objective<B>>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<PathBuf, StageError> {
-    let weights = start.resumed.as_ref().map_or(start.model, |(dir, _)| dir);
-    let (_, model) = Llama::<B>::load(weights, start.dtype, device)?;
+    let model = starting_weights::<B>(&start, device)?;
     clear_other_work(&settings.output_dir, &settings.key)?;
     let mut learner = Learner::new(model, start.optimizer, start.recompute, start.max_grad_norm);
     let mut first = 0;
@@ -47,6 +50,7 @@ pub(super) fn learn<B: AutodiffBackend, O: Objective<B>>(
     let files = ModelFiles {
         config,
         template: start.model,
+        adapters: start.adapters.as_ref(),
     };
     monitor.begin(
         start.label,
@@ -67,6 +71,26 @@ pub(super) fn learn<B: AutodiffBackend, O: Objective<B>>(
         Outcome::Finished(path) => Ok(path),
         Outcome::Interrupted(_) => Err(StageError::Interrupted),
     }
+}
+
+/// The model with which the first step begins.
+fn starting_weights<B: AutodiffBackend>(
+    start: &Start<'_>,
+    device: &B::Device,
+) -> Result<Llama<B>, StageError> {
+    let resumed = start.resumed.as_ref().map(|(dir, _)| dir.as_path());
+    let load = |dir: &Path| Llama::<B>::load(dir, start.dtype, device);
+    let Some(adapters) = &start.adapters else {
+        return Ok(load(resumed.unwrap_or(start.model))?.1);
+    };
+    let (config, base) = load(start.model)?;
+    Ok(match resumed {
+        None => base.with_new_adapters(&adapters.lora, adapters.seed)?,
+        Some(dir) => {
+            let folder = AdapterFolder::open::<B>(dir, start.model, &config)?;
+            base.with_saved_adapters(&folder)?
+        }
+    })
 }
 
 /// Refuses to train a model that the result would replace.

@@ -9,6 +9,7 @@ mod init;
 mod join;
 mod judge;
 mod learning;
+mod merge;
 mod score;
 mod train;
 
@@ -18,6 +19,7 @@ use burn::module::Module;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use sppo_model::chat_template::{ChatTemplate, TemplateError};
+use sppo_model::checkpoint::SafetensorsError;
 use sppo_model::generate::{GenerateError, GenerationDefaultsError};
 use sppo_model::llama::{CheckpointError, Llama, LlamaConfig};
 use sppo_model::pairrm::PairRmError;
@@ -30,6 +32,7 @@ pub use generate::{Generation, generate};
 pub use init::{init_model, start_model};
 pub use join::join_responses;
 pub use judge::{Part, build_judge, dry_run, judge_responses, make_pairs};
+pub use merge::{Merging, merge_adapters};
 pub use score::{Scoring, score};
 pub use train::{PairTraining, train_pairs};
 
@@ -101,7 +104,11 @@ impl StageError {
             | Self::Tokenise(_)
             | Self::PairRm(_)
             | Self::Input(_) => true,
-            Self::Checkpoint(error) => !matches!(error, CheckpointError::Write { .. }),
+            Self::Checkpoint(error) => !matches!(
+                error,
+                CheckpointError::Write { .. }
+                    | CheckpointError::Weights(SafetensorsError::Write { .. })
+            ),
             Self::Generate(error) => !matches!(error, GenerateError::Device(_)),
             Self::Data(error) => data_is_input(error),
             Self::Judge(error) => match error {

@@ -12,8 +12,8 @@ use crate::data::{PairRow, check_probabilities, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
 use crate::trainer::{
-    PreferenceObjective, PreferencePair, TrainSettings, fingerprint, finished_model,
-    latest_checkpoint, model_fingerprint, reference_logps, tokenise_pairs,
+    Adapters, PreferenceObjective, PreferencePair, TrainSettings, fingerprint, finished_model,
+    latest_checkpoint, model_fingerprint, reference_logps, tokenise_pairs, weights_fingerprint,
 };
 
 /// One iteration's training: `model` is start and reference.
@@ -25,7 +25,7 @@ pub struct PairTraining<'a> {
     pub output_dir: &'a Path,
 }
 
-/// Trains on pairs; gives the folder of the trained model. A finished training of the same
+/// Trains on pairs; gives the folder of the trained model, or of its adapters. A finished training of the same
 /// inputs is not repeated, an unfinished one goes on from its newest checkpoint.
 pub fn train_pairs<B: AutodiffBackend>(
     job: PairTraining<'_>,
@@ -68,6 +68,7 @@ pub fn train_pairs<B: AutodiffBackend>(
     };
     let known = logps(&pairs, monitor)?;
     let held_out_known = logps(&held_out, monitor)?;
+    let adapters = adapters(job, &model_key)?;
     let settings = settings(job, key, pairs.len());
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
         .with_held_out(held_out, held_out_known);
@@ -76,6 +77,7 @@ pub fn train_pairs<B: AutodiffBackend>(
     let start = Start {
         model: job.model,
         dtype,
+        adapters,
         optimizer: config.into(),
         recompute: config.recompute,
         max_grad_norm: config.max_grad_norm,
@@ -83,6 +85,21 @@ pub fn train_pairs<B: AutodiffBackend>(
         label: "training",
     };
     learn::<B, _>(start, &files, objective, &settings, device, monitor)
+}
+
+/// The adapters to train, where the configuration asks for some.
+fn adapters(job: PairTraining<'_>, model_key: &str) -> Result<Option<Adapters>, StageError> {
+    let Some(config) = &job.config.lora else {
+        return Ok(None);
+    };
+    // Another base gets other values, so that the iterations of a run do not all start alike.
+    let seed = job.config.seed.to_le_bytes();
+    let drawn = fingerprint([("model", model_key.as_bytes()), ("seed", &seed)]);
+    Ok(Some(Adapters {
+        lora: config.into(),
+        base: weights_fingerprint(job.model)?,
+        seed: u64::from_str_radix(&drawn[..16], 16).unwrap_or(job.config.seed),
+    }))
 }
 
 fn dtype(config: &config::Train) -> DType {

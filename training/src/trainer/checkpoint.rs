@@ -1,7 +1,8 @@
 //! The trainer's state on disk: written aside, flushed, renamed; found again by its key.
 //!
-//! `<output_dir>/checkpoints/step-N/` is a Hugging Face folder; `trainer/` in it holds f32 masters,
-//! optimizer state and the position. `<output_dir>/model/` is the trained model.
+//! `<output_dir>/checkpoints/step-N/` is a Hugging Face folder, or a PEFT one where adapters are
+//! trained; `trainer/` in it holds f32 masters, optimizer state and the position.
+//! `<output_dir>/model/` is the trained model, or the adapters.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -13,9 +14,10 @@ use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sppo_model::checkpoint::{Checkpoint, LazyTensor, write_file};
-use sppo_model::llama::hf::parameter_names;
+use sppo_model::llama::hf::trained_parameters;
 
-use super::{ModelFiles, TrainError, TrainSettings};
+use super::{Adapters, ModelFiles, TrainError, TrainSettings};
+use crate::config::model_name;
 use crate::learner::{Learner, ParamState};
 
 /// What a checkpoint says about itself.
@@ -27,6 +29,9 @@ pub struct Saved {
     pub step: usize,
     /// Optimizer updates behind it.
     pub updates: usize,
+    /// Of adapters, the weights of their base ([`weights_fingerprint`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
 }
 
 /// Files beside weights and templates that determine what a model folder answers.
@@ -59,23 +64,26 @@ fn hex(bytes: &[u8]) -> String {
 
 /// SHA-256 of the files of a model folder that determine what it computes.
 pub fn model_fingerprint(dir: &Path) -> Result<String, TrainError> {
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| TrainError::Io {
-            action: "read",
-            path,
-            source,
-        }
-    };
+    files_fingerprint(dir, |name| {
+        is_weights(name) || name.ends_with(".jinja") || FINGERPRINTED.contains(&name)
+    })
+}
+
+/// SHA-256 of a model folder's weights alone.
+pub fn weights_fingerprint(dir: &Path) -> Result<String, TrainError> {
+    files_fingerprint(dir, is_weights)
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+}
+
+fn files_fingerprint(dir: &Path, counts: impl Fn(&str) -> bool) -> Result<String, TrainError> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failed(dir))? {
-        let path = entry.map_err(failed(dir))?.path();
+    for entry in fs::read_dir(dir).map_err(io("read", dir))? {
+        let path = entry.map_err(io("read", dir))?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-        let counts = name.ends_with(".safetensors")
-            || name.ends_with(".safetensors.index.json")
-            || name.ends_with(".jinja")
-            || FINGERPRINTED.contains(&name);
-        if path.is_file() && counts {
+        if path.is_file() && counts(name) {
             files.push(path);
         }
     }
@@ -83,10 +91,10 @@ pub fn model_fingerprint(dir: &Path) -> Result<String, TrainError> {
     let mut hash = Sha256::new();
     for path in files {
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-        let mut file = File::open(&path).map_err(failed(&path))?;
+        let mut file = File::open(&path).map_err(io("read", &path))?;
         let mut buffer = vec![0; 1 << 20];
         loop {
-            let count = file.read(&mut buffer).map_err(failed(&path))?;
+            let count = file.read(&mut buffer).map_err(io("read", &path))?;
             if count == 0 {
                 break;
             }
@@ -94,6 +102,16 @@ pub fn model_fingerprint(dir: &Path) -> Result<String, TrainError> {
         }
     }
     Ok(hex(&hash.finalize()))
+}
+
+/// The fingerprint of the weights that the adapters in `dir` were trained on, where this program
+/// wrote them.
+pub fn base_of_adapters(dir: &Path) -> Option<String> {
+    let saved = |name: &str| {
+        let text = fs::read_to_string(dir.join(name)).ok()?;
+        serde_json::from_str::<Saved>(&text).ok()?.base
+    };
+    saved(PROVENANCE).or_else(|| saved(STATE))
 }
 
 /// The newest whole checkpoint of this key.
@@ -173,7 +191,7 @@ pub(super) fn save<B: AutodiffBackend>(
         let trainer = dir.join("trainer");
         fs::create_dir(&trainer).map_err(io("make", &trainer))?;
         write_optimizer(learner, &dir.join(OPTIMIZER))?;
-        write_saved(&dir.join(STATE), learner, settings, step)
+        write_saved(&dir.join(STATE), learner, settings, files, step)
     })?;
     let keep = settings.keep_checkpoints.max(1);
     let folders = step_folders(&settings.output_dir);
@@ -193,7 +211,7 @@ pub(super) fn save_final<B: AutodiffBackend>(
     let target = settings.output_dir.join("model");
     write_aside(&target, |dir| {
         write_model(learner, settings, files, dir)?;
-        write_saved(&dir.join(PROVENANCE), learner, settings, steps)
+        write_saved(&dir.join(PROVENANCE), learner, settings, files, steps)
     })?;
     Ok(target)
 }
@@ -204,11 +222,28 @@ fn write_model<B: AutodiffBackend>(
     files: ModelFiles<'_>,
     dir: &Path,
 ) -> Result<(), TrainError> {
-    learner
-        .valid()
-        .save(dir, files.config, settings.save_dtype, files.template)?;
+    let text = match files.adapters {
+        None => {
+            let model = learner.valid();
+            model.save(dir, files.config, settings.save_dtype, files.template)?;
+            model_card(settings)
+        }
+        Some(Adapters { lora, .. }) => {
+            let base = model_name(files.template);
+            let model = learner.model();
+            model.save_adapters(dir, lora, &base, files.template)?;
+            adapter_card(settings, &base)
+        }
+    };
     let card = dir.join("README.md");
-    fs::write(&card, model_card(settings)).map_err(io("write", &card))
+    fs::write(&card, text).map_err(io("write", &card))
+}
+
+fn adapter_card(settings: &TrainSettings, base: &str) -> String {
+    format!(
+        "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- sppo\n- alignment\n- lora\n---\n\n# A LoRA adapter trained with sppo\n\n{}\n\nLoad it on its base, {base}, with PEFT (`PeftModel.from_pretrained`) or vLLM, or make a whole model of both with `sppo merge`.\n",
+        settings.summary
+    )
 }
 
 fn model_card(settings: &TrainSettings) -> String {
@@ -222,12 +257,14 @@ fn write_saved<B: AutodiffBackend>(
     path: &Path,
     learner: &Learner<B>,
     settings: &TrainSettings,
+    files: ModelFiles<'_>,
     step: usize,
 ) -> Result<(), TrainError> {
     let saved = Saved {
         key: settings.key.clone(),
         step,
         updates: learner.steps(),
+        base: files.adapters.map(|adapters| adapters.base.clone()),
     };
     let text = serde_json::to_string_pretty(&saved).map_err(|e| TrainError::Io {
         action: "write",
@@ -242,7 +279,7 @@ fn write_optimizer<B: AutodiffBackend>(
     path: &Path,
 ) -> Result<(), TrainError> {
     let mut tensors = Vec::new();
-    for (id, name) in parameter_names(learner.model()) {
+    for (id, name) in trained_parameters(learner.model()) {
         let Some(state) = learner.state().get(&id) else {
             continue;
         };
@@ -260,8 +297,8 @@ fn write_optimizer<B: AutodiffBackend>(
     write_file(path, &tensors).map_err(|e| TrainError::Checkpoint(e.into()))
 }
 
-/// Puts the optimizer state of a checkpoint folder into `learner`, whose model was loaded from
-/// that folder.
+/// Puts the optimizer state of a checkpoint folder into `learner`, whose trained weights were
+/// loaded from that folder.
 pub fn restore<B: AutodiffBackend>(
     learner: &mut Learner<B>,
     dir: &Path,
@@ -277,7 +314,7 @@ pub fn restore<B: AutodiffBackend>(
         Ok(data.map(|data: TensorData| Tensor::from_data(data, (&device, DType::F32))))
     };
     let mut state: HashMap<ParamId, ParamState<B::InnerBackend>> = HashMap::new();
-    for (id, name) in parameter_names(learner.model()) {
+    for (id, name) in trained_parameters(learner.model()) {
         let master = load(&format!("{name}.master"))?;
         let mut slots = Vec::new();
         while let Some(slot) = load(&format!("{name}.slot{}", slots.len()))? {
@@ -296,11 +333,12 @@ pub fn restore<B: AutodiffBackend>(
 }
 
 /// Makes a folder beside its final name and renames it once `fill` has written it.
-pub fn write_aside(
+pub fn write_aside<T, E: From<TrainError>>(
     target: &Path,
-    fill: impl FnOnce(&Path) -> Result<(), TrainError>,
-) -> Result<(), TrainError> {
-    let parent = target.parent().unwrap_or(Path::new("."));
+    fill: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    let parent = target.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(io("make", parent))?;
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let aside = parent.join(format!(".{name}.partial"));
@@ -310,11 +348,14 @@ pub fn write_aside(
     };
     remove(&aside)?;
     fs::create_dir(&aside).map_err(io("make", &aside))?;
-    if let Err(error) = fill(&aside) {
-        // Half a folder is of no use and may be what filled the disk.
-        let _ = fs::remove_dir_all(&aside);
-        return Err(error);
-    }
+    let filled = match fill(&aside) {
+        Ok(filled) => filled,
+        Err(error) => {
+            // Half a folder is of no use and may be what filled the disk.
+            let _ = fs::remove_dir_all(&aside);
+            return Err(error);
+        }
+    };
     sync_tree(&aside)?;
     // A rename cannot replace a folder that holds files: set the old one aside first.
     let old = parent.join(format!(".{name}.old"));
@@ -324,7 +365,8 @@ pub fn write_aside(
     }
     fs::rename(&aside, target).map_err(io("rename", &aside))?;
     sync(parent)?;
-    remove(&old)
+    remove(&old)?;
+    Ok(filled)
 }
 
 fn sync_tree(dir: &Path) -> Result<(), TrainError> {

@@ -15,11 +15,11 @@ use std::time::Instant;
 
 use burn::tensor::DType;
 use burn::tensor::backend::AutodiffBackend;
-use sppo_model::llama::{CheckpointError, LlamaConfig};
+use sppo_model::llama::{CheckpointError, LlamaConfig, Lora};
 
 pub use checkpoint::{
-    Saved, clear_other_work, fingerprint, finished_model, latest_checkpoint, model_fingerprint,
-    restore, write_aside,
+    Saved, base_of_adapters, clear_other_work, fingerprint, finished_model, latest_checkpoint,
+    model_fingerprint, restore, weights_fingerprint, write_aside,
 };
 pub use metrics::{PairMetrics, StepMetrics, peak_memory_bytes};
 pub use objective::{Objective, WindowReport};
@@ -126,8 +126,20 @@ impl TrainSettings {
 #[derive(Clone, Copy, Debug)]
 pub struct ModelFiles<'a> {
     pub config: &'a LlamaConfig,
-    /// Folder whose tokenizer and generation files go along unchanged.
+    /// Folder whose tokenizer and generation files go along unchanged; the base of adapters.
     pub template: &'a Path,
+    /// What to save instead of a whole model.
+    pub adapters: Option<&'a Adapters>,
+}
+
+/// Adapters in training.
+#[derive(Clone, Debug)]
+pub struct Adapters {
+    pub lora: Lora,
+    /// Of the base's weights.
+    pub base: String,
+    /// Of new adapters' values.
+    pub seed: u64,
 }
 
 /// How a training ended.

@@ -1,0 +1,71 @@
+//! `sppo merge`: a whole model of a base and LoRA adapters.
+
+use std::path::PathBuf;
+
+use burn::tensor::backend::AutodiffBackend;
+use serde_json::json;
+use sppo_model::llama::lora::Merged;
+use sppo_training::config::{Precision, resolve_model};
+use sppo_training::stages::{Merging, StageError, merge_adapters};
+
+use super::args::DeviceArg;
+use crate::backend::{WithBackend, dispatch};
+use crate::errors::user;
+use crate::output;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sppo merge --model meta-llama/Meta-Llama-3-8B-Instruct --adapter runs/a/model --out merged
+  sppo merge --model DIR --adapter DIR --out DIR --precision f32
+Takes adapters that `sppo train` with [train.lora] or PEFT wrote. Weights are added in f32, one at a
+time; the last line for programs also says which part of the change rounding left in the weights.")]
+pub struct Args {
+    /// The base: checkpoint folder or Hugging Face repository id in the local cache.
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// Its adapters: a PEFT folder, or such a repository id.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: String,
+    /// Folder to write; it must not exist.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Number format to write, f32 or bf16; that of the base unless given.
+    #[arg(long)]
+    pub precision: Option<Precision>,
+    #[command(flatten)]
+    pub device: DeviceArg,
+}
+
+/// Merges.
+pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    if args.out.exists() {
+        return Err(user(format!(
+            "{} exists; remove it or choose another --out",
+            args.out.display()
+        )));
+    }
+    let base = resolve_model(&args.model)?;
+    let adapter = resolve_model(&args.adapter)?;
+    let job = Merging {
+        base: &base,
+        adapter: &adapter,
+        out: &args.out,
+        dtype: args.precision.map(Precision::dtype),
+    };
+    let merged = dispatch(args.device.device, Merge(job))??;
+    match json {
+        true => output::json(&json!({"path": args.out, "kept": merged.kept})),
+        false => output::made(&args.out, false),
+    }
+}
+
+struct Merge<'a>(Merging<'a>);
+
+impl WithBackend for Merge<'_> {
+    type Output = Result<Merged, StageError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        merge_adapters::<B::InnerBackend>(self.0, &device)
+    }
+}
