@@ -1,6 +1,8 @@
 //! Choice of the Burn backend: the only file that names concrete ones.
 
 use std::str::FromStr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::backend::AutodiffBackend;
 use burn_autodiff::Autodiff;
@@ -122,14 +124,37 @@ pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::
         Device::Wgpu(index) => {
             use burn_wgpu::{Wgpu, WgpuDevice};
             let place = index.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu);
-            on_gpu::<Autodiff<Wgpu<f32, i32, u32>>, A>("wgpu", place, action)
+            let watch = watch_memory::<cubecl::wgpu::WgpuRuntime>;
+            on_gpu::<Autodiff<Wgpu<f32, i32, u32>>, A>("wgpu", place, watch, action)
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
             let place = burn_cuda::CudaDevice::new(index);
-            on_gpu::<Autodiff<burn_cuda::Cuda<f32, i32>>, A>("cuda", place, action)
+            let watch = watch_memory::<cubecl::cuda::CudaRuntime>;
+            on_gpu::<Autodiff<burn_cuda::Cuda<f32, i32>>, A>("cuda", place, watch, action)
         }
     }
+}
+
+/// Asks the device's allocator how many bytes it holds.
+type AskMemory = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+
+static ASK_MEMORY: OnceLock<AskMemory> = OnceLock::new();
+
+/// The most bytes that the device's allocator was seen to hold; `None` on a CPU. To be asked from
+/// the thread that computes, since allocators are kept by thread.
+pub fn device_memory_bytes() -> Option<u64> {
+    static MOST: AtomicU64 = AtomicU64::new(0);
+    let now = ASK_MEMORY.get()?()?;
+    Some(MOST.fetch_max(now, Ordering::Relaxed).max(now))
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn watch_memory<R: cubecl::Runtime>(device: &R::Device) {
+    let client = R::client(device);
+    let ask = move || Some(client.memory_usage().ok()?.bytes_reserved);
+    // A process has one device.
+    let _ = ASK_MEMORY.set(Box::new(ask));
 }
 
 /// Tries the device first: the GPU runtimes panic where there is no driver or no such device.
@@ -137,6 +162,7 @@ pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::
 fn on_gpu<B: AutodiffBackend, A: WithBackend>(
     name: &str,
     device: B::Device,
+    watch: fn(&B::Device),
     action: A,
 ) -> anyhow::Result<A::Output> {
     use burn::tensor::Tensor;
@@ -152,7 +178,10 @@ fn on_gpu<B: AutodiffBackend, A: WithBackend>(
     }));
     std::panic::set_hook(hook);
     let failed = match tried {
-        Ok(Ok(())) => return Ok(action.run::<B>(device)),
+        Ok(Ok(())) => {
+            watch(&device);
+            return Ok(action.run::<B>(device));
+        }
         Ok(Err(message)) => message,
         Err(payload) => panic_text(payload.as_ref()),
     };

@@ -6,9 +6,9 @@ use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use sppo_training::monitor::Monitor;
+use sppo_training::monitor::{Monitor, resident_peak_bytes};
 
-use crate::interrupt;
+use crate::{backend, interrupt};
 
 /// Time between two log lines of one progress.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -154,6 +154,10 @@ impl Monitor for Console {
 
     fn end(&self) {
         *lock(&self.0) = None;
+    }
+
+    fn peak_memory_bytes(&self) -> u64 {
+        backend::device_memory_bytes().unwrap_or_else(resident_peak_bytes)
     }
 }
 

@@ -78,10 +78,11 @@ fn erf(x: f32) -> f32 {
     x * over / under
 }
 
-/// e^x for x ≤ 0, to 3e-7 of its value; 0 below −87.
+/// e^x for x ≤ 0, to 3e-7 of its value; 0 below −87, NaN of NaN.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    let x = x.max(-87.0);
+    // Not `max`, which would turn NaN into a number.
+    let x = if x < -87.0 { -87.0 } else { x };
     // Adding and taking away 1.5 · 2^23 rounds to a whole number.
     const ROUND: f32 = 12_582_912.0;
     let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
@@ -346,6 +347,17 @@ pub fn add_layer_norm(x: &mut [f32], y: &[f32], weight: &[f32], bias: &[f32], ep
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut row = [0.5, bad, -1.0, 0.0];
+            assert!(softmax_row(&mut row).is_nan());
+            assert!(row.iter().all(|x| x.is_nan()), "{row:?}");
+            let logps = log_softmax_at(&mut [bad, 1.0, 2.0], 3, &[1]);
+            assert!(logps[0].is_nan());
+        }
+    }
 
     #[test]
     fn gelu_is_that_of_the_error_function() {

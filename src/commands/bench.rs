@@ -100,9 +100,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     };
     let report = dispatch(args.device.device, Measure(job))??;
     let rate = |name, value: Option<f64>| value.map(|v| format!("{name} {v:.0} tokens/s, "));
+    let step = report.train_step_s.zip(report.train_tflops_per_s);
     output::print(&format!(
-        "{}{}peak memory {:.0} MiB",
+        "{}{}{}peak memory {:.0} MiB",
         rate("training", report.train_tokens_per_s).unwrap_or_default(),
+        step.map(|(seconds, tflops)| format!("{seconds:.3} s a step, {tflops:.2} TFLOP/s, "))
+            .unwrap_or_default(),
         rate("generation", report.generate_tokens_per_s).unwrap_or_default(),
         report.peak_memory_mib
     ))?;

@@ -41,7 +41,7 @@ fn last_logits<B: Backend>(model: &Llama<B>) -> Vec<f32> {
     let batch = PackedBatch::new(&[&ids(&expected()["ids"])], &model.device());
     let logits = model.logits(&batch);
     let last = logits.dims()[0] - 1;
-    logits.slice([last..last + 1]).into_data().to_vec().unwrap()
+    logits.narrow(0, last, 1).into_data().to_vec().unwrap()
 }
 
 fn assert_logits(found: &[f32], expected: &Value, tolerance: f64) {

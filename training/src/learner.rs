@@ -23,7 +23,7 @@ use crate::optimizer::Optimizer;
 use crate::tokenise::TokenisedSequence;
 use gradients::GradientStore;
 use host::{HostPass, fits};
-pub use logps::sequence_logps;
+pub use logps::{chunk_rows, sequence_logps};
 use pass::{Pass, frozen};
 
 /// What can go wrong in a step.
@@ -148,9 +148,14 @@ impl<B: AutodiffBackend> Learner<B> {
         Ok(logps)
     }
 
-    /// Whether every trained weight is finite.
+    /// Global L2 norm of the gradients gathered since the last step.
+    pub fn grad_norm(&self) -> Result<f64, LearnerError> {
+        self.gradients.norm()
+    }
+
+    /// Whether every trained weight is finite, and the optimizer's state.
     pub fn is_finite(&self) -> Result<bool, LearnerError> {
-        gradients::all_finite(&self.model.valid(), &self.trained)
+        gradients::all_finite(&self.model.valid(), &self.trained, self.state.values())
     }
 
     /// One optimizer step at rate `rate` with the gradients gathered since the last one.
@@ -180,7 +185,14 @@ impl<B: AutodiffBackend> Learner<B> {
             step: self.steps,
             backend: std::marker::PhantomData::<B>,
         };
-        self.model = self.model.clone().map(&mut update);
+        // Parameter by parameter: old and new weights are never held together as a whole.
+        let layers = std::mem::take(&mut self.model.layers);
+        let layers = layers.into_iter().map(|block| block.map(&mut update));
+        self.model.layers = layers.collect();
+        let model = &mut self.model;
+        model.embed_tokens = update.map_float(model.embed_tokens.clone());
+        model.norm = model.norm.clone().map(&mut update);
+        model.lm_head = model.lm_head.take().map(|head| head.map(&mut update));
         Ok(StepReport {
             grad_norm,
             updated: true,

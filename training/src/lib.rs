@@ -8,6 +8,7 @@ pub mod learner;
 pub mod loss;
 pub mod monitor;
 pub mod optimizer;
+pub mod plan;
 pub mod preference;
 pub mod self_play;
 pub mod stages;

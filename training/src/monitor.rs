@@ -16,10 +16,23 @@ pub trait Monitor {
     /// The piece of work has ended.
     fn end(&self);
 
+    /// Highest memory so far, in bytes: the device's, where it has its own, or the process's.
+    fn peak_memory_bytes(&self) -> u64 {
+        resident_peak_bytes()
+    }
+
     /// Whether the user asked to stop.
     fn interrupted(&self) -> bool {
         self.interrupt().load(Ordering::Relaxed)
     }
+}
+
+/// Highest resident memory of this process so far; 0 where the system does not tell.
+pub fn resident_peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
 }
 
 /// Says nothing and never stops.

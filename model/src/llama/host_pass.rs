@@ -8,22 +8,27 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use rayon::prelude::*;
 
 use super::layout::PackedBatch;
-use super::transformer::{Block, Llama};
+use super::transformer::{Attention, Block, Llama};
 use crate::host;
 use crate::nn::{Adapter, Linear, RmsNorm};
 
-/// Where the tokens of a batch lie in attention's rectangle, and how they turn.
+/// Where the tokens of a batch lie in attention's rectangles, and how they turn.
 pub struct HostBatch {
-    rows: usize,
-    longest: usize,
-    lengths: Vec<usize>,
-    /// For each cell `[rows, longest]` its token; none where it is padding.
-    cells: Vec<Option<usize>>,
-    /// For each token its cells; the first one's output is the token's.
-    cells_of: Vec<Vec<usize>>,
+    grids: Vec<HostGrid>,
+    /// For each token its cells, by grid; the first one's output is the token's.
+    cells_of: Vec<Vec<(usize, usize)>>,
     /// `[tokens, head_dim]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
+}
+
+/// One rectangle `[rows, longest]`.
+struct HostGrid {
+    longest: usize,
+    /// Of its rows.
+    lengths: Vec<usize>,
+    /// For each cell its token; none where it is padding.
+    cells: Vec<Option<usize>>,
 }
 
 /// What a block's backward pass needs of its forward pass.
@@ -31,12 +36,7 @@ pub struct Kept<B: Backend> {
     input: Tensor<B, 2>,
     attention_scales: Vec<f32>,
     attention_input: Tensor<B, 2>,
-    /// `[rows, kv_heads, group · longest, head_dim]`, scaled.
-    queries: Tensor<B, 4>,
-    keys: Tensor<B, 4>,
-    values: Tensor<B, 4>,
-    /// `[rows, kv_heads, group · longest, longest]`.
-    weights: Tensor<B, 4>,
+    grids: Vec<KeptGrid<B>>,
     mixed: Tensor<B, 2>,
     middle: Tensor<B, 2>,
     mlp_scales: Vec<f32>,
@@ -44,6 +44,16 @@ pub struct Kept<B: Backend> {
     gate: Tensor<B, 2>,
     up: Tensor<B, 2>,
     gated: Tensor<B, 2>,
+}
+
+/// The same of one rectangle's attention.
+struct KeptGrid<B: Backend> {
+    /// `[rows, kv_heads, group · longest, head_dim]`, scaled.
+    queries: Tensor<B, 4>,
+    keys: Tensor<B, 4>,
+    values: Tensor<B, 4>,
+    /// `[rows, kv_heads, group · longest, longest]`.
+    weights: Tensor<B, 4>,
 }
 
 /// Takes flat gradients of parameters.
@@ -57,50 +67,74 @@ pub trait Sink<B: Backend> {
 impl HostBatch {
     /// Of a packed batch, with the model's rotary angles.
     pub fn new<B: Backend>(model: &Llama<B>, batch: &PackedBatch<B>) -> Self {
-        let longest = batch.grid.longest;
-        let lengths: Vec<usize> = batch.places.iter().map(|p| p.len()).collect();
-        let mut cells = vec![None; lengths.len() * longest];
         let mut cells_of = vec![Vec::new(); batch.tokens()];
-        for (row, (places, &length)) in batch.places.iter().zip(&lengths).enumerate() {
-            for i in 0..length {
-                let (cell, token) = (row * longest + i, places.at(i));
-                cells[cell] = Some(token);
-                cells_of[token].push(cell);
+        let mut grids: Vec<HostGrid> = Vec::with_capacity(batch.grids.len());
+        for grid in &batch.grids {
+            let lengths: Vec<usize> = grid.rows.iter().map(|&i| batch.places[i].len()).collect();
+            grids.push(HostGrid {
+                longest: grid.longest,
+                cells: vec![None; lengths.len() * grid.longest],
+                lengths,
+            });
+        }
+        let rows = batch.grids.iter().enumerate().flat_map(|(number, grid)| {
+            let rows = grid.rows.iter().enumerate();
+            rows.map(move |(row, &sequence)| (sequence, number, row))
+        });
+        let mut rows: Vec<(usize, usize, usize)> = rows.collect();
+        // A token's first cell lies in the sequence that laid it down.
+        rows.sort_unstable();
+        for (sequence, number, row) in rows {
+            let (places, grid) = (&batch.places[sequence], &mut grids[number]);
+            for i in 0..places.len() {
+                let (cell, token) = (row * grid.longest + i, places.at(i));
+                grid.cells[cell] = Some(token);
+                cells_of[token].push((number, cell));
             }
         }
         let (cos, sin) = model.rope.at(batch.positions.clone());
         Self {
-            rows: lengths.len(),
-            longest,
-            lengths,
-            cells,
+            grids,
             cells_of,
             cos: host::take(cos),
             sin: host::take(sin),
         }
     }
 
-    /// Heads of tokens `[tokens, heads · width]` → `[rows, kv_heads, group · longest, width]`;
-    /// zeros for padding.
-    fn to_grid<B: Backend>(&self, x: Tensor<B, 2>, kv: usize, way: Way) -> Tensor<B, 4> {
+    /// Heads of tokens `[tokens, heads · width]` → for each grid
+    /// `[rows, kv_heads, group · longest, width]`; zeros for padding.
+    fn to_grids<B: Backend>(&self, x: Tensor<B, 2>, kv: usize, way: Way) -> Vec<Tensor<B, 4>> {
         let [tokens, across] = x.dims();
         let width = self.cos.len() / tokens;
-        let (heads, device) = (across / width, x.device());
+        let device = x.device();
         let x = host::take(x);
-        let mut grid = vec![0f32; self.cells.len() * across];
-        let fill = |(row, grid): (usize, &mut [f32])| {
-            for i in 0..self.lengths[row] {
-                let cell = row * self.longest + i;
-                let Some(token) = self.cells[cell] else {
+        let grid = |(number, grid): (usize, &HostGrid)| {
+            let values = self.fill_grid(&x, width, number, way);
+            let group = across / width / kv;
+            let shape = [grid.lengths.len(), kv, group * grid.longest, width];
+            Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
+        };
+        self.grids.iter().enumerate().map(grid).collect()
+    }
+
+    /// The values of grid `number`, `[rows, heads, longest, width]`.
+    fn fill_grid(&self, x: &[f32], width: usize, number: usize, way: Way) -> Vec<f32> {
+        let grid = &self.grids[number];
+        let across = x.len() / self.cells_of.len();
+        let mut values = vec![0f32; grid.cells.len() * across];
+        let fill = |(row, values): (usize, &mut [f32])| {
+            for i in 0..grid.lengths[row] {
+                let cell = row * grid.longest + i;
+                let Some(token) = grid.cells[cell] else {
                     continue;
                 };
-                if matches!(way, Way::Owner) && self.cells_of[token][0] != cell {
+                if matches!(way, Way::Owner) && self.cells_of[token][0] != (number, cell) {
                     continue;
                 }
                 let from = &x[token * across..(token + 1) * across];
                 for (head, from) in from.chunks_exact(width).enumerate() {
-                    let at = (head * self.longest + i) * width;
-                    let to = &mut grid[at..at + width];
+                    let at = (head * grid.longest + i) * width;
+                    let to = &mut values[at..at + width];
                     match way {
                         Way::Turned(scale) => self.turn(to, from, token, scale, 1.0),
                         Way::Plain | Way::Owner => to.copy_from_slice(from),
@@ -108,18 +142,24 @@ impl HostBatch {
                 }
             }
         };
-        let row = self.longest * across;
-        grid.par_chunks_mut(row.max(1)).enumerate().for_each(fill);
-        let shape = [self.rows, kv, heads / kv * self.longest, width];
-        Tensor::from_data(TensorData::new(grid, shape), (&device, DType::F32))
+        let row = grid.longest * across;
+        values.par_chunks_mut(row.max(1)).enumerate().for_each(fill);
+        values
     }
 
-    /// The way back, `[rows, kv_heads, group · longest, width]` → `[tokens, heads · width]`: the
-    /// transpose of [`Self::to_grid`] in the same way.
-    fn to_tokens<B: Backend>(&self, grid: Tensor<B, 4>, heads: usize, way: Way) -> Tensor<B, 2> {
-        let (width, device) = (grid.dims()[3], grid.device());
-        let (across, tokens) = (heads * width, self.cells_of.len());
-        let grid = host::take(grid);
+    /// The way back, `[rows, kv_heads, group · longest, width]` of each grid →
+    /// `[tokens, heads · width]`: the transpose of [`Self::to_grids`] in the same way.
+    fn to_tokens<B: Backend>(
+        &self,
+        grids: Vec<Tensor<B, 4>>,
+        heads: usize,
+        way: Way,
+    ) -> Tensor<B, 2> {
+        let tokens = self.cells_of.len();
+        let width = self.cos.len() / tokens;
+        let across = heads * width;
+        let device = grids.first().map(Tensor::device).unwrap_or_default();
+        let grids: Vec<Vec<f32>> = grids.into_iter().map(host::take).collect();
         let mut out = vec![0f32; tokens * across];
         let fill = |(token, out): (usize, &mut [f32])| {
             let cells = match way {
@@ -128,10 +168,11 @@ impl HostBatch {
             };
             let mut turned = vec![0f32; width];
             for (head, out) in out.chunks_exact_mut(width).enumerate() {
-                for cell in cells {
-                    let (row, i) = (cell / self.longest, cell % self.longest);
-                    let at = ((row * heads + head) * self.longest + i) * width;
-                    let from = &grid[at..at + width];
+                for &(number, cell) in cells {
+                    let longest = self.grids[number].longest;
+                    let (row, i) = (cell / longest, cell % longest);
+                    let at = ((row * heads + head) * longest + i) * width;
+                    let from = &grids[number][at..at + width];
                     out.iter_mut().zip(from).for_each(|(to, x)| *to += x);
                 }
                 if let Way::Turned(scale) = way {
@@ -140,7 +181,7 @@ impl HostBatch {
                 }
             }
         };
-        let grain = (out.len() / across / 64).max(1);
+        let grain = (tokens / 64).max(1);
         out.par_chunks_mut(across)
             .with_min_len(grain)
             .enumerate()
@@ -268,20 +309,8 @@ impl<B: Backend> Block<B> {
         batch: &HostBatch,
     ) -> (Tensor<B, 2>, Kept<B>) {
         let attention = &self.self_attn;
-        let (kv, longest) = (attention.kv_heads, batch.longest);
         let (x, attention_scales) = norm(&self.input_layernorm, &input);
-        let scale = 1.0 / (attention.head_dim as f32).sqrt();
-        let grid = |linear: &Linear<B>, way| batch.to_grid(linear.forward(x.clone()), kv, way);
-        let queries = grid(&attention.q_proj, Way::Turned(scale));
-        let keys = grid(&attention.k_proj, Way::Turned(1.0));
-        let values = grid(&attention.v_proj, Way::Plain);
-        let scores = queries.clone().matmul(keys.clone().transpose());
-        let each = attention.heads * longest;
-        let weights = host::map(scores, |scores| {
-            host::softmax_used(scores, longest, |row| batch.used(row, each));
-        });
-        let mixed = weights.clone().matmul(values.clone());
-        let mixed = batch.to_tokens(mixed, attention.heads, Way::Owner);
+        let (grids, mixed) = attention.attend_on_host(&x, batch);
         let middle = input.clone() + attention.o_proj.forward(mixed.clone());
         let (mlp_input, mlp_scales) = norm(&self.post_attention_layernorm, &middle);
         let gate = self.mlp.gate_proj.forward(mlp_input.clone());
@@ -293,10 +322,7 @@ impl<B: Backend> Block<B> {
             input,
             attention_scales,
             attention_input: x,
-            queries,
-            keys,
-            values,
-            weights,
+            grids,
             mixed,
             middle,
             mlp_scales,
@@ -341,26 +367,9 @@ impl<B: Backend> Block<B> {
         );
 
         let attention = &self.self_attn;
-        let (heads, kv, longest) = (attention.heads, attention.kv_heads, batch.longest);
         let of_mixed = linear_back(&attention.o_proj, &kept.mixed, grad.clone(), sink);
-        let of_mixed = batch.to_grid(of_mixed, kv, Way::Owner);
-        let of_values = kept.weights.clone().transpose().matmul(of_mixed.clone());
-        let of_weights = of_mixed.matmul(kept.values.transpose());
-        let weights = host::take(kept.weights);
-        let each = heads * longest;
-        let of_scores = host::map(of_weights, |of_weights| {
-            host::softmax_back(of_weights, &weights, longest, |row| batch.used(row, each));
-        });
-        let scale = 1.0 / (attention.head_dim as f32).sqrt();
-        let of_queries = of_scores.clone().matmul(kept.keys);
-        let of_keys = of_scores.transpose().matmul(kept.queries);
-        let of_queries = batch.to_tokens(of_queries, heads, Way::Turned(scale));
-        let of_keys = batch.to_tokens(of_keys, kv, Way::Turned(1.0));
-        let of_values = batch.to_tokens(of_values, kv, Way::Plain);
         let x = &kept.attention_input;
-        let of_x = linear_back(&attention.q_proj, x, of_queries, sink)
-            + linear_back(&attention.k_proj, x, of_keys, sink)
-            + linear_back(&attention.v_proj, x, of_values, sink);
+        let of_x = attention.attend_back_on_host(x, of_mixed, kept.grids, batch, sink);
         let norm = &self.input_layernorm;
         norm_back(
             norm,
@@ -373,7 +382,75 @@ impl<B: Backend> Block<B> {
     }
 }
 
-impl HostBatch {
+impl<B: Backend> Attention<B> {
+    /// What attention makes of normed `x` before its last layer, `[tokens, heads · head_dim]`.
+    fn attend_on_host(
+        &self,
+        x: &Tensor<B, 2>,
+        batch: &HostBatch,
+    ) -> (Vec<KeptGrid<B>>, Tensor<B, 2>) {
+        let kv = self.kv_heads;
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let grids = |linear: &Linear<B>, way| batch.to_grids(linear.forward(x.clone()), kv, way);
+        let queries = grids(&self.q_proj, Way::Turned(scale));
+        let keys = grids(&self.k_proj, Way::Turned(1.0));
+        let values = grids(&self.v_proj, Way::Plain);
+        let mut kept = Vec::with_capacity(batch.grids.len());
+        let mut mixed = Vec::with_capacity(batch.grids.len());
+        let heads = queries.into_iter().zip(keys).zip(values);
+        for (((queries, keys), values), grid) in heads.zip(&batch.grids) {
+            let scores = queries.clone().matmul(keys.clone().transpose());
+            let each = self.heads * grid.longest;
+            let weights = host::map(scores, |scores| {
+                host::softmax_used(scores, grid.longest, |row| grid.used(row, each));
+            });
+            mixed.push(weights.clone().matmul(values.clone()));
+            kept.push(KeptGrid {
+                queries,
+                keys,
+                values,
+                weights,
+            });
+        }
+        (kept, batch.to_tokens(mixed, self.heads, Way::Owner))
+    }
+
+    /// The gradient by `x`, given the one by what [`Self::attend_on_host`] made of it.
+    fn attend_back_on_host(
+        &self,
+        x: &Tensor<B, 2>,
+        of_mixed: Tensor<B, 2>,
+        kept: Vec<KeptGrid<B>>,
+        batch: &HostBatch,
+        sink: &mut dyn Sink<B>,
+    ) -> Tensor<B, 2> {
+        let (heads, kv) = (self.heads, self.kv_heads);
+        let of_mixed = batch.to_grids(of_mixed, kv, Way::Owner);
+        let (mut of_queries, mut of_keys, mut of_values) = (Vec::new(), Vec::new(), Vec::new());
+        for ((kept, of_mixed), grid) in kept.into_iter().zip(of_mixed).zip(&batch.grids) {
+            of_values.push(kept.weights.clone().transpose().matmul(of_mixed.clone()));
+            let of_weights = of_mixed.matmul(kept.values.transpose());
+            let weights = host::take(kept.weights);
+            let each = heads * grid.longest;
+            let of_scores = host::map(of_weights, |of_weights| {
+                host::softmax_back(of_weights, &weights, grid.longest, |row| {
+                    grid.used(row, each)
+                });
+            });
+            of_queries.push(of_scores.clone().matmul(kept.keys));
+            of_keys.push(of_scores.transpose().matmul(kept.queries));
+        }
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let of_queries = batch.to_tokens(of_queries, heads, Way::Turned(scale));
+        let of_keys = batch.to_tokens(of_keys, kv, Way::Turned(1.0));
+        let of_values = batch.to_tokens(of_values, kv, Way::Plain);
+        linear_back(&self.q_proj, x, of_queries, sink)
+            + linear_back(&self.k_proj, x, of_keys, sink)
+            + linear_back(&self.v_proj, x, of_values, sink)
+    }
+}
+
+impl HostGrid {
     /// How many keys row `row` of all scores sees: its own position and what stands before it.
     fn used(&self, row: usize, rows_of_sequence: usize) -> usize {
         let (sequence, at) = (row / rows_of_sequence, row % self.longest);

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
-use super::layout::{Grid, PackedBatch};
+use super::layout::PackedBatch;
 use super::rope::{Rope, RopeRows};
 use crate::nn::{Linear, RmsNorm, from_f32, to_f32};
 
@@ -112,7 +112,7 @@ impl<B: Backend> Block<B> {
         batch: &PackedBatch<B>,
     ) -> Tensor<B, 2> {
         let normed = self.input_layernorm.forward(hidden.clone());
-        let hidden = hidden + self.self_attn.forward(normed, rope, &batch.grid);
+        let hidden = hidden + self.self_attn.forward(normed, rope, batch);
         self.feed_forward(hidden)
     }
 
@@ -124,12 +124,19 @@ impl<B: Backend> Block<B> {
 
 impl<B: Backend> Attention<B> {
     /// Causal self-attention within each sequence, `[tokens, hidden]` → `[tokens, hidden]`.
-    fn forward(&self, x: Tensor<B, 2>, rope: &RopeRows<B>, grid: &Grid<B>) -> Tensor<B, 2> {
+    fn forward(&self, x: Tensor<B, 2>, rope: &RopeRows<B>, batch: &PackedBatch<B>) -> Tensor<B, 2> {
         let (q, k, v) = self.project_rotated(x, rope);
-        let (q, k, v) = (grid.pad(q), grid.pad(k), grid.pad(v));
-        let mask = grid.mask.clone().unsqueeze::<4>();
-        let mixed = self.attend(q, k.swap_dims(1, 2), v.swap_dims(1, 2), mask);
-        self.o_proj.forward(grid.unpad(mixed))
+        let mixed = batch.grids.iter().map(|grid| {
+            let pad = |x: &Tensor<B, 3>| grid.pad(x.clone());
+            let mask = grid.mask.clone().unsqueeze::<4>();
+            self.attend(
+                pad(&q),
+                pad(&k).swap_dims(1, 2),
+                pad(&v).swap_dims(1, 2),
+                mask,
+            )
+        });
+        self.o_proj.forward(batch.unpad(mixed.collect()))
     }
 
     /// Queries, keys and values `[tokens, heads, head_dim]`, the first two rotated.

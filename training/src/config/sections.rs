@@ -425,13 +425,13 @@ section! {
         rows: Rows = Rows::Clean;
         /// Takes the pairs in a random order.
         shuffle: bool = true;
-        /// Seed of that order.
+        /// Seed of that order, and of new adapters.
         seed: u64 = 42;
         /// Number format of weights and activations; master weights are always f32.
         precision: Precision = Precision::F32;
         /// layer: keeps only the layers' inputs and computes the rest again.
         recompute: Recompute = Recompute::None;
-        /// Steps between checkpoints; 0 writes only the trained model.
+        /// Steps between checkpoints; 0 writes one only where the run is interrupted.
         checkpoint_every: usize = 0;
         /// Checkpoints kept, the newest ones.
         keep_checkpoints: usize = 2;
@@ -530,6 +530,8 @@ impl Train {
             keep_checkpoints: 1,
             eval_every: 0,
             eval_data: None,
+            // All steps behind a checkpoint are the same under both.
+            on_non_finite: OnNonFinite::Stop,
             ..self.clone()
         }
     }

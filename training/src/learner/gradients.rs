@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
 use sppo_model::nn::to_f32;
 
-use super::LearnerError;
+use super::{LearnerError, ParamState};
 
 /// Flat f32 gradients `[n]` by parameter.
 #[derive(Debug)]
@@ -85,16 +85,21 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<'_, B> {
     }
 }
 
-/// Whether every parameter of `module` among `trained` is finite.
-pub(super) fn all_finite<B: Backend, M: Module<B>>(
+/// Whether every parameter of `module` among `trained`, and all of `states`, is finite.
+pub(super) fn all_finite<'a, B: Backend, M: Module<B>>(
     module: &M,
     trained: &HashSet<ParamId>,
+    states: impl Iterator<Item = &'a ParamState<B>>,
 ) -> Result<bool, LearnerError> {
     let mut sums = Sums {
         trained,
         found: Vec::new(),
     };
     module.visit(&mut sums);
+    for state in states {
+        let tensors = state.master.iter().chain(&state.slots);
+        sums.found.extend(tensors.map(|t| magnitude(t.clone())));
+    }
     let values: Vec<f32> = Tensor::cat(sums.found, 0)
         .try_into_data()
         .map_err(|e| LearnerError::Device(e.to_string()))?
@@ -103,7 +108,12 @@ pub(super) fn all_finite<B: Backend, M: Module<B>>(
     Ok(values.iter().all(|sum| sum.is_finite()))
 }
 
-/// The sum of each parameter's magnitudes.
+/// A sum of magnitudes that is finite if all values are: scaled, so that it does not overflow.
+fn magnitude<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
+    (to_f32(x) * 1e-20).abs().sum()
+}
+
+/// The magnitude of each parameter.
 struct Sums<'a, B: Backend> {
     trained: &'a HashSet<ParamId>,
     found: Vec<Tensor<B, 1>>,
@@ -112,7 +122,7 @@ struct Sums<'a, B: Backend> {
 impl<B: Backend> ModuleVisitor<B> for Sums<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if self.trained.contains(&param.id) {
-            self.found.push(to_f32(param.val()).abs().sum());
+            self.found.push(magnitude(param.val()));
         }
     }
 }

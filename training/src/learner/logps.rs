@@ -15,6 +15,11 @@ use crate::tokenise::TokenisedSequence;
 /// Most logits held at once.
 const CHUNK_LOGITS: usize = 1 << 25;
 
+/// Rows of logits over `vocab` that are held at once.
+pub fn chunk_rows(vocab: usize) -> usize {
+    (CHUNK_LOGITS / vocab).max(1)
+}
+
 /// The response tokens of a batch: where they are predicted, and what they are.
 pub(super) struct Targets<B: Backend> {
     /// Packed positions that predict a response token `[rows]`.
@@ -49,7 +54,7 @@ impl<B: Backend> Targets<B> {
     /// Ranges of rows whose logits over `vocab` fit into memory together.
     pub fn chunks(&self, vocab: usize) -> Vec<Range<usize>> {
         let rows = self.tokens.dims()[0];
-        let size = (CHUNK_LOGITS / vocab).max(1);
+        let size = chunk_rows(vocab);
         (0..rows)
             .step_by(size)
             .map(|start| start..(start + size).min(rows))

@@ -20,10 +20,9 @@ use crate::data::{PairRow, read_rows};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::{Optimizer, RmsProp};
+use crate::plan::{Batch, flops};
 use crate::tokenise::TokenisedPair;
-use crate::trainer::{
-    Objective, PreferenceObjective, PreferencePair, peak_memory_bytes, tokenise_pairs,
-};
+use crate::trainer::{Objective, PreferenceObjective, PreferencePair, tokenise_pairs};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -66,9 +65,20 @@ pub enum Half {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct BenchReport {
     pub train_tokens_per_s: Option<f64>,
+    /// Of one optimizer step.
+    pub train_step_s: Option<f64>,
+    /// Model FLOPs ([`flops::training`]) a second, in units of 1e12.
+    pub train_tflops_per_s: Option<f64>,
     pub generate_tokens_per_s: Option<f64>,
-    /// Highest resident memory of the process (of the host, not of a GPU).
+    /// Highest memory: of the device's allocator on a GPU, resident memory of the process else.
     pub peak_memory_mib: f64,
+}
+
+/// What the timed steps came to.
+struct Timed {
+    seconds: f64,
+    tokens: usize,
+    flops: f64,
 }
 
 /// Measures a model folder.
@@ -81,10 +91,14 @@ pub fn bench<B: AutodiffBackend>(
     let generate = wanted(Half::Generate).then(|| time_generation::<B>(job, device, monitor));
     let generate_tokens_per_s = generate.transpose()?;
     let train = wanted(Half::Train).then(|| time_training::<B>(job, device, monitor));
+    let train = train.transpose()?;
+    let of_train = |value: &dyn Fn(&Timed) -> f64| train.as_ref().map(value);
     Ok(BenchReport {
-        train_tokens_per_s: train.transpose()?,
+        train_tokens_per_s: of_train(&|t| t.tokens as f64 / t.seconds),
+        train_step_s: of_train(&|t| t.seconds / job.steps as f64),
+        train_tflops_per_s: of_train(&|t| t.flops / t.seconds / 1e12),
         generate_tokens_per_s,
-        peak_memory_mib: peak_memory_bytes() as f64 / (1 << 20) as f64,
+        peak_memory_mib: monitor.peak_memory_bytes() as f64 / (1 << 20) as f64,
     })
 }
 
@@ -151,13 +165,19 @@ fn time_training<B: AutodiffBackend>(
     job: Bench<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
-) -> Result<f64, StageError> {
+) -> Result<Timed, StageError> {
     let policy = Policy::<B>::load(job.model, job.dtype, device)?;
+    let config = policy.config.clone();
     let count = job.batch * (job.steps + 1);
     let pairs = match job.pairs {
         Some(path) => given_pairs(path, count, &policy.config)?,
         None => random_pairs(job, count, &policy.config)?,
     };
+    let flops = pairs[job.batch..].chunks(job.batch).map(|batch| {
+        let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
+        flops::training(&config, &Batch::of(&sequences))
+    });
+    let flops = flops.sum();
     // Known beforehand, as the trainer keeps them on disk; their values do not matter here.
     let reference = vec![[-1.0, -1.0]; count];
     let mut objective = PreferenceObjective::new(pairs, reference, Loss::Sppo, 0.001);
@@ -187,7 +207,11 @@ fn time_training<B: AutodiffBackend>(
     }
     sync::<B>(device)?;
     monitor.end();
-    Ok(tokens as f64 / begun.elapsed().as_secs_f64())
+    Ok(Timed {
+        seconds: begun.elapsed().as_secs_f64(),
+        tokens,
+        flops,
+    })
 }
 
 fn time_generation<B: AutodiffBackend>(

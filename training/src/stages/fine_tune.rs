@@ -94,6 +94,7 @@ fn settings(job: FineTuning<'_>, key: String, examples: usize) -> TrainSettings 
         keep_checkpoints: 1,
         eval_every: 0,
         skip_non_finite: false,
+        advice: "lower sft.learning_rate or set sft.max_grad_norm",
         save_dtype: DType::F32,
         summary: format!(
             "Supervised fine-tuning on {} rows, started from {}.",

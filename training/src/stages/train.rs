@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
 use super::learning::{Start, learn, refuse_own_output};
 use super::{Policy, StageError};
-use crate::config::{self, OnNonFinite, Precision};
+use crate::config::{self, OnNonFinite};
 use crate::data::{PairRow, check_probabilities, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
@@ -46,7 +45,7 @@ pub fn train_pairs<B: AutodiffBackend>(
     if let Some(done) = finished_model(job.output_dir, &key) {
         return Ok(done);
     }
-    let dtype = dtype(config);
+    let dtype = config.precision.dtype();
     let resumed = latest_checkpoint(job.output_dir, &key);
     // On the training backend, so that the first step finds no difference between the two.
     let reference = Policy::<B>::load(job.model, dtype, device)?.frozen();
@@ -55,7 +54,13 @@ pub fn train_pairs<B: AutodiffBackend>(
         Some(path) => tokenise(&read_pairs(path, config)?, &reference, config)?,
         None => Vec::new(),
     };
-    let reference_key = format!("{model_key} {}", config.precision);
+    // Another device or batch may round otherwise in the last digit.
+    let reference_key = format!(
+        "{model_key} {} {} {}",
+        config.precision,
+        config.batch_size,
+        B::name(device)
+    );
     let logps = |pairs: &[PreferencePair], monitor: &dyn Monitor| {
         reference_pass(
             &reference,
@@ -102,13 +107,6 @@ fn adapters(job: PairTraining<'_>, model_key: &str) -> Result<Option<Adapters>, 
     }))
 }
 
-fn dtype(config: &config::Train) -> DType {
-    match config.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-    }
-}
-
 fn settings(job: PairTraining<'_>, key: String, pairs: usize) -> TrainSettings {
     let config = job.config;
     TrainSettings {
@@ -130,7 +128,8 @@ fn settings(job: PairTraining<'_>, key: String, pairs: usize) -> TrainSettings {
         keep_checkpoints: config.keep_checkpoints,
         eval_every: config.eval_every,
         skip_non_finite: config.on_non_finite == OnNonFinite::Skip,
-        save_dtype: dtype(config),
+        advice: "train.on_non_finite = \"skip\" goes on from here; a lower train.learning_rate or train.max_grad_norm starts anew",
+        save_dtype: config.precision.dtype(),
         summary: format!(
             "{} of {} pairs with the {} loss (beta {}), started from {}.",
             "Self-play preference optimization (arXiv 2405.00675)",

@@ -137,8 +137,10 @@ pub fn finished_model(output_dir: &Path, key: &str) -> Option<PathBuf> {
 }
 
 /// Removes checkpoints of other inputs, which would be pruned among this training's own, with a
-/// warning; the trained model stays until the new one replaces it.
+/// warning; the trained model stays until the new one replaces it. What a kill left half done goes,
+/// too.
 pub fn clear_other_work(output_dir: &Path, key: &str) -> Result<(), TrainError> {
+    clear_remains(output_dir)?;
     let is_other = |mark: &Path| {
         let saved: Option<Saved> = fs::read_to_string(mark)
             .ok()
@@ -177,6 +179,21 @@ fn step_folders(output_dir: &Path) -> Vec<PathBuf> {
     folders
 }
 
+/// An update can overflow where loss and gradient were finite; such weights are never saved.
+pub(super) fn refuse_broken<B: AutodiffBackend>(
+    learner: &Learner<B>,
+    settings: &TrainSettings,
+    step: usize,
+) -> Result<(), TrainError> {
+    match learner.is_finite()? {
+        true => Ok(()),
+        false => Err(TrainError::Broken {
+            step,
+            advice: settings.advice,
+        }),
+    }
+}
+
 /// Writes a checkpoint behind `step` steps; older ones go only once it is whole.
 pub(super) fn save<B: AutodiffBackend>(
     learner: &Learner<B>,
@@ -184,6 +201,7 @@ pub(super) fn save<B: AutodiffBackend>(
     files: ModelFiles<'_>,
     step: usize,
 ) -> Result<(), TrainError> {
+    refuse_broken(learner, settings, step)?;
     let parent = settings.output_dir.join("checkpoints");
     let target = parent.join(format!("step-{step:08}"));
     write_aside(&target, |dir| {
@@ -208,6 +226,7 @@ pub(super) fn save_final<B: AutodiffBackend>(
     files: ModelFiles<'_>,
     steps: usize,
 ) -> Result<PathBuf, TrainError> {
+    refuse_broken(learner, settings, steps)?;
     let target = settings.output_dir.join("model");
     write_aside(&target, |dir| {
         write_model(learner, settings, files, dir)?;
@@ -340,8 +359,7 @@ pub fn write_aside<T, E: From<TrainError>>(
     let parent = target.parent().filter(|p| !p.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(io("make", parent))?;
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let aside = parent.join(format!(".{name}.partial"));
+    let aside = aside(target, PARTIAL);
     let remove = |dir: &Path| match dir.exists() {
         true => fs::remove_dir_all(dir).map_err(io("remove", dir)),
         false => Ok(()),
@@ -357,16 +375,77 @@ pub fn write_aside<T, E: From<TrainError>>(
         }
     };
     sync_tree(&aside)?;
-    // A rename cannot replace a folder that holds files: set the old one aside first.
-    let old = parent.join(format!(".{name}.old"));
-    remove(&old)?;
-    if target.exists() {
-        fs::rename(target, &old).map_err(io("rename", target))?;
+    match target.exists() {
+        true => replace(&aside, target)?,
+        false => fs::rename(&aside, target).map_err(io("rename", &aside))?,
     }
-    fs::rename(&aside, target).map_err(io("rename", &aside))?;
     sync(parent)?;
-    remove(&old)?;
+    remove(&aside)?;
     Ok(filled)
+}
+
+/// Puts a folder in another's place, which then lies in its own: in one step, so that a kill
+/// leaves one or the other under the name.
+#[cfg(target_os = "linux")]
+fn replace(new: &Path, target: &Path) -> Result<(), TrainError> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // Some file systems cannot.
+        Err(_) => replace_in_two_steps(new, target),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn replace(new: &Path, target: &Path) -> Result<(), TrainError> {
+    replace_in_two_steps(new, target)
+}
+
+/// A rename cannot replace a folder that holds files, so the old one is set aside first.
+fn replace_in_two_steps(new: &Path, target: &Path) -> Result<(), TrainError> {
+    let old = aside(target, OLD);
+    if old.exists() {
+        fs::remove_dir_all(&old).map_err(io("remove", &old))?;
+    }
+    fs::rename(target, &old).map_err(io("rename", target))?;
+    fs::rename(new, target).map_err(io("rename", new))?;
+    fs::remove_dir_all(&old).map_err(io("remove", &old))
+}
+
+const PARTIAL: &str = ".partial";
+const OLD: &str = ".old";
+
+/// `.name.partial` or `.name.old` beside a folder.
+fn aside(target: &Path, kind: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}{kind}"))
+}
+
+/// Removes folders that a kill left half written, and puts back one that was set aside for its
+/// successor.
+fn clear_remains(output_dir: &Path) -> Result<(), TrainError> {
+    for parent in [output_dir.to_path_buf(), output_dir.join("checkpoints")] {
+        let Ok(entries) = fs::read_dir(&parent) else {
+            continue;
+        };
+        for path in entries.filter_map(|entry| entry.ok().map(|e| e.path())) {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+            let Some(hidden) = name.strip_prefix('.').filter(|_| path.is_dir()) else {
+                continue;
+            };
+            if let Some(name) = hidden.strip_suffix(OLD) {
+                let target = parent.join(name);
+                if !target.exists() {
+                    fs::rename(&path, &target).map_err(io("rename", &path))?;
+                    continue;
+                }
+            } else if !hidden.ends_with(PARTIAL) {
+                continue;
+            }
+            fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 fn sync_tree(dir: &Path) -> Result<(), TrainError> {

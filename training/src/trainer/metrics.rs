@@ -66,6 +66,7 @@ pub struct StepMetrics {
     pub tokens: usize,
     pub tokens_per_second: f64,
     pub step_seconds: f64,
+    /// Of the device where it has its own memory, else of the process.
     pub peak_memory_bytes: u64,
     /// Whether the step was skipped because its loss or gradient was not finite.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -153,12 +154,4 @@ impl MetricsFile {
             source,
         }
     }
-}
-
-/// Highest resident memory of this process so far; 0 where the system does not tell.
-pub fn peak_memory_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kilobytes.unwrap_or(0) * 1024
 }

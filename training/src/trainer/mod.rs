@@ -21,7 +21,7 @@ pub use checkpoint::{
     Saved, base_of_adapters, clear_other_work, fingerprint, finished_model, latest_checkpoint,
     model_fingerprint, restore, weights_fingerprint, write_aside,
 };
-pub use metrics::{PairMetrics, StepMetrics, peak_memory_bytes};
+pub use metrics::{PairMetrics, StepMetrics};
 pub use objective::{Objective, WindowReport};
 pub use preference::{PreferenceObjective, PreferencePair, tokenise_pairs};
 pub use reference::reference_logps;
@@ -51,19 +51,19 @@ pub enum TrainError {
     },
     #[error("{path} is damaged: {message}; remove that folder to go on from the one before", path = path.display())]
     Damaged { path: PathBuf, message: String },
-    #[error(
-        "step {step}: the {what} is not finite (rows {}); the weights of the step before are kept in checkpoints/. Lower the learning rate, set train.max_grad_norm, or train.on_non_finite = \"skip\"",
-        rows.join(", ")
-    )]
+    #[error("step {step}: the {what} is not finite (rows {}); {kept}; {advice}", rows.join(", "))]
     NonFinite {
         step: usize,
         what: &'static str,
         rows: Vec<String>,
+        /// What is left to go on from.
+        kept: &'static str,
+        advice: &'static str,
     },
     #[error(
-        "the weights are not finite behind step {step} and are not saved; lower the learning rate"
+        "weights or optimizer state are not finite behind step {step} and are not saved; {advice}"
     )]
-    BrokenWeights { step: usize },
+    Broken { step: usize, advice: &'static str },
     #[error("row {row}: {source}")]
     Row { row: String, source: TokeniseError },
     #[error("row {row}: {message}")]
@@ -91,6 +91,8 @@ pub struct TrainSettings {
     /// Steps between evaluations on the objective's own held-out rows; 0 is off.
     pub eval_every: usize,
     pub skip_non_finite: bool,
+    /// What to do where numbers are not finite.
+    pub advice: &'static str,
     pub save_dtype: DType,
     /// Words for the model card: what was trained and from what.
     pub summary: String,
@@ -175,15 +177,23 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
             return Ok(Outcome::Interrupted(step));
         }
         let (epoch, window) = order::window(settings, rows, per_epoch, step);
-        let mut line = match one_step(learner, objective, settings, &window, step) {
-            // The weights are those of the step before: keep them for a second try.
-            Err(error @ TrainError::NonFinite { .. }) if step > saved => {
-                metrics.sync()?;
-                refuse_broken_weights(learner, step)?;
-                checkpoint::save(learner, settings, files, step)?;
+        let mut line = match one_step(learner, objective, settings, &window, step, monitor) {
+            Err(mut error) => {
+                // The weights are those of the step before: keep them for a second try.
+                if let TrainError::NonFinite { kept, .. } = &mut error {
+                    metrics.sync()?;
+                    if step > saved && learner.is_finite()? {
+                        checkpoint::save(learner, settings, files, step)?;
+                        saved = step;
+                    }
+                    *kept = match saved == step && step > 0 {
+                        true => "the weights of the step before are kept in checkpoints/",
+                        false => "what was kept before stays",
+                    };
+                }
                 return Err(error);
             }
-            other => other?,
+            Ok(line) => line,
         };
         line.epoch = epoch as f64 + (step % per_epoch + 1) as f64 / per_epoch as f64;
         if settings.eval_every > 0 && (step + 1) % settings.eval_every == 0 {
@@ -194,26 +204,17 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
         let due = settings.checkpoint_every > 0 && (step + 1) % settings.checkpoint_every == 0;
         if due && step + 1 < steps {
             metrics.sync()?;
-            refuse_broken_weights(learner, step + 1)?;
             checkpoint::save(learner, settings, files, step + 1)?;
             saved = step + 1;
         }
     }
     metrics.sync()?;
-    refuse_broken_weights(learner, steps)?;
     let path = checkpoint::save_final(learner, settings, files, steps)?;
-    Ok(Outcome::Finished(path))
-}
-
-/// An update can overflow where loss and gradient were finite; such weights are never saved.
-fn refuse_broken_weights<B: AutodiffBackend>(
-    learner: &Learner<B>,
-    step: usize,
-) -> Result<(), TrainError> {
-    match learner.is_finite()? {
-        true => Ok(()),
-        false => Err(TrainError::BrokenWeights { step }),
+    let skipped = steps - learner.steps().min(steps);
+    if skipped > 0 {
+        tracing::warn!("{skipped} of {steps} steps were skipped: not finite");
     }
+    Ok(Outcome::Finished(path))
 }
 
 fn one_step<B: AutodiffBackend, O: Objective<B>>(
@@ -222,30 +223,25 @@ fn one_step<B: AutodiffBackend, O: Objective<B>>(
     settings: &TrainSettings,
     window: &[usize],
     step: usize,
+    monitor: &dyn Monitor,
 ) -> Result<StepMetrics, TrainError> {
     let begun = Instant::now();
     let rate = settings.schedule.rate(step);
     let report = objective.accumulate(learner, window, settings.batch_size)?;
-    let mut skipped = false;
-    if !report.bad_rows.is_empty() {
-        refuse(settings, step, "loss", &report.bad_rows)?;
-        learner.discard_gradients();
-        skipped = true;
-    }
-    let update = match skipped {
-        true => StepReport {
+    let update = match report.bad_rows.is_empty() {
+        true => learner.step(rate)?,
+        false => StepReport {
             grad_norm: f64::NAN,
             updated: false,
         },
-        false => learner.step(rate)?,
     };
-    if !update.updated && !skipped {
-        let rows = window
-            .iter()
-            .map(|&i| objective.row_name(i))
-            .collect::<Vec<_>>();
-        refuse(settings, step, "gradient", &rows)?;
-        skipped = true;
+    if !update.updated {
+        learner.discard_gradients();
+        let (what, rows) = match report.bad_rows.is_empty() {
+            true => ("gradient", offenders(learner, objective, window)?),
+            false => ("loss", report.bad_rows),
+        };
+        refuse(learner, settings, step, what, rows)?;
     }
     let seconds = begun.elapsed().as_secs_f64();
     Ok(StepMetrics {
@@ -258,29 +254,56 @@ fn one_step<B: AutodiffBackend, O: Objective<B>>(
         tokens: report.tokens,
         tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
         step_seconds: seconds,
-        peak_memory_bytes: metrics::peak_memory_bytes(),
-        skipped,
+        peak_memory_bytes: monitor.peak_memory_bytes(),
+        skipped: !update.updated,
         eval: None,
     })
 }
 
-fn refuse(
+/// The rows of a window whose gradients are not finite by themselves; all of them where it is only
+/// their sum.
+fn offenders<B: AutodiffBackend, O: Objective<B>>(
+    learner: &mut Learner<B>,
+    objective: &mut O,
+    window: &[usize],
+) -> Result<Vec<String>, TrainError> {
+    let mut found = Vec::new();
+    for &row in window {
+        objective.accumulate(learner, &[row], 1)?;
+        if !learner.grad_norm()?.is_finite() {
+            found.push(objective.row_name(row));
+        }
+        learner.discard_gradients();
+    }
+    if found.is_empty() {
+        found.extend(window.iter().map(|&row| objective.row_name(row)));
+    }
+    Ok(found)
+}
+
+/// Ends the training at a step that is not finite, or lets it be skipped where the weights are
+/// sound.
+fn refuse<B: AutodiffBackend>(
+    learner: &Learner<B>,
     settings: &TrainSettings,
     step: usize,
     what: &'static str,
-    rows: &[String],
+    rows: Vec<String>,
 ) -> Result<(), TrainError> {
-    if settings.skip_non_finite {
-        tracing::warn!(
-            step = step + 1,
-            ?rows,
-            "the {what} is not finite; step skipped"
-        );
-        return Ok(());
+    if !settings.skip_non_finite {
+        return Err(TrainError::NonFinite {
+            step: step + 1,
+            what,
+            rows,
+            kept: "",
+            advice: settings.advice,
+        });
     }
-    Err(TrainError::NonFinite {
-        step: step + 1,
-        what,
-        rows: rows.to_vec(),
-    })
+    checkpoint::refuse_broken(learner, settings, step)?;
+    tracing::warn!(
+        step = step + 1,
+        ?rows,
+        "the {what} is not finite; step skipped"
+    );
+    Ok(())
 }

@@ -1,0 +1,58 @@
+//! What a batch comes to, in numbers.
+
+use sppo_model::llama::layout::{PackedSize, packed_size};
+
+use crate::tokenise::TokenisedSequence;
+
+/// Size of a batch as the model computes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Tokens that are computed, and the rectangles of attention.
+    pub packed: PackedSize,
+    pub response_tokens: usize,
+    /// Pairs of a token and one that it attends to.
+    pub attended: usize,
+}
+
+impl Batch {
+    /// Of sequences that go through the model together.
+    pub fn of(sequences: &[&TokenisedSequence]) -> Self {
+        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let length = |s: &&TokenisedSequence| s.ids.len();
+        Self {
+            packed: packed_size(&ids),
+            response_tokens: sequences.iter().map(|s| s.response().len()).sum(),
+            attended: sequences.iter().map(length).map(|l| l * (l + 1) / 2).sum(),
+        }
+    }
+
+    /// The most that `pairs` pairs of sequences of up to `longest` tokens come to: nothing shared,
+    /// and all of it response.
+    pub fn largest(pairs: usize, longest: usize) -> Self {
+        let rows = 2 * pairs;
+        Self {
+            packed: PackedSize {
+                tokens: rows * longest,
+                cells: rows * longest,
+                scores: rows * longest * longest,
+            },
+            response_tokens: rows * longest,
+            attended: rows * longest * (longest + 1) / 2,
+        }
+    }
+
+    /// Pairs whose prompts have `prompt` tokens and whose responses have `response` each.
+    pub fn alike(pairs: usize, prompt: usize, response: usize) -> Self {
+        let (rows, longest) = (2 * pairs, prompt + response);
+        let shared = if prompt * 8 >= longest { prompt } else { 0 };
+        Self {
+            packed: PackedSize {
+                tokens: rows * longest - pairs * shared,
+                cells: rows * longest,
+                scores: rows * longest * longest,
+            },
+            response_tokens: rows * response,
+            attended: rows * longest * (longest + 1) / 2,
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Memory of training and generation by part, in bytes.
+//!
+//! What is kept for the backward pass follows from the code; the factors of what comes and goes
+//! beside it were fitted to peaks counted on Flex (training/tests/memory holds the model to them).
+//! A backend that fuses operations takes less of the latter.
+
+use burn::tensor::DType;
+use serde::Serialize;
+use sppo_model::generate::Plan;
+use sppo_model::llama::{LlamaConfig, Lora};
+
+use super::batch::Batch;
+use crate::config::Recompute;
+use crate::learner::chunk_rows;
+
+/// Everything that a training's memory depends on but its batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Training<'a> {
+    pub config: &'a LlamaConfig,
+    /// Of weights and activations.
+    pub dtype: DType,
+    pub recompute: Recompute,
+    /// Tensors that the optimizer keeps for each parameter.
+    pub optimizer_slots: usize,
+    /// Adapters instead of full training.
+    pub lora: Option<&'a Lora>,
+    /// Whether gradients of several batches are added up.
+    pub accumulates: bool,
+    /// Whether the device is a CPU, where f32 training goes by hand-written passes.
+    pub host: bool,
+    /// Devices over which masters, optimizer state and gradients are spread.
+    pub shards: u64,
+}
+
+/// Peak of a training and what it is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct TrainingMemory {
+    pub weights: u64,
+    /// f32 copies of weights that are not f32.
+    pub masters: u64,
+    pub optimizer: u64,
+    /// All of them, f32.
+    pub gradients: u64,
+    /// Kept from the forward pass for the backward pass.
+    pub activations: u64,
+    /// Of one block, beside what is kept, while it is computed backward.
+    pub block: u64,
+    /// One chunk of logits and what is made of it.
+    pub logits: u64,
+    /// Gradient of the largest parameter and its update on their way.
+    pub update: u64,
+    /// Not the sum: the last four are not all there at one time.
+    pub peak: u64,
+}
+
+/// Peak of a generation and what it is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct GenerationMemory {
+    pub weights: u64,
+    /// Keys and values.
+    pub cache: u64,
+    /// Of one step.
+    pub logits: u64,
+    pub peak: u64,
+}
+
+/// Number of parameters of a Llama.
+pub fn parameters(config: &LlamaConfig) -> u64 {
+    let vocabularies = if config.tie_word_embeddings { 1 } else { 2 };
+    let hidden = config.hidden_size as u64;
+    config.num_hidden_layers as u64 * block_parameters(config)
+        + vocabularies * vocabulary_parameters(config)
+        + hidden
+}
+
+fn vocabulary_parameters(config: &LlamaConfig) -> u64 {
+    (config.vocab_size * config.hidden_size) as u64
+}
+
+fn block_parameters(config: &LlamaConfig) -> u64 {
+    let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let (queries, keys) = widths(config);
+    let attention_biases = match config.attention_bias {
+        true => queries + 2 * keys + hidden,
+        false => 0,
+    };
+    let mlp_biases = if config.mlp_bias { 2 * ffn + hidden } else { 0 };
+    2 * hidden * (queries + keys) + 3 * hidden * ffn + 2 * hidden + attention_biases + mlp_biases
+}
+
+/// Of all queries, and of all keys.
+fn widths(config: &LlamaConfig) -> (u64, u64) {
+    let width = config.head_dim;
+    (
+        (config.num_attention_heads * width) as u64,
+        (config.num_key_value_heads * width) as u64,
+    )
+}
+
+/// Number of parameters of adapters.
+pub fn adapter_parameters(config: &LlamaConfig, lora: &Lora) -> u64 {
+    let ends = adapter_ends(config, lora).map(|(input, output)| input + output);
+    config.num_hidden_layers as u64 * lora.rank as u64 * ends.sum::<u64>()
+}
+
+/// Inputs and outputs of a block's layers that have an adapter.
+fn adapter_ends(config: &LlamaConfig, lora: &Lora) -> impl Iterator<Item = (u64, u64)> {
+    let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let (queries, keys) = widths(config);
+    lora.targets
+        .iter()
+        .map(move |target| match target.as_str() {
+            "q_proj" => (hidden, queries),
+            "k_proj" | "v_proj" => (hidden, keys),
+            "o_proj" => (queries, hidden),
+            "down_proj" => (ffn, hidden),
+            _ => (hidden, ffn),
+        })
+}
+
+impl Training<'_> {
+    /// Number of parameters that are trained.
+    pub fn trained(&self) -> u64 {
+        match self.lora {
+            Some(lora) => adapter_parameters(self.config, lora),
+            None => parameters(self.config),
+        }
+    }
+
+    /// The memory of a training whose largest batch is `batch`.
+    pub fn memory(&self, batch: &Batch) -> TrainingMemory {
+        let config = self.config;
+        let trained = self.trained();
+        let layers = config.num_hidden_layers as u64;
+        let size = self.dtype.size() as u64;
+        let adapters = if self.lora.is_some() { 4 * trained } else { 0 };
+        let rope = 2 * 4 * (config.max_position_embeddings * config.head_dim) as u64;
+        let weights = parameters(config) * size + adapters + rope;
+        // Adapters are f32 themselves.
+        let has_masters = self.dtype != DType::F32 && self.lora.is_none();
+        let masters = if has_masters { 4 * trained } else { 0 } / self.shards;
+        let optimizer = 4 * trained * self.optimizer_slots as u64 / self.shards;
+        let gradients = 4 * trained / self.shards;
+
+        let parts = self.activations(batch);
+        let input = size * (batch.packed.tokens * config.hidden_size) as u64;
+        let (activations, last) = match self.recompute {
+            Recompute::None => (layers * parts.kept, 0),
+            Recompute::Layer => (layers * input, parts.kept),
+        };
+        let block = last + parts.passing;
+        let logits = parts.logits;
+        let largest = match self.lora {
+            None => 4 * vocabulary_parameters(config),
+            Some(_) => 0,
+        };
+        // The vocabulary's gradient, cast and added to the one before.
+        let of_vocabulary = match self.by_hand() {
+            true => 2 * largest,
+            false => 7 * largest / 2,
+        };
+        let update = of_vocabulary.max(2 * largest);
+        let beside = largest / 2;
+        let backward = match self.accumulates {
+            true => gradients + (activations + logits.max(block) + beside).max(of_vocabulary),
+            false => {
+                // At the first block and at the last.
+                let first = activations + logits.max(block) + beside;
+                let of_blocks = match self.lora {
+                    None => gradients * (layers - 1) * block_parameters(config) / trained,
+                    Some(_) => gradients,
+                };
+                let last = activations / layers + block + of_blocks + largest;
+                first.max(last).max(gradients + of_vocabulary / 2)
+            }
+        };
+        let fixed = weights + masters + optimizer;
+        TrainingMemory {
+            weights,
+            masters,
+            optimizer,
+            gradients,
+            activations,
+            block,
+            logits,
+            update,
+            peak: fixed + backward.max(gradients + 2 * largest),
+        }
+    }
+
+    fn by_hand(&self) -> bool {
+        self.host && self.dtype == DType::F32
+    }
+
+    /// What a batch's activations come to.
+    fn activations(&self, batch: &Batch) -> Activations {
+        let config = self.config;
+        let size = self.dtype.size() as f64;
+        let (queries, keys) = widths(config);
+        let (queries, keys) = (queries as f64, keys as f64);
+        let tokens = batch.packed.tokens as f64;
+        let of_hidden = size * tokens * config.hidden_size as f64;
+        let of_ffn = size * tokens * config.intermediate_size as f64;
+        let of_mixed = size * tokens * queries;
+        let of_heads = size * batch.packed.cells as f64 * (queries + 2.0 * keys);
+        let scores = 4.0 * (batch.packed.scores * config.num_attention_heads) as f64;
+        let rows = chunk_rows(config.vocab_size).min(batch.response_tokens);
+        let logits = 4.0 * (rows * config.vocab_size) as f64;
+        let adapters = self.lora.map_or(0.0, |lora| {
+            let inputs = adapter_ends(config, lora).map(|(input, _)| input);
+            // In f32, whatever the dtype of the activations.
+            4.0 * tokens * inputs.sum::<u64>() as f64
+        });
+        let (kept, passing, logits) = match self.by_hand() {
+            true => (
+                3.0 * of_hidden + of_mixed + 3.0 * of_ffn + of_heads + scores,
+                2.2 * scores + 0.9 * (of_hidden + of_heads),
+                2.1 * logits,
+            ),
+            false => (
+                9.4 * of_hidden + 4.9 * of_ffn + 1.1 * of_heads + 2.5 * scores + adapters,
+                2.7 * scores,
+                3.7 * logits,
+            ),
+        };
+        Activations {
+            kept: kept as u64,
+            passing: passing as u64,
+            logits: logits as u64,
+        }
+    }
+
+    /// The peak of the activations alone, which cutting a batch can lower.
+    pub fn of_batch(&self, batch: &Batch) -> u64 {
+        let with = self.memory(batch).peak;
+        with.saturating_sub(self.memory(&Batch::default()).peak)
+    }
+}
+
+/// What a batch's activations take.
+struct Activations {
+    /// Of one block, for the backward pass.
+    kept: u64,
+    /// Of one block beside it, meanwhile.
+    passing: u64,
+    logits: u64,
+}
+
+/// Generation as `plan` lays it out.
+pub fn generation(config: &LlamaConfig, dtype: DType, plan: &Plan) -> GenerationMemory {
+    let rope = 2 * 4 * (config.max_position_embeddings * config.head_dim) as u64;
+    let weights = parameters(config) * dtype.size() as u64 + rope;
+    let logits = 2 * 4 * (plan.slots * config.vocab_size) as u64;
+    GenerationMemory {
+        weights,
+        cache: plan.bytes,
+        logits,
+        peak: weights + plan.bytes + logits,
+    }
+}

@@ -1,0 +1,58 @@
+//! Shapes of published models, for plans made before anything is downloaded.
+
+use serde_json::json;
+use sppo_model::llama::LlamaConfig;
+
+/// Hidden size, layers, heads, key and value heads, feed-forward size, context, tied embeddings.
+type Shape = (usize, usize, usize, usize, usize, usize, bool);
+
+/// The last parts of repository ids begin with these, longest first.
+const PUBLISHED: [(&str, Shape); 4] = [
+    ("Llama-3.1-8B", (4096, 32, 32, 8, 14336, 131_072, false)),
+    ("Llama-3.2-1B", (2048, 16, 32, 8, 8192, 131_072, true)),
+    ("Llama-3.2-3B", (3072, 28, 24, 8, 8192, 131_072, true)),
+    ("Llama-3-8B", (4096, 32, 32, 8, 14336, 8192, false)),
+];
+
+/// The shape of a published Llama 3 by its repository id; `None` where it is not known.
+pub fn published(id: &str) -> Option<LlamaConfig> {
+    let name = id.rsplit('/').next()?;
+    let name = name.strip_prefix("Meta-").unwrap_or(name);
+    let known = PUBLISHED.iter().find(|(known, _)| {
+        let rest = name.strip_prefix(known);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    });
+    let (hidden, layers, heads, kv_heads, ffn, context, tied) = known?.1;
+    let fields = json!({
+        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        // 3.2-3B has heads wider than its hidden size over their number.
+        "head_dim": if hidden == 2048 { 64 } else { 128 },
+        "intermediate_size": ffn, "vocab_size": 128_256,
+        "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
+        "tie_word_embeddings": tied,
+    });
+    LlamaConfig::from_map(fields.as_object()?.clone()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::memory::parameters;
+
+    #[test]
+    fn published_models_have_their_known_number_of_parameters() {
+        for (id, billions) in [
+            ("meta-llama/Meta-Llama-3-8B-Instruct", 8.030),
+            ("meta-llama/Llama-3.1-8B", 8.030),
+            ("meta-llama/Llama-3.2-1B-Instruct", 1.236),
+            ("meta-llama/Llama-3.2-3B", 3.213),
+        ] {
+            let found = parameters(&published(id).unwrap()) as f64 / 1e9;
+            assert!((found - billions).abs() < 1e-3, "{id}: {found}");
+        }
+        for other in ["meta-llama/Llama-3-8Bx", "gpt2", ""] {
+            assert!(published(other).is_none(), "{other}");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Peaks of memory, counted at the allocator.
+
+use std::sync::{Arc, Mutex};
+
+use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
+use burn_autodiff::Autodiff;
+use serde_json::{Value, json};
+use sppo_model::generate::{Engine, Plan, Request, SamplingParams};
+use sppo_model::llama::{Decoder, Llama, LlamaConfig, Lora};
+use sppo_training::config::Recompute;
+use sppo_training::learner::Learner;
+use sppo_training::optimizer::{Optimizer, RmsProp, Sgd};
+use sppo_training::plan::Batch;
+use sppo_training::plan::memory::{self, Training};
+use sppo_training::tokenise::TokenisedSequence;
+
+use crate::ALLOCATED;
+
+type Flex = Autodiff<burn_flex::Flex<f32, i32>>;
+
+/// One at a time, or they would count each other's allocations.
+static ALONE: Mutex<()> = Mutex::new(());
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    hidden: usize,
+    ffn: usize,
+    layers: usize,
+    heads: usize,
+    kv: usize,
+    vocab: usize,
+}
+
+fn config(shape: Shape) -> LlamaConfig {
+    let fields = json!({
+        "model_type": "llama", "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv, "vocab_size": shape.vocab,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": false,
+    });
+    let Value::Object(fields) = fields else {
+        unreachable!("it is an object")
+    };
+    LlamaConfig::from_map(fields).unwrap()
+}
+
+fn load<B: AutodiffBackend>(config: &LlamaConfig, dtype: DType, device: &B::Device) -> Llama<B> {
+    let model = Llama::<B>::init(config, 1, device).unwrap();
+    if dtype == DType::F32 {
+        return model;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    model.save(dir.path(), config, dtype, dir.path()).unwrap();
+    drop(model);
+    Llama::load(dir.path(), dtype, device).unwrap().1
+}
+
+fn pairs(count: usize, prompt: usize, response: usize, vocab: usize) -> Vec<TokenisedSequence> {
+    let mut sequences = Vec::new();
+    for pair in 0..count {
+        for side in 0..2usize {
+            let ids = (0..prompt + response).map(|i| {
+                let seed = if i < prompt {
+                    pair
+                } else {
+                    2 * pair + side + 100
+                };
+                ((i * 31 + seed * 17) % vocab) as u32
+            });
+            sequences.push(TokenisedSequence {
+                ids: ids.collect(),
+                response_start: prompt,
+            });
+        }
+    }
+    sequences
+}
+
+/// A training to count: as the plan describes it, and how many batches make a step.
+struct Case<'a> {
+    training: Training<'a>,
+    batches: usize,
+}
+
+/// The peak over the second step, in which the optimizer has its state.
+fn counted<B: AutodiffBackend>(case: &Case<'_>, sequences: &[TokenisedSequence]) -> u64 {
+    let device = B::Device::default();
+    let before = ALLOCATED.current_usage();
+    let Training {
+        config,
+        dtype,
+        recompute,
+        ..
+    } = case.training;
+    let mut model = load::<B>(config, dtype, &device);
+    if let Some(lora) = case.training.lora {
+        model = model.with_new_adapters(lora, 3).unwrap();
+    }
+    let optimizer = match case.training.optimizer_slots {
+        0 => Optimizer::Sgd(Sgd { weight_decay: 0.0 }),
+        _ => Optimizer::RmsProp(RmsProp {
+            alpha: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }),
+    };
+    let mut learner = Learner::new(model, optimizer, recompute, None);
+    let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
+    let mut step = || {
+        for _ in 0..case.batches {
+            learner
+                .backward(&sequences, |logps| vec![1.0; logps.len()])
+                .unwrap();
+        }
+        learner.step(1e-6).unwrap();
+    };
+    step();
+    ALLOCATED.reset_peak_usage();
+    step();
+    (ALLOCATED.peak_usage() - before) as u64
+}
+
+const SHAPE: Shape = Shape {
+    hidden: 256,
+    ffn: 704,
+    layers: 4,
+    heads: 8,
+    kv: 4,
+    vocab: 4096,
+};
+
+/// Counts trainings and compares each with its plan.
+fn agrees(dtype: DType, recompute: Recompute, lora: Option<&Lora>, rows: &[[usize; 3]]) {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    for shape in [
+        SHAPE,
+        Shape {
+            layers: 2,
+            kv: 8,
+            ffn: 1408,
+            ..SHAPE
+        },
+    ] {
+        let config = config(shape);
+        for &[count, prompt, response] in rows {
+            for batches in [1, 2] {
+                let training = Training {
+                    config: &config,
+                    dtype,
+                    recompute,
+                    optimizer_slots: 1,
+                    lora,
+                    accumulates: batches > 1,
+                    host: true,
+                    shards: 1,
+                };
+                let sequences = pairs(count, prompt, response, shape.vocab);
+                let batch = Batch::of(&sequences.iter().collect::<Vec<_>>());
+                let planned = training.memory(&batch).peak as f64;
+                let found = counted::<Flex>(&Case { training, batches }, &sequences) as f64;
+                let what = format!("{dtype:?} {recompute} {shape:?} {count} {prompt} {response}");
+                println!("{what} x{batches}: {:.3}", planned / found);
+                assert!(
+                    (planned / found - 1.0).abs() < 0.15,
+                    "{what}, {batches} batches: planned {planned}, counted {found}"
+                );
+            }
+        }
+    }
+}
+
+const ROWS: [[usize; 3]; 3] = [[4, 32, 64], [2, 64, 256], [1, 64, 16]];
+
+#[test]
+fn plans_of_f32_training() {
+    agrees(DType::F32, Recompute::None, None, &ROWS);
+}
+
+#[test]
+fn plans_of_f32_training_with_layers_recomputed() {
+    agrees(DType::F32, Recompute::Layer, None, &ROWS);
+}
+
+#[test]
+fn plans_of_bf16_training() {
+    agrees(DType::BF16, Recompute::None, None, &ROWS[..1]);
+}
+
+#[test]
+fn plans_of_bf16_training_with_layers_recomputed() {
+    agrees(DType::BF16, Recompute::Layer, None, &ROWS[..2]);
+}
+
+fn lora() -> Lora {
+    Lora {
+        rank: 8,
+        alpha: 16.0,
+        targets: sppo_model::llama::lora::targets().map(Into::into).collect(),
+        rank_stabilised: false,
+    }
+}
+
+#[test]
+fn plans_of_adapters() {
+    agrees(DType::F32, Recompute::None, Some(&lora()), &ROWS[..2]);
+    agrees(DType::BF16, Recompute::Layer, Some(&lora()), &ROWS[..1]);
+}
+
+#[test]
+fn plans_of_generation() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let config = config(SHAPE);
+    let device = Default::default();
+    for (slots, prompt, new) in [(16, 40, 60), (32, 200, 100)] {
+        let before = ALLOCATED.current_usage();
+        ALLOCATED.reset_peak_usage();
+        let model = Llama::<burn_flex::Flex<f32, i32>>::init(&config, 1, &device).unwrap();
+        let plan = Plan::new(&config, DType::F32, slots, 2, prompt + new, None).unwrap();
+        let decoder = Arc::new(Decoder::new(model, &config));
+        let mut engine = Engine::new(decoder, plan, None);
+        for number in 0..slots {
+            let ids = (0..prompt as u32).map(|i| (i * 7 + number as u32) % 4096);
+            let params = SamplingParams {
+                temperature: 1.0,
+                top_p: 1.0,
+                top_k: 0,
+                max_new_tokens: new,
+                stop_ids: Vec::new(),
+                seed: 0,
+            };
+            let request = Request::new(number.to_string(), ids.collect(), 1, params);
+            engine.submit(request).unwrap();
+        }
+        while !engine.is_idle() {
+            engine.step().unwrap();
+        }
+        let found = (ALLOCATED.peak_usage() - before) as f64;
+        let planned = memory::generation(&config, DType::F32, &plan).peak as f64;
+        println!("generation {slots} {prompt} {new}: {:.3}", planned / found);
+        assert!(
+            (planned / found - 1.0).abs() < 0.15,
+            "{slots} slots: planned {planned}, counted {found}"
+        );
+    }
+}
+
+/// Beyond one chunk of logits, neither more response tokens nor a larger vocabulary take more
+/// memory, weights and their gradients aside.
+#[test]
+fn logits_take_the_same_whatever_their_number() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let peak = |vocab: usize, rows: usize| {
+        let shape = Shape {
+            hidden: 16,
+            ffn: 32,
+            layers: 1,
+            heads: 2,
+            kv: 1,
+            vocab,
+        };
+        let config = config(shape);
+        let training = Training {
+            config: &config,
+            dtype: DType::F32,
+            recompute: Recompute::None,
+            optimizer_slots: 0,
+            lora: None,
+            accumulates: false,
+            host: true,
+            shards: 1,
+        };
+        // Short sequences: attention stays small.
+        let sequences = pairs(rows / 64, 1, 32, vocab);
+        let case = Case {
+            training,
+            batches: 1,
+        };
+        let weights = memory::parameters(&config) * 4;
+        counted::<Flex>(&case, &sequences).saturating_sub(2 * weights)
+    };
+    let chunk = |vocab: usize| (sppo_training::learner::chunk_rows(vocab) * vocab * 4) as u64;
+    let one = peak(1 << 15, 2048);
+    for (vocab, rows) in [(1 << 15, 4096), (1 << 16, 2048)] {
+        let found = peak(vocab, rows);
+        let logits = (vocab * rows * 4) as u64;
+        assert!(logits > 3 * chunk(vocab), "several chunks");
+        println!("{vocab} x {rows}: {one} -> {found}");
+        assert!(found < one + chunk(vocab) / 8, "{one} became {found}");
+    }
+}
