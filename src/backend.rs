@@ -37,27 +37,32 @@ pub trait WithBackend {
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output;
 }
 
+/// Parts a device's name from its number.
+fn parse(text: &str) -> anyhow::Result<(&str, Option<usize>)> {
+    match text.split_once(':') {
+        None if NAMES.contains(&text) => Ok((text, None)),
+        Some((name @ ("wgpu" | "cuda"), index)) => match index.parse::<usize>() {
+            Ok(number) => Ok((name, Some(number))),
+            Err(_) => Err(user(format!(
+                "device {text:?}: {index:?} is not the number of a device; \
+                 write {name} or {name}:0"
+            ))),
+        },
+        Some((name, _)) if NAMES.contains(&name) => {
+            Err(user(format!("device {text:?}: {name} takes no number")))
+        }
+        _ => Err(user(format!(
+            "unknown device {text:?}; write cpu, flex, ndarray, wgpu, wgpu:N, cuda or cuda:N"
+        ))),
+    }
+}
+
 impl FromStr for Device {
     type Err = anyhow::Error;
 
     /// Reads `cpu | flex | ndarray | wgpu[:N] | cuda[:N]`; a `UserError` otherwise.
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let (name, index) = match text.split_once(':') {
-            None => (text, None),
-            Some((name @ ("wgpu" | "cuda"), index)) => {
-                let number = index.parse::<usize>().map_err(|_| {
-                    user(format!(
-                        "device {text:?}: {index:?} is not the number of a device; \
-                         write {name} or {name}:0"
-                    ))
-                })?;
-                (name, Some(number))
-            }
-            Some((name, _)) if NAMES.contains(&name) => {
-                return Err(user(format!("device {text:?}: {name} takes no number")));
-            }
-            Some(_) => return Err(unknown(text)),
-        };
+        let (name, index) = parse(text)?;
         Self::named(name, index)
     }
 }
@@ -79,15 +84,20 @@ impl Device {
             "wgpu" => Ok(Self::Wgpu(index)),
             #[cfg(feature = "cuda")]
             "cuda" => Ok(Self::Cuda(index.unwrap_or(0))),
-            lacking if NAMES.contains(&lacking) => {
+            lacking => {
                 let feature = if lacking == "cpu" { "flex" } else { lacking };
                 Err(user(format!(
                     "this build has no device {lacking:?}; build it with the cargo feature: \
                      cargo build --release --features {feature}"
                 )))
             }
-            _ => Err(unknown(name)),
         }
+    }
+
+    /// Whether a device's name means the CPU, whatever this build has.
+    pub fn is_cpu_name(text: &str) -> anyhow::Result<bool> {
+        let (name, _) = parse(text)?;
+        Ok(!matches!(name, "wgpu" | "cuda"))
     }
 
     /// Whether weights and activations may be bf16 here.
@@ -103,12 +113,6 @@ impl Device {
             Self::Cuda(_) => true,
         }
     }
-}
-
-fn unknown(text: &str) -> anyhow::Error {
-    user(format!(
-        "unknown device {text:?}; write cpu, flex, ndarray, wgpu, wgpu:N, cuda or cuda:N"
-    ))
 }
 
 /// Runs the action on the device; a `UserError` where the machine lacks it.

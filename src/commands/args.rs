@@ -19,19 +19,22 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Overrides the device: cpu, flex, ndarray, wgpu[:N] or cuda[:N].
-    #[arg(long)]
-    pub device: Option<Device>,
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
 }
 
 impl ConfigArgs {
     /// The resolved configuration and the device to run on.
     pub fn load(&self) -> anyhow::Result<(Config, Device)> {
+        let (config, name) = self.load_without_device()?;
+        Ok((config, name.parse()?))
+    }
+
+    /// The resolved configuration and the device's name; this build need not have it.
+    pub fn load_without_device(&self) -> anyhow::Result<(Config, String)> {
         let config = Config::load(Some(&self.config), &self.set)?;
-        let device = match self.device {
-            Some(device) => device,
-            None => config.device.parse()?,
-        };
-        Ok((config, device))
+        let name = self.device.clone().unwrap_or_else(|| config.device.clone());
+        Ok((config, name))
     }
 }
 

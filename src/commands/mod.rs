@@ -9,6 +9,7 @@ mod join;
 mod judge;
 mod merge;
 mod pairs;
+mod plan;
 mod run;
 mod score;
 mod sft;
@@ -39,6 +40,8 @@ pub enum Command {
     Score(score::Args),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
+    /// Tells what a run takes before it starts: memory by part, tokens, operations, steps.
+    Plan(plan::Args),
     /// Measures tokens per second of training and generation.
     Bench(bench::Args),
     /// Prints the resolved configuration, or the documentation of every key.
@@ -59,6 +62,7 @@ impl Command {
             Self::Merge(args) => merge::run(args, json),
             Self::Score(args) => score::run(args, json),
             Self::Eval(args) => eval::run(args, json),
+            Self::Plan(args) => plan::run(args, json),
             Self::Bench(args) => bench::run(args, json),
             Self::Config(args) => config::run(args, json),
         }

@@ -149,6 +149,7 @@ impl Check<'_> {
         let limits = [
             ("prompts.per_iteration", config.prompts.per_iteration),
             ("judge.samples", config.judge.samples),
+            ("train.memory_mib", train.memory_mib),
             ("eval.prompts", config.eval.prompts),
         ];
         let limits = limits.into_iter().filter_map(|(key, n)| Some((key, n?, 1)));

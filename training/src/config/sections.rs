@@ -415,6 +415,9 @@ section! {
         batch_size: usize = 8;
         /// Batches that make one optimizer step; their gradients are averaged.
         gradient_accumulation: usize = 1;
+        /// Most memory that training may take by `sppo plan`'s reckoning, in MiB: where a batch
+        /// needs more, it goes through the model in parts, to the same update but for rounding.
+        memory_mib: Option<usize> = None => "131072";
         /// Bound on the global norm of the gradient; off unless given.
         max_grad_norm: Option<f64> = None => "1.0";
         /// Longest prompt with response, in tokens.

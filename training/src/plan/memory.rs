@@ -10,20 +10,21 @@ use sppo_model::generate::Plan;
 use sppo_model::llama::{LlamaConfig, Lora};
 
 use super::batch::Batch;
-use crate::config::Recompute;
+use crate::config::{self, Recompute};
 use crate::learner::chunk_rows;
+use crate::optimizer::Optimizer;
 
 /// Everything that a training's memory depends on but its batches.
-#[derive(Clone, Copy, Debug)]
-pub struct Training<'a> {
-    pub config: &'a LlamaConfig,
+#[derive(Clone, Debug)]
+pub struct Training {
+    pub config: LlamaConfig,
     /// Of weights and activations.
     pub dtype: DType,
     pub recompute: Recompute,
     /// Tensors that the optimizer keeps for each parameter.
     pub optimizer_slots: usize,
     /// Adapters instead of full training.
-    pub lora: Option<&'a Lora>,
+    pub lora: Option<Lora>,
     /// Whether gradients of several batches are added up.
     pub accumulates: bool,
     /// Whether the device is a CPU, where f32 training goes by hand-written passes.
@@ -118,18 +119,32 @@ fn adapter_ends(config: &LlamaConfig, lora: &Lora) -> impl Iterator<Item = (u64,
         })
 }
 
-impl Training<'_> {
+impl Training {
+    /// Of `[train]` on a model; `host` says whether the device is a CPU.
+    pub fn of(train: &config::Train, config: &LlamaConfig, host: bool) -> Self {
+        Self {
+            config: config.clone(),
+            dtype: train.precision.dtype(),
+            recompute: train.recompute,
+            optimizer_slots: Optimizer::from(train).slots(),
+            lora: train.lora.as_ref().map(Into::into),
+            accumulates: train.gradient_accumulation > 1 || train.memory_mib.is_some(),
+            host,
+            shards: 1,
+        }
+    }
+
     /// Number of parameters that are trained.
     pub fn trained(&self) -> u64 {
-        match self.lora {
-            Some(lora) => adapter_parameters(self.config, lora),
-            None => parameters(self.config),
+        match &self.lora {
+            Some(lora) => adapter_parameters(&self.config, lora),
+            None => parameters(&self.config),
         }
     }
 
     /// The memory of a training whose largest batch is `batch`.
     pub fn memory(&self, batch: &Batch) -> TrainingMemory {
-        let config = self.config;
+        let config = &self.config;
         let trained = self.trained();
         let layers = config.num_hidden_layers as u64;
         let size = self.dtype.size() as u64;
@@ -194,7 +209,7 @@ impl Training<'_> {
 
     /// What a batch's activations come to.
     fn activations(&self, batch: &Batch) -> Activations {
-        let config = self.config;
+        let config = &self.config;
         let size = self.dtype.size() as f64;
         let (queries, keys) = widths(config);
         let (queries, keys) = (queries as f64, keys as f64);
@@ -206,7 +221,7 @@ impl Training<'_> {
         let scores = 4.0 * (batch.packed.scores * config.num_attention_heads) as f64;
         let rows = chunk_rows(config.vocab_size).min(batch.response_tokens);
         let logits = 4.0 * (rows * config.vocab_size) as f64;
-        let adapters = self.lora.map_or(0.0, |lora| {
+        let adapters = self.lora.as_ref().map_or(0.0, |lora| {
             let inputs = adapter_ends(config, lora).map(|(input, _)| input);
             // In f32, whatever the dtype of the activations.
             4.0 * tokens * inputs.sum::<u64>() as f64
@@ -228,12 +243,6 @@ impl Training<'_> {
             passing: passing as u64,
             logits: logits as u64,
         }
-    }
-
-    /// The peak of the activations alone, which cutting a batch can lower.
-    pub fn of_batch(&self, batch: &Batch) -> u64 {
-        let with = self.memory(batch).peak;
-        with.saturating_sub(self.memory(&Batch::default()).peak)
     }
 }
 

@@ -1,9 +1,217 @@
 //! What a run takes before it starts: parameters, memory by part, tokens, operations and steps.
 
 mod batch;
+mod fit;
 pub mod flops;
 pub mod memory;
+mod rows;
 mod shapes;
+mod table;
+
+use serde::Serialize;
+use sppo_model::generate::Plan as Slots;
+use sppo_model::llama::LlamaConfig;
 
 pub use batch::Batch;
+pub use fit::Fit;
 pub use shapes::published;
+
+use crate::config::{Config, ModelSource, Recompute};
+use crate::optimizer::Optimizer;
+use crate::stages::StageError;
+use memory::{GenerationMemory, Training, TrainingMemory};
+use rows::Rows;
+
+/// What the plan of a configuration cannot know from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Assumed {
+    /// Whether the device is a CPU.
+    pub host: bool,
+    /// Memory of the device in bytes, where it is known.
+    pub memory: Option<u64>,
+    /// Prompts of an iteration, instead of those of the file.
+    pub prompts: Option<usize>,
+    /// Mean length of a prompt and of a response in tokens, instead of those of the files.
+    pub prompt_tokens: Option<usize>,
+    pub response_tokens: Option<usize>,
+}
+
+/// The plan of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    pub model: String,
+    pub parameters: u64,
+    pub trained_parameters: u64,
+    pub precision: &'static str,
+    pub recompute: &'static str,
+    /// Pairs of one optimizer step.
+    pub pairs_per_step: usize,
+    /// Pairs that go through the model together, of the longest that may come.
+    pub pairs_at_a_time: usize,
+    pub pairs_per_iteration: usize,
+    pub steps_per_iteration: usize,
+    pub iterations: usize,
+    /// Of prompts and responses, no padding.
+    pub tokens_per_step: f64,
+    pub flops_per_step: f64,
+    pub flops_per_iteration: IterationFlops,
+    pub training: TrainingMemory,
+    pub generation: Option<GenerationMemory>,
+    pub fine_tuning: Option<TrainingMemory>,
+    /// The highest of the above.
+    pub peak_bytes: u64,
+    /// Of the device, where it is known.
+    pub memory_bytes: Option<u64>,
+    /// Whether the peak is below that.
+    pub fits: Option<bool>,
+    /// What other set-ups could train, on cards of some sizes.
+    pub elsewhere: Vec<Fit>,
+    /// Where the numbers of rows and tokens come from.
+    pub notes: Vec<String>,
+}
+
+/// Operations of one iteration, judging aside.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct IterationFlops {
+    pub generation: f64,
+    pub reference: f64,
+    pub training: f64,
+}
+
+impl Plan {
+    /// The plan of a configuration; reads configurations, prompts and pairs, but no weights.
+    pub fn new(config: &Config, assumed: Assumed) -> Result<Self, StageError> {
+        let model = Shape::of(config)?;
+        let train = &config.train;
+        let rows = Rows::of(config, &model, &assumed)?;
+        let training = Training::of(train, &model.config, assumed.host);
+        let at_a_time = rows.at_a_time(config, &training);
+        let largest = rows.largest(at_a_time);
+        let memory = training.memory(&largest);
+        let generation = rows
+            .generates
+            .then(|| generation(config, &model.config, &rows, assumed));
+        let generation = generation.transpose()?;
+        let fine_tuning = fine_tuning(config, &model.config, assumed.host);
+        let pairs_per_step = train.batch_size * train.gradient_accumulation;
+        let epochs = train
+            .stop_at_epoch
+            .unwrap_or(train.epochs)
+            .min(train.epochs);
+        let steps = epochs * rows.pairs.div_ceil(pairs_per_step);
+        let step = rows.mean(pairs_per_step);
+        let peak_bytes = [
+            Some(memory.peak),
+            generation.as_ref().map(|g| g.peak),
+            fine_tuning.as_ref().map(|f| f.peak),
+        ];
+        let peak_bytes = peak_bytes.into_iter().flatten().max().unwrap_or(0);
+        let mut notes = rows.notes.clone();
+        if train.memory_mib.is_some() && memory.peak > (train.memory_mib.unwrap_or(0) as u64) << 20
+        {
+            notes.push("one pair alone takes more than train.memory_mib".into());
+        }
+        Ok(Self {
+            parameters: memory::parameters(&model.config),
+            trained_parameters: training.trained(),
+            precision: train.precision.word(),
+            recompute: train.recompute.word(),
+            pairs_per_step,
+            pairs_at_a_time: at_a_time,
+            pairs_per_iteration: rows.pairs,
+            steps_per_iteration: steps,
+            iterations: if rows.generates { config.iterations } else { 1 },
+            tokens_per_step: rows.tokens(pairs_per_step),
+            flops_per_step: flops::training(&model.config, &step),
+            flops_per_iteration: rows.flops(config, &model.config, epochs),
+            training: memory,
+            generation,
+            fine_tuning,
+            peak_bytes,
+            memory_bytes: assumed.memory,
+            fits: assumed.memory.map(|memory| peak_bytes <= memory),
+            elsewhere: fit::elsewhere(config, &model.config, &rows),
+            notes,
+            model: model.name,
+        })
+    }
+}
+
+/// The model of a configuration, without its weights.
+struct Shape {
+    name: String,
+    config: LlamaConfig,
+    /// Its folder, where it is here.
+    folder: Option<std::path::PathBuf>,
+}
+
+impl Shape {
+    fn of(config: &Config) -> Result<Self, StageError> {
+        // A plan is wanted most before gigabytes are downloaded.
+        if let Some(name) = &config.model.path
+            && let (Err(_), Some(shape)) = (config.model.source(), published(name))
+        {
+            return Ok(Self {
+                name: format!("{name} (not downloaded yet)"),
+                config: shape,
+                folder: None,
+            });
+        }
+        match config.model.source()? {
+            ModelSource::Folder(dir) => {
+                let read = LlamaConfig::from_dir(&dir);
+                let read = read.map_err(|source| sppo_model::llama::CheckpointError::Config {
+                    dir: dir.clone(),
+                    source,
+                });
+                Ok(Self {
+                    name: crate::config::model_name(&dir),
+                    config: read?,
+                    folder: Some(dir),
+                })
+            }
+            ModelSource::Init(init) => Ok(Self {
+                name: "[model.init]".into(),
+                config: crate::stages::init_config(init)?,
+                folder: Some(init.tokenizer.clone()),
+            }),
+        }
+    }
+}
+
+fn generation(
+    config: &Config,
+    model: &LlamaConfig,
+    rows: &Rows,
+    assumed: Assumed,
+) -> Result<GenerationMemory, StageError> {
+    let generate = &config.generate;
+    let context = model.max_position_embeddings;
+    let tokens = (rows.longest_prompt + generate.max_new_tokens).min(context);
+    let lanes = match assumed.host {
+        true => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        false => 1,
+    };
+    let budget = generate.cache_memory_mib.map(|mib| (mib as u64) << 20);
+    let lanes = lanes.min(generate.batch / 4).max(1);
+    let dtype = generate.precision.dtype();
+    let slots = Slots::new(model, dtype, generate.batch, lanes, tokens, budget)?;
+    Ok(memory::generation(model, dtype, &slots))
+}
+
+fn fine_tuning(config: &Config, model: &LlamaConfig, host: bool) -> Option<TrainingMemory> {
+    let sft = &config.sft;
+    sft.data.as_ref()?;
+    let training = Training {
+        config: model.clone(),
+        dtype: burn::tensor::DType::F32,
+        recompute: Recompute::None,
+        optimizer_slots: Optimizer::from(sft).slots(),
+        lora: None,
+        accumulates: sft.gradient_accumulation > 1,
+        host,
+        shards: 1,
+    };
+    let longest = sft.max_length.min(model.max_position_embeddings);
+    Some(training.memory(&Batch::largest(sft.batch_size, longest)))
+}

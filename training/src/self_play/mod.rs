@@ -360,7 +360,7 @@ fn file_key(path: &Path) -> Result<String, StageError> {
 }
 
 /// The prompts of each iteration: equal parts in the order of the file, or all of them each time.
-fn split_prompts(
+pub(crate) fn split_prompts(
     config: &Config,
     prompts: Vec<PromptRow>,
 ) -> Result<Vec<Vec<PromptRow>>, StageError> {

@@ -22,7 +22,7 @@ use crate::monitor::Monitor;
 use crate::optimizer::{Optimizer, RmsProp};
 use crate::plan::{Batch, flops};
 use crate::tokenise::TokenisedPair;
-use crate::trainer::{Objective, PreferenceObjective, PreferencePair, tokenise_pairs};
+use crate::trainer::{Cut, Objective, PreferenceObjective, PreferencePair, tokenise_pairs};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +189,12 @@ fn time_training<B: AutodiffBackend>(
     let mut learner = Learner::new(policy.model, optimizer, job.recompute, None);
     let mut step = |number: usize| {
         let window: Vec<usize> = (number * job.batch..(number + 1) * job.batch).collect();
-        let report = Objective::<B>::accumulate(&mut objective, &mut learner, &window, job.batch)?;
+        let report = Objective::<B>::accumulate(
+            &mut objective,
+            &mut learner,
+            &window,
+            &Cut::rows(job.batch),
+        )?;
         learner.step(5e-7)?;
         Ok::<_, StageError>(report.tokens)
     };

@@ -81,6 +81,7 @@ fn settings(job: FineTuning<'_>, key: String, examples: usize) -> TrainSettings 
         epochs: config.epochs,
         stop_at_epoch: None,
         batch_size: config.batch_size,
+        room: None,
         gradient_accumulation: config.gradient_accumulation,
         schedule: Schedule {
             kind: config.schedule,

@@ -19,14 +19,18 @@ pub fn init_model<B: Backend>(
     dir: &Path,
     device: &B::Device,
 ) -> Result<(), StageError> {
-    let tokenizer = Tokenizer::from_dir(&init.tokenizer)?;
-    let config = LlamaConfig::from_map(config_map(init, &tokenizer)).map_err(|error| {
-        StageError::Input(format!("[model.init] gives no valid model: {error}"))
-    })?;
+    let config = init_config(init)?;
     let model = Llama::<B>::init(&config, seed, device)?;
     write_aside(dir, |folder| {
         Ok(model.save(folder, &config, DType::F32, &init.tokenizer)?)
     })
+}
+
+/// The shape of such a model; its vocabulary is the tokenizer's.
+pub fn init_config(init: &Init) -> Result<LlamaConfig, StageError> {
+    let tokenizer = Tokenizer::from_dir(&init.tokenizer)?;
+    LlamaConfig::from_map(config_map(init, &tokenizer))
+        .map_err(|error| StageError::Input(format!("[model.init] gives no valid model: {error}")))
 }
 
 /// The folder of the model that `config` starts from; a model from scratch is written to

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use sppo_model::host::is_host;
 
 use super::learning::{Start, learn, refuse_own_output};
 use super::{Policy, StageError};
@@ -10,9 +11,12 @@ use crate::config::{self, OnNonFinite};
 use crate::data::{PairRow, check_probabilities, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
+use crate::plan::Batch;
+use crate::plan::memory::Training;
 use crate::trainer::{
-    Adapters, PreferenceObjective, PreferencePair, TrainSettings, fingerprint, finished_model,
-    latest_checkpoint, model_fingerprint, reference_logps, tokenise_pairs, weights_fingerprint,
+    Adapters, PreferenceObjective, PreferencePair, Room, TrainSettings, fingerprint,
+    finished_model, latest_checkpoint, model_fingerprint, reference_logps, tokenise_pairs,
+    weights_fingerprint,
 };
 
 /// One iteration's training: `model` is start and reference.
@@ -74,7 +78,8 @@ pub fn train_pairs<B: AutodiffBackend>(
     let known = logps(&pairs, monitor)?;
     let held_out_known = logps(&held_out, monitor)?;
     let adapters = adapters(job, &model_key)?;
-    let settings = settings(job, key, pairs.len());
+    let room = room(config, &reference, device, &pairs)?;
+    let settings = settings(job, key, pairs.len(), room);
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
         .with_held_out(held_out, held_out_known);
     let files = reference.config.clone();
@@ -92,6 +97,34 @@ pub fn train_pairs<B: AutodiffBackend>(
     learn::<B, _>(start, &files, objective, &settings, device, monitor)
 }
 
+/// The bound on memory, where one is given; an error where a pair does not fit by itself.
+fn room<B: Backend>(
+    config: &config::Train,
+    policy: &Policy<B>,
+    device: &B::Device,
+    pairs: &[PreferencePair],
+) -> Result<Option<Room>, StageError> {
+    let Some(mib) = config.memory_mib else {
+        return Ok(None);
+    };
+    let room = Room {
+        training: Training::of(config, &policy.config, is_host::<B>(device)),
+        bytes: (mib as u64) << 20,
+    };
+    for pair in pairs {
+        let needed = room.training.memory(&Batch::of(&pair.pair.sides()));
+        if needed.peak > room.bytes {
+            return Err(StageError::Input(format!(
+                "row {}: training on it alone takes {} MiB, and train.memory_mib is {mib}; {}",
+                pair.name,
+                needed.peak.div_ceil(1 << 20),
+                "raise it, or see what takes how much with sppo plan"
+            )));
+        }
+    }
+    Ok(Some(room))
+}
+
 /// The adapters to train, where the configuration asks for some.
 fn adapters(job: PairTraining<'_>, model_key: &str) -> Result<Option<Adapters>, StageError> {
     let Some(config) = &job.config.lora else {
@@ -107,7 +140,7 @@ fn adapters(job: PairTraining<'_>, model_key: &str) -> Result<Option<Adapters>, 
     }))
 }
 
-fn settings(job: PairTraining<'_>, key: String, pairs: usize) -> TrainSettings {
+fn settings(job: PairTraining<'_>, key: String, pairs: usize, room: Option<Room>) -> TrainSettings {
     let config = job.config;
     TrainSettings {
         output_dir: job.output_dir.into(),
@@ -115,6 +148,7 @@ fn settings(job: PairTraining<'_>, key: String, pairs: usize) -> TrainSettings {
         epochs: config.epochs,
         stop_at_epoch: config.stop_at_epoch,
         batch_size: config.batch_size,
+        room,
         gradient_accumulation: config.gradient_accumulation,
         schedule: Schedule {
             kind: config.schedule,

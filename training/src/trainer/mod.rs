@@ -22,7 +22,7 @@ pub use checkpoint::{
     model_fingerprint, restore, weights_fingerprint, write_aside,
 };
 pub use metrics::{PairMetrics, StepMetrics};
-pub use objective::{Objective, WindowReport};
+pub use objective::{Cut, Objective, Room, WindowReport};
 pub use preference::{PreferenceObjective, PreferencePair, tokenise_pairs};
 pub use reference::reference_logps;
 pub use supervised::{SupervisedObjective, tokenise_supervised};
@@ -81,6 +81,8 @@ pub struct TrainSettings {
     pub stop_at_epoch: Option<usize>,
     /// Rows that go through the model together.
     pub batch_size: usize,
+    /// Bound on the memory of that.
+    pub room: Option<Room>,
     pub gradient_accumulation: usize,
     pub schedule: Schedule,
     pub shuffle: bool,
@@ -99,6 +101,14 @@ pub struct TrainSettings {
 }
 
 impl TrainSettings {
+    /// How a step's rows are cut.
+    fn cut(&self) -> Cut {
+        Cut {
+            batch_size: self.batch_size,
+            room: self.room.clone(),
+        }
+    }
+
     /// Rows of one optimizer step.
     pub fn window(&self) -> usize {
         self.batch_size * self.gradient_accumulation
@@ -197,7 +207,7 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
         };
         line.epoch = epoch as f64 + (step % per_epoch + 1) as f64 / per_epoch as f64;
         if settings.eval_every > 0 && (step + 1) % settings.eval_every == 0 {
-            line.eval = objective.evaluate(learner, settings.batch_size)?;
+            line.eval = objective.evaluate(learner, &settings.cut())?;
         }
         metrics.append(&line)?;
         monitor.advance(1, Some(line.note()));
@@ -227,7 +237,7 @@ fn one_step<B: AutodiffBackend, O: Objective<B>>(
 ) -> Result<StepMetrics, TrainError> {
     let begun = Instant::now();
     let rate = settings.schedule.rate(step);
-    let report = objective.accumulate(learner, window, settings.batch_size)?;
+    let report = objective.accumulate(learner, window, &settings.cut())?;
     let update = match report.bad_rows.is_empty() {
         true => learner.step(rate)?,
         false => StepReport {
@@ -269,7 +279,7 @@ fn offenders<B: AutodiffBackend, O: Objective<B>>(
 ) -> Result<Vec<String>, TrainError> {
     let mut found = Vec::new();
     for &row in window {
-        objective.accumulate(learner, &[row], 1)?;
+        objective.accumulate(learner, &[row], &Cut::rows(1))?;
         if !learner.grad_norm()?.is_finite() {
             found.push(objective.row_name(row));
         }

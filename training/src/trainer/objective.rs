@@ -1,10 +1,14 @@
 //! What a trainer maximises.
 
+use std::ops::Range;
+
 use burn::tensor::backend::AutodiffBackend;
 
 use super::TrainError;
 use super::metrics::PairMetrics;
 use crate::learner::Learner;
+use crate::plan::Batch;
+use crate::plan::memory::Training;
 
 /// What the rows of one optimizer step came to.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +22,58 @@ pub struct WindowReport {
     pub bad_rows: Vec<String>,
 }
 
+/// How rows are cut into batches that go through the model together.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// Most rows of a batch.
+    pub batch_size: usize,
+    /// A bound on the memory, beside that.
+    pub room: Option<Room>,
+}
+
+/// A bound on a training's memory.
+#[derive(Clone, Debug)]
+pub struct Room {
+    pub training: Training,
+    pub bytes: u64,
+}
+
+impl Room {
+    /// Whether a batch's training stays within the bound.
+    pub fn holds(&self, batch: &Batch) -> bool {
+        self.training.memory(batch).peak <= self.bytes
+    }
+}
+
+impl Cut {
+    /// At most `batch_size` rows at a time.
+    pub fn rows(batch_size: usize) -> Self {
+        Self {
+            batch_size,
+            room: None,
+        }
+    }
+
+    /// Cuts `count` rows in their order; `batch` tells what a range of them comes to. A row that
+    /// does not fit by itself goes by itself.
+    pub fn parts(&self, count: usize, batch: impl Fn(Range<usize>) -> Batch) -> Vec<Range<usize>> {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        while start < count {
+            let most = (start + self.batch_size).min(count);
+            let fits = |end: &usize| {
+                let room = self.room.as_ref();
+                room.is_none_or(|room| room.holds(&batch(start..*end)))
+            };
+            let end = (start + 2..=most).take_while(fits).last();
+            let end = end.unwrap_or(start + 1);
+            parts.push(start..end);
+            start = end;
+        }
+        parts
+    }
+}
+
 /// Rows and the loss they are trained with.
 pub trait Objective<B: AutodiffBackend> {
     /// Number of rows.
@@ -26,19 +82,19 @@ pub trait Objective<B: AutodiffBackend> {
     /// A row's name for messages.
     fn row_name(&self, index: usize) -> String;
 
-    /// Adds the gradient of the mean loss over the rows `window`, at most `batch_size` at a time;
-    /// the sum does not depend on how the window is cut.
+    /// Adds the gradient of the mean loss over the rows `window`, part after part; the sum does not
+    /// depend on how the window is cut.
     fn accumulate(
         &mut self,
         learner: &mut Learner<B>,
         window: &[usize],
-        batch_size: usize,
+        cut: &Cut,
     ) -> Result<WindowReport, TrainError>;
 
     /// The loss on held-out rows, where the objective has some.
     fn evaluate(
         &mut self,
         learner: &Learner<B>,
-        batch_size: usize,
+        cut: &Cut,
     ) -> Result<Option<PairMetrics>, TrainError>;
 }

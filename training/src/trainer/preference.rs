@@ -1,12 +1,15 @@
 //! Preference pairs as a training objective.
 
+use std::ops::Range;
+
 use burn::tensor::backend::AutodiffBackend;
 
-use super::{Objective, PairMetrics, TrainError, WindowReport};
+use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
 use crate::config::Loss;
 use crate::data::{PairContent, PairRow, ProbabilityKey};
 use crate::learner::Learner;
 use crate::loss::{LossOutput, PairLogps, PairProbabilities};
+use crate::plan::Batch;
 use crate::tokenise::{RowTokeniser, TokenisedPair, TokenisedSequence};
 
 /// A pair ready for the learner.
@@ -125,6 +128,12 @@ impl PreferenceObjective {
         self
     }
 
+    /// `rows` cut into batches.
+    fn parts(pairs: &[PreferencePair], rows: &[usize], cut: &Cut) -> Vec<Range<usize>> {
+        let batch = |part: Range<usize>| Batch::of(&Self::sequences(pairs, &rows[part]));
+        cut.parts(rows.len(), batch)
+    }
+
     /// The sequences of the rows, pair after pair.
     fn sequences<'a>(pairs: &'a [PreferencePair], rows: &[usize]) -> Vec<&'a TokenisedSequence> {
         let sides = |&i: &usize| pairs[i].pair.sides();
@@ -189,14 +198,16 @@ impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
         &mut self,
         learner: &mut Learner<B>,
         window: &[usize],
-        batch_size: usize,
+        cut: &Cut,
     ) -> Result<WindowReport, TrainError> {
         let (loss, beta) = (self.loss, self.beta);
+        let parts = Self::parts(&self.pairs, window, cut);
         // A loss that couples rows needs all log-probabilities before the first gradient.
-        let whole = match loss.couples_rows() && window.len() > batch_size {
+        let whole = match loss.couples_rows() && parts.len() > 1 {
             true => {
                 let mut all = PairLogps::default();
-                for rows in window.chunks(batch_size) {
+                for part in &parts {
+                    let rows = &window[part.clone()];
                     let policy = learner.logps(&Self::sequences(&self.pairs, rows))?;
                     all.extend(Self::batch(&self.pairs, &self.reference, rows, &policy));
                 }
@@ -206,14 +217,13 @@ impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
         };
         let mut all = PairLogps::default();
         let mut tokens = 0;
-        for (at, rows) in window.chunks(batch_size).enumerate() {
+        for part in parts {
+            let rows = &window[part.clone()];
             let sequences = Self::sequences(&self.pairs, rows);
             tokens += sequences.iter().map(|s| s.ids.len()).sum::<usize>();
             let share = rows.len() as f64 / window.len() as f64;
             let policy = learner.backward(&sequences, |policy| match &whole {
                 Some(output) => {
-                    let from = at * batch_size;
-                    let part = from..from + rows.len();
                     let chosen = &output.grad_chosen[part.clone()];
                     by_pair(chosen, &output.grad_rejected[part], 1.0)
                 }
@@ -237,14 +247,15 @@ impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
     fn evaluate(
         &mut self,
         learner: &Learner<B>,
-        batch_size: usize,
+        cut: &Cut,
     ) -> Result<Option<PairMetrics>, TrainError> {
         if self.held_out.is_empty() {
             return Ok(None);
         }
         let rows: Vec<usize> = (0..self.held_out.len()).collect();
         let mut all = PairLogps::default();
-        for rows in rows.chunks(batch_size) {
+        for part in Self::parts(&self.held_out, &rows, cut) {
+            let rows = &rows[part];
             let policy = learner.logps(&Self::sequences(&self.held_out, rows))?;
             let reference = &self.held_out_reference;
             all.extend(Self::batch(&self.held_out, reference, rows, &policy));

@@ -1,10 +1,13 @@
 //! Supervised fine-tuning as a training objective: cross-entropy of the response tokens.
 
+use std::ops::Range;
+
 use burn::tensor::backend::AutodiffBackend;
 
-use super::{Objective, PairMetrics, TrainError, WindowReport};
+use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
 use crate::data::SftRow;
 use crate::learner::Learner;
+use crate::plan::Batch;
 use crate::tokenise::{RowTokeniser, TokenisedSequence};
 
 /// Turns prompt/response rows into token ids that fit `vocab` and `context`.
@@ -63,7 +66,7 @@ impl<B: AutodiffBackend> Objective<B> for SupervisedObjective {
         &mut self,
         learner: &mut Learner<B>,
         window: &[usize],
-        batch_size: usize,
+        cut: &Cut,
     ) -> Result<WindowReport, TrainError> {
         let responses = |rows: &[usize]| -> usize {
             let lengths = rows.iter().map(|&i| self.examples[i].response().len());
@@ -71,9 +74,12 @@ impl<B: AutodiffBackend> Objective<B> for SupervisedObjective {
         };
         let share = 1.0 / responses(window) as f64;
         let mut report = WindowReport::default();
-        for rows in window.chunks(batch_size) {
-            let sequences: Vec<&TokenisedSequence> =
-                rows.iter().map(|&i| &self.examples[i]).collect();
+        let sequences =
+            |rows: &[usize]| rows.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
+        let batch = |part: Range<usize>| Batch::of(&sequences(&window[part]));
+        for part in cut.parts(window.len(), batch) {
+            let rows = &window[part];
+            let sequences = sequences(rows);
             report.tokens += sequences.iter().map(|s| s.ids.len()).sum::<usize>();
             let logps = learner.backward(&sequences, |logps| vec![-share; logps.len()])?;
             report.loss -= logps.iter().sum::<f64>() * share;
@@ -91,7 +97,7 @@ impl<B: AutodiffBackend> Objective<B> for SupervisedObjective {
     fn evaluate(
         &mut self,
         _learner: &Learner<B>,
-        _batch_size: usize,
+        _cut: &Cut,
     ) -> Result<Option<PairMetrics>, TrainError> {
         Ok(None)
     }

@@ -79,13 +79,13 @@ fn pairs(count: usize, prompt: usize, response: usize, vocab: usize) -> Vec<Toke
 }
 
 /// A training to count: as the plan describes it, and how many batches make a step.
-struct Case<'a> {
-    training: Training<'a>,
+struct Case {
+    training: Training,
     batches: usize,
 }
 
 /// The peak over the second step, in which the optimizer has its state.
-fn counted<B: AutodiffBackend>(case: &Case<'_>, sequences: &[TokenisedSequence]) -> u64 {
+fn counted<B: AutodiffBackend>(case: &Case, sequences: &[TokenisedSequence]) -> u64 {
     let device = B::Device::default();
     let before = ALLOCATED.current_usage();
     let Training {
@@ -93,9 +93,9 @@ fn counted<B: AutodiffBackend>(case: &Case<'_>, sequences: &[TokenisedSequence])
         dtype,
         recompute,
         ..
-    } = case.training;
-    let mut model = load::<B>(config, dtype, &device);
-    if let Some(lora) = case.training.lora {
+    } = &case.training;
+    let mut model = load::<B>(config, *dtype, &device);
+    if let Some(lora) = &case.training.lora {
         model = model.with_new_adapters(lora, 3).unwrap();
     }
     let optimizer = match case.training.optimizer_slots {
@@ -106,7 +106,7 @@ fn counted<B: AutodiffBackend>(case: &Case<'_>, sequences: &[TokenisedSequence])
             weight_decay: 0.0,
         }),
     };
-    let mut learner = Learner::new(model, optimizer, recompute, None);
+    let mut learner = Learner::new(model, optimizer, *recompute, None);
     let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
     let mut step = || {
         for _ in 0..case.batches {
@@ -147,11 +147,11 @@ fn agrees(dtype: DType, recompute: Recompute, lora: Option<&Lora>, rows: &[[usiz
         for &[count, prompt, response] in rows {
             for batches in [1, 2] {
                 let training = Training {
-                    config: &config,
+                    config: config.clone(),
                     dtype,
                     recompute,
                     optimizer_slots: 1,
-                    lora,
+                    lora: lora.cloned(),
                     accumulates: batches > 1,
                     host: true,
                     shards: 1,
@@ -262,7 +262,7 @@ fn logits_take_the_same_whatever_their_number() {
         };
         let config = config(shape);
         let training = Training {
-            config: &config,
+            config: config.clone(),
             dtype: DType::F32,
             recompute: Recompute::None,
             optimizer_slots: 0,

@@ -1,0 +1,73 @@
+//! What other set-ups could train the same model, on cards of some sizes.
+
+use burn::tensor::DType;
+use serde::Serialize;
+use sppo_model::llama::LlamaConfig;
+
+use super::memory::Training;
+use super::rows::Rows;
+use crate::config::{Config, Recompute, TrainLora};
+use crate::optimizer::Optimizer;
+
+/// Cards by what they are sold as, and their memory in MiB as drivers report it.
+const CARDS: [(&str, u64); 3] = [("24 GB", 24_564), ("80 GB", 81_559), ("141 GB", 143_771)];
+
+/// What the driver and kernels take of a card, in MiB.
+const DRIVER: u64 = 1024;
+
+/// Pairs of the longest kind that a card trains at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fit {
+    pub set_up: String,
+    pub card: &'static str,
+    /// Of one pair at a time.
+    pub least_bytes: u64,
+    /// At most the configuration's batch; 0 where not even one fits.
+    pub pairs_at_a_time: usize,
+}
+
+/// Full training and adapters in bf16 with layers recomputed, on one card and spread over eight.
+pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Vec<Fit> {
+    let train = &config.train;
+    let full = Training {
+        config: model.clone(),
+        dtype: DType::BF16,
+        recompute: Recompute::Layer,
+        optimizer_slots: Optimizer::from(train).slots(),
+        lora: None,
+        accumulates: true,
+        host: false,
+        shards: 1,
+    };
+    let lora = train.lora.clone().unwrap_or_else(TrainLora::default);
+    let adapters = Training {
+        lora: Some((&lora).into()),
+        ..full.clone()
+    };
+    let spread = Training {
+        shards: 8,
+        ..full.clone()
+    };
+    let set_ups = [
+        ("all weights, 1 card".to_string(), full),
+        (format!("LoRA of rank {}, 1 card", lora.rank), adapters),
+        (
+            "all weights, masters, optimizer and gradients spread over 8 cards (planned)".into(),
+            spread,
+        ),
+    ];
+    let mut fits = Vec::new();
+    for (set_up, training) in set_ups {
+        let peak = |pairs: usize| training.memory(&rows.largest(pairs)).peak;
+        for (card, mib) in CARDS {
+            let holds = |pairs: &usize| peak(*pairs) <= (mib - DRIVER) << 20;
+            fits.push(Fit {
+                set_up: set_up.clone(),
+                card,
+                least_bytes: peak(1),
+                pairs_at_a_time: (1..=train.batch_size).rev().find(holds).unwrap_or(0),
+            });
+        }
+    }
+    fits
+}

@@ -1,0 +1,235 @@
+//! How many rows a run has and how long they are: read where they are there, assumed elsewhere.
+
+use std::path::Path;
+
+use sppo_model::llama::LlamaConfig;
+
+use super::memory::Training;
+use super::{Assumed, Batch, IterationFlops, Shape, flops};
+use crate::config::Config;
+use crate::data::{PairContent, PairRow, PromptRow, read_rows};
+use crate::stages::{StageError, Text};
+use crate::tokenise::{RowTokeniser, TokenisedPair};
+use crate::trainer::tokenise_pairs;
+
+/// Mean lengths of UltraFeedback's prompts and of the responses to them, in tokens.
+const PROMPT: usize = 150;
+const RESPONSE: usize = 300;
+/// Prompts of an iteration where no file tells.
+const PROMPTS: usize = 20_000;
+
+/// The rows of one iteration.
+pub(super) struct Rows {
+    /// Whether the run samples its own responses, or trains on given pairs.
+    pub generates: bool,
+    prompts: usize,
+    pub pairs: usize,
+    prompt: usize,
+    response: usize,
+    pub longest_prompt: usize,
+    /// Longest sequence that may come.
+    longest: usize,
+    /// The pairs themselves, where they are known.
+    known: Vec<TokenisedPair>,
+    pub notes: Vec<String>,
+}
+
+impl Rows {
+    pub fn of(config: &Config, model: &Shape, assumed: &Assumed) -> Result<Self, StageError> {
+        let train = &config.train;
+        let longest = train.max_length.min(model.config.max_position_embeddings);
+        let generates = config.prompts.train.is_some();
+        let mut rows = Self {
+            generates,
+            prompts: 0,
+            pairs: 0,
+            prompt: PROMPT.min(train.max_prompt_length),
+            response: RESPONSE.min(longest.saturating_sub(PROMPT)),
+            longest_prompt: train.max_prompt_length,
+            longest,
+            known: Vec::new(),
+            notes: Vec::new(),
+        };
+        if generates {
+            rows.response = rows.response.min(config.generate.max_new_tokens);
+            rows.longest = longest.min(rows.longest_prompt + config.generate.max_new_tokens + 1);
+        }
+        match (&config.prompts.train, &train.data) {
+            (Some(file), _) => rows.read_prompts(config, model, file)?,
+            (None, Some(file)) => rows.read_pairs(config, model, file)?,
+            (None, None) => rows.assume("neither prompts.train nor train.data is given"),
+        }
+        if let Some(prompts) = assumed.prompts {
+            (rows.prompts, rows.pairs) = (prompts, prompts);
+            rows.known.clear();
+        }
+        if assumed.prompt_tokens.is_some() || assumed.response_tokens.is_some() {
+            rows.prompt = assumed.prompt_tokens.unwrap_or(rows.prompt);
+            rows.response = assumed.response_tokens.unwrap_or(rows.response);
+            rows.known.clear();
+        } else if rows.known.is_empty() {
+            rows.notes.push(format!(
+                "responses of {} tokens on average are assumed; --response-tokens changes that",
+                rows.response
+            ));
+        }
+        Ok(rows)
+    }
+
+    fn assume(&mut self, why: &str) {
+        (self.prompts, self.pairs) = (PROMPTS, PROMPTS);
+        self.notes.push(format!(
+            "{why}: {PROMPTS} prompts an iteration, of {} tokens on average, are assumed; --prompts and --prompt-tokens change that",
+            self.prompt
+        ));
+    }
+
+    fn read_prompts(
+        &mut self,
+        config: &Config,
+        model: &Shape,
+        file: &Path,
+    ) -> Result<(), StageError> {
+        if !file.exists() {
+            self.assume(&format!("{} is not there", file.display()));
+            return Ok(());
+        }
+        let prompts: Vec<PromptRow> = read_rows(file)?;
+        let parts = crate::self_play::split_prompts(config, prompts)?;
+        let part = parts.into_iter().max_by_key(Vec::len).unwrap_or_default();
+        (self.prompts, self.pairs) = (part.len(), part.len());
+        let folder = model.folder.as_deref();
+        let Some(text) = folder.map(Text::from_dir).transpose()?.flatten() else {
+            return Ok(());
+        };
+        let mut lengths = Vec::with_capacity(part.len());
+        for row in &part {
+            let rendered = text.template.render(&row.prompt.messages(), true)?;
+            lengths.push(text.tokenizer.encode(&rendered, false)?.len());
+        }
+        self.prompt = lengths.iter().sum::<usize>() / lengths.len().max(1);
+        self.longest_prompt = lengths.into_iter().max().unwrap_or(self.longest_prompt);
+        let most = self.longest_prompt + config.generate.max_new_tokens + 1;
+        self.longest = self.longest.min(most);
+        Ok(())
+    }
+
+    fn read_pairs(
+        &mut self,
+        config: &Config,
+        model: &Shape,
+        file: &Path,
+    ) -> Result<(), StageError> {
+        if !file.exists() {
+            self.assume(&format!("{} is not there", file.display()));
+            return Ok(());
+        }
+        let train = &config.train;
+        let rows: Vec<PairRow> = read_rows(file)?;
+        self.pairs = rows.len();
+        let folder = model.folder.as_deref();
+        let text = folder.map(Text::from_dir).transpose()?.flatten();
+        let is_text = |row: &PairRow| matches!(row.content, PairContent::Text { .. });
+        if text.is_none() && rows.iter().any(is_text) {
+            self.notes.push(format!(
+                "{} holds text, and there is no tokenizer yet: prompts of {} tokens on average are assumed; --prompt-tokens changes that",
+                file.display(),
+                self.prompt
+            ));
+            return Ok(());
+        }
+        let tokeniser = text.map(|text| {
+            let (tokenizer, template) = (text.tokenizer, text.template);
+            let most = train.max_prompt_length.min(self.longest.saturating_sub(1));
+            RowTokeniser::new(tokenizer, template, train.rows, self.longest, most)
+        });
+        let pairs = tokenise_pairs(
+            &rows,
+            tokeniser.transpose()?.as_ref(),
+            train.max_length,
+            model.config.vocab_size,
+            model.config.max_position_embeddings,
+        )?;
+        self.known = pairs.into_iter().map(|pair| pair.pair).collect();
+        Ok(())
+    }
+
+    /// The largest batch of `pairs` pairs.
+    pub fn largest(&self, pairs: usize) -> Batch {
+        if self.known.is_empty() {
+            return Batch::largest(pairs, self.longest);
+        }
+        // The longest ones: which come together depends on the seed.
+        let mut longest: Vec<&TokenisedPair> = self.known.iter().collect();
+        let length = |pair: &TokenisedPair| pair.sides().map(|s| s.ids.len()).into_iter().max();
+        longest.sort_by_key(|pair| std::cmp::Reverse(length(pair)));
+        let sequences: Vec<_> = longest
+            .iter()
+            .take(pairs)
+            .flat_map(|pair| pair.sides())
+            .collect();
+        Batch::of(&sequences)
+    }
+
+    /// The most pairs of the longest kind that go through the model together.
+    pub fn at_a_time(&self, config: &Config, training: &Training) -> usize {
+        let most = config.train.batch_size;
+        let Some(mib) = config.train.memory_mib else {
+            return most;
+        };
+        let holds =
+            |pairs: &usize| training.memory(&self.largest(*pairs)).peak <= (mib as u64) << 20;
+        (1..=most).rev().find(holds).unwrap_or(1)
+    }
+
+    /// A step of `pairs` pairs of mean length, or as many of the known ones.
+    pub fn mean(&self, pairs: usize) -> Batch {
+        if self.known.is_empty() {
+            return Batch::alike(pairs, self.prompt, self.response);
+        }
+        let part = pairs as f64 / self.known.len() as f64;
+        let of_pair = |pair: &TokenisedPair| Batch::of(&pair.sides());
+        let mut sum = Batch::default();
+        for batch in self.known.iter().map(of_pair) {
+            sum.packed.tokens += batch.packed.tokens;
+            sum.response_tokens += batch.response_tokens;
+            sum.attended += batch.attended;
+        }
+        let scaled = |count: usize| (count as f64 * part).round() as usize;
+        sum.packed.tokens = scaled(sum.packed.tokens);
+        sum.response_tokens = scaled(sum.response_tokens);
+        sum.attended = scaled(sum.attended);
+        sum
+    }
+
+    /// Tokens of prompts and responses of `pairs` pairs on average.
+    pub fn tokens(&self, pairs: usize) -> f64 {
+        let pair = match self.known.len() {
+            0 => 2.0 * (self.prompt + self.response) as f64,
+            known => {
+                let sides = self.known.iter().flat_map(|pair| pair.sides());
+                sides.map(|s| s.ids.len()).sum::<usize>() as f64 / known as f64
+            }
+        };
+        pair * pairs as f64
+    }
+
+    /// Operations of an iteration.
+    pub fn flops(&self, config: &Config, model: &LlamaConfig, epochs: usize) -> IterationFlops {
+        let all = self.mean(self.pairs);
+        let samples = config.generate.samples as f64;
+        let generation = match self.generates {
+            true => {
+                let sequences = self.prompts as f64 * samples;
+                let (prompt, response) = (self.prompt as f64, self.response as f64);
+                flops::generation(model, sequences, samples, prompt, response)
+            }
+            false => 0.0,
+        };
+        IterationFlops {
+            generation,
+            reference: flops::forward(model, &all),
+            training: epochs as f64 * flops::training(model, &all),
+        }
+    }
+}
