@@ -8,6 +8,8 @@ mod generate;
 mod http_judge;
 mod judge;
 mod lora;
+mod plan;
+mod recovery;
 mod reward;
 #[cfg(unix)]
 mod run;

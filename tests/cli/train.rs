@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::{Place, golden_pairs, weight_difference};
 use crate::golden;
 
-const TRAIN: &str = "train --config train.toml";
+pub const TRAIN: &str = "train --config train.toml";
 
 /// The golden checkpoint and pairs, and the configuration of the golden runs.
-fn place() -> Place {
+pub fn place() -> Place {
     let place = Place::with_model();
     place.write_rows("pairs.jsonl", &golden_pairs());
     place.write(
@@ -394,7 +394,10 @@ mod stops {
             let model = |folder: &str| place.bytes(&format!("{folder}/model/model.safetensors"));
             assert!(model(&folder) == model("whole"), "checkpoint_every {every}");
             assert_eq!(metrics(&place, &folder), metrics(&place, "whole"));
-            let left = fs::read_dir(place.path(&folder)).unwrap();
+            let folders = [folder.clone(), format!("{folder}/checkpoints")];
+            let left = folders
+                .iter()
+                .flat_map(|f| fs::read_dir(place.path(f)).unwrap());
             let names = left.map(|e| e.unwrap().file_name().into_string().unwrap());
             let partial: Vec<String> = names.filter(|n| n.starts_with('.')).collect();
             assert!(partial.is_empty(), "{partial:?}");

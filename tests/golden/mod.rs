@@ -1,5 +1,7 @@
 //! Outputs of the reference implementations (tests/fixtures/golden), on every backend.
 
+#[cfg(any(feature = "flex", feature = "cuda"))]
+mod bf16;
 mod learning;
 mod llama;
 mod lora;
@@ -52,6 +54,25 @@ macro_rules! on_every_backend {
         #[cfg(feature = "wgpu")]
         mod wgpu {
             type Backend = burn_wgpu::Wgpu<f32, i32, u32>;
+            $(#[test] fn $case() { super::$case::<Backend>(&Default::default()); })*
+        }
+        #[cfg(feature = "cuda")]
+        mod cuda {
+            type Backend = burn_cuda::Cuda<f32, i32>;
+            $(#[test] #[ignore = "needs a GPU"] fn $case() {
+                super::$case::<Backend>(&Default::default());
+            })*
+        }
+    };
+}
+
+/// The same on the backends that have bf16.
+#[macro_export]
+macro_rules! on_bf16_backends {
+    ($($case:ident),* $(,)?) => {
+        #[cfg(feature = "flex")]
+        mod flex {
+            type Backend = burn_flex::Flex<f32, i32>;
             $(#[test] fn $case() { super::$case::<Backend>(&Default::default()); })*
         }
         #[cfg(feature = "cuda")]

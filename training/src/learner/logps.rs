@@ -15,8 +15,19 @@ use crate::tokenise::TokenisedSequence;
 /// Most logits held at once.
 const CHUNK_LOGITS: usize = 1 << 25;
 
+#[cfg(test)]
+thread_local! {
+    /// Rows of a chunk in tests, whose vocabularies are small.
+    pub(super) static SMALL_CHUNKS: std::cell::Cell<Option<usize>> =
+        const { std::cell::Cell::new(None) };
+}
+
 /// Rows of logits over `vocab` that are held at once.
 pub fn chunk_rows(vocab: usize) -> usize {
+    #[cfg(test)]
+    if let Some(rows) = SMALL_CHUNKS.get() {
+        return rows;
+    }
     (CHUNK_LOGITS / vocab).max(1)
 }
 

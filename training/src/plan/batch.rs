@@ -26,10 +26,9 @@ impl Batch {
         }
     }
 
-    /// The most that `pairs` pairs of sequences of up to `longest` tokens come to: nothing shared,
-    /// and all of it response.
-    pub fn largest(pairs: usize, longest: usize) -> Self {
-        let rows = 2 * pairs;
+    /// The most that `rows` sequences of up to `longest` tokens come to: nothing shared, and all of
+    /// it response.
+    pub fn largest(rows: usize, longest: usize) -> Self {
         Self {
             packed: PackedSize {
                 tokens: rows * longest,

@@ -64,7 +64,7 @@ pub struct Plan {
     pub memory_bytes: Option<u64>,
     /// Whether the peak is below that.
     pub fits: Option<bool>,
-    /// What other set-ups could train, on cards of some sizes.
+    /// What other set-ups could train, on cards of some sizes; not for a CPU.
     pub elsewhere: Vec<Fit>,
     /// Where the numbers of rows and tokens come from.
     pub notes: Vec<String>,
@@ -130,7 +130,10 @@ impl Plan {
             peak_bytes,
             memory_bytes: assumed.memory,
             fits: assumed.memory.map(|memory| peak_bytes <= memory),
-            elsewhere: fit::elsewhere(config, &model.config, &rows),
+            elsewhere: match assumed.host {
+                true => Vec::new(),
+                false => fit::elsewhere(config, &model.config, &rows),
+            },
             notes,
             model: model.name,
         })

@@ -44,21 +44,27 @@ impl Rows {
             prompts: 0,
             pairs: 0,
             prompt: PROMPT.min(train.max_prompt_length),
-            response: RESPONSE.min(longest.saturating_sub(PROMPT)),
+            response: RESPONSE,
             longest_prompt: train.max_prompt_length,
             longest,
             known: Vec::new(),
             notes: Vec::new(),
         };
         if generates {
-            rows.response = rows.response.min(config.generate.max_new_tokens);
             rows.longest = longest.min(rows.longest_prompt + config.generate.max_new_tokens + 1);
         }
         match (&config.prompts.train, &train.data) {
             (Some(file), _) => rows.read_prompts(config, model, file)?,
             (None, Some(file)) => rows.read_pairs(config, model, file)?,
-            (None, None) => rows.assume("neither prompts.train nor train.data is given"),
+            (None, None) => rows.assume(config, "neither prompts.train nor train.data is given"),
         }
+        if generates {
+            rows.response = rows.response.min(config.generate.max_new_tokens);
+        }
+        rows.response = rows
+            .response
+            .min(longest.saturating_sub(rows.prompt))
+            .max(1);
         if let Some(prompts) = assumed.prompts {
             (rows.prompts, rows.pairs) = (prompts, prompts);
             rows.known.clear();
@@ -76,10 +82,11 @@ impl Rows {
         Ok(rows)
     }
 
-    fn assume(&mut self, why: &str) {
-        (self.prompts, self.pairs) = (PROMPTS, PROMPTS);
+    fn assume(&mut self, config: &Config, why: &str) {
+        let prompts = config.prompts.per_iteration.unwrap_or(PROMPTS).min(PROMPTS);
+        (self.prompts, self.pairs) = (prompts, prompts);
         self.notes.push(format!(
-            "{why}: {PROMPTS} prompts an iteration, of {} tokens on average, are assumed; --prompts and --prompt-tokens change that",
+            "{why}: {prompts} prompts an iteration, of {} tokens on average, are assumed; --prompts and --prompt-tokens change that",
             self.prompt
         ));
     }
@@ -91,7 +98,7 @@ impl Rows {
         file: &Path,
     ) -> Result<(), StageError> {
         if !file.exists() {
-            self.assume(&format!("{} is not there", file.display()));
+            self.assume(config, &format!("{} is not there", file.display()));
             return Ok(());
         }
         let prompts: Vec<PromptRow> = read_rows(file)?;
@@ -121,7 +128,7 @@ impl Rows {
         file: &Path,
     ) -> Result<(), StageError> {
         if !file.exists() {
-            self.assume(&format!("{} is not there", file.display()));
+            self.assume(config, &format!("{} is not there", file.display()));
             return Ok(());
         }
         let train = &config.train;
@@ -157,7 +164,7 @@ impl Rows {
     /// The largest batch of `pairs` pairs.
     pub fn largest(&self, pairs: usize) -> Batch {
         if self.known.is_empty() {
-            return Batch::largest(pairs, self.longest);
+            return Batch::largest(2 * pairs, self.longest);
         }
         // The longest ones: which come together depends on the seed.
         let mut longest: Vec<&TokenisedPair> = self.known.iter().collect();

@@ -180,7 +180,7 @@ fn elsewhere(f: &mut Formatter<'_>, fits: &[Fit]) -> fmt::Result {
         }
         match fit.pairs_at_a_time {
             0 => writeln!(f, "    {:<7} does not fit", fit.card)?,
-            pairs => writeln!(f, "    {:<7} fits, {pairs} pairs at a time", fit.card)?,
+            pairs => writeln!(f, "    {:<7} fits, {pairs} at a time", fit.card)?,
         }
     }
     Ok(())

@@ -12,8 +12,8 @@ use crate::data::{SftRow, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
 use crate::trainer::{
-    SupervisedObjective, TrainSettings, fingerprint, finished_model, latest_checkpoint,
-    model_fingerprint, tokenise_supervised,
+    SupervisedObjective, TrainSettings, clear_remains, fingerprint, finished_model,
+    latest_checkpoint, model_fingerprint, tokenise_supervised,
 };
 
 /// Supervised fine-tuning of `model`.
@@ -43,6 +43,7 @@ pub fn fine_tune<B: AutodiffBackend>(
         ("model", model_key.as_bytes()),
         ("sft", settings_text.as_bytes()),
     ]);
+    clear_remains(job.output_dir)?;
     if let Some(done) = finished_model(job.output_dir, &key) {
         return Ok(done);
     }

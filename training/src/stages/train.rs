@@ -14,7 +14,7 @@ use crate::optimizer::Schedule;
 use crate::plan::Batch;
 use crate::plan::memory::Training;
 use crate::trainer::{
-    Adapters, PreferenceObjective, PreferencePair, Room, TrainSettings, fingerprint,
+    Adapters, PreferenceObjective, PreferencePair, Room, TrainSettings, clear_remains, fingerprint,
     finished_model, latest_checkpoint, model_fingerprint, reference_logps, tokenise_pairs,
     weights_fingerprint,
 };
@@ -46,6 +46,7 @@ pub fn train_pairs<B: AutodiffBackend>(
         ("model", model_key.as_bytes()),
         ("train", settings_text.as_bytes()),
     ]);
+    clear_remains(job.output_dir)?;
     if let Some(done) = finished_model(job.output_dir, &key) {
         return Ok(done);
     }

@@ -137,10 +137,8 @@ pub fn finished_model(output_dir: &Path, key: &str) -> Option<PathBuf> {
 }
 
 /// Removes checkpoints of other inputs, which would be pruned among this training's own, with a
-/// warning; the trained model stays until the new one replaces it. What a kill left half done goes,
-/// too.
+/// warning; the trained model stays until the new one replaces it.
 pub fn clear_other_work(output_dir: &Path, key: &str) -> Result<(), TrainError> {
-    clear_remains(output_dir)?;
     let is_other = |mark: &Path| {
         let saved: Option<Saved> = fs::read_to_string(mark)
             .ok()
@@ -423,7 +421,7 @@ fn aside(target: &Path, kind: &str) -> PathBuf {
 
 /// Removes folders that a kill left half written, and puts back one that was set aside for its
 /// successor.
-fn clear_remains(output_dir: &Path) -> Result<(), TrainError> {
+pub fn clear_remains(output_dir: &Path) -> Result<(), TrainError> {
     for parent in [output_dir.to_path_buf(), output_dir.join("checkpoints")] {
         let Ok(entries) = fs::read_dir(&parent) else {
             continue;

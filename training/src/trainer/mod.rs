@@ -18,8 +18,8 @@ use burn::tensor::backend::AutodiffBackend;
 use sppo_model::llama::{CheckpointError, LlamaConfig, Lora};
 
 pub use checkpoint::{
-    Saved, base_of_adapters, clear_other_work, fingerprint, finished_model, latest_checkpoint,
-    model_fingerprint, restore, weights_fingerprint, write_aside,
+    Saved, base_of_adapters, clear_other_work, clear_remains, fingerprint, finished_model,
+    latest_checkpoint, model_fingerprint, restore, weights_fingerprint, write_aside,
 };
 pub use metrics::{PairMetrics, StepMetrics};
 pub use objective::{Cut, Objective, Room, WindowReport};
