@@ -9,6 +9,7 @@ rejected into one batch, as TRL does, with SDPA (and gradient checkpointing wher
 Generation: sampling at temperature 1; the PyTorch side is `generate`, static batches. With
 --shortest N the new tokens of a sequence vary from N to --new, and four batches pass through.
 Tokens per second count real tokens of prompts and responses (training), new tokens (generation).
+TFLOP/s are model FLOPs: forward and backward pass, shared prompts once, nothing recomputed.
 Needs torch and transformers. Prints a Markdown table, and JSON with --json.
 """
 
@@ -104,7 +105,8 @@ def torch_training(model, args, pairs):
     for at in range(args.batch, len(rows), args.batch):
         tokens += step(rows[at:at + args.batch])
     synchronize(args)
-    return tokens / (time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return dict(train_tokens_per_s=tokens / seconds, train_step_s=seconds / args.steps)
 
 
 def torch_generation(model, args):
@@ -154,11 +156,12 @@ def torch_side(folder, args, pairs):
     if "generate" in args.what:
         report["generate_tokens_per_s"] = torch_generation(load(), args)
     if "train" in args.what:
-        report["train_tokens_per_s"] = torch_training(load(), args, pairs)
+        report.update(torch_training(load(), args, pairs))
     if args.device == "cpu":
         report["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     else:
-        report["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        # Reserved, as sppo reports its own allocator's pages.
+        report["peak_memory_mib"] = torch.cuda.max_memory_reserved() / 2**20
     print(json.dumps(report))
 
 
@@ -224,7 +227,9 @@ def main():
             print(f"round {number + 1} {side}: {report}", file=sys.stderr)
             for key, value in report.items():
                 if value is not None:
-                    best[side][key] = max(best[side].get(key, 0), value)
+                    better = min if key == "train_step_s" else max
+                    best[side][key] = better(best[side].get(key, value), value)
+    share_flops(best)
     if args.bytes and args.shortest is None:
         best["roofline"] = last_json([sys.executable, *sys.argv, "--bandwidth"])
     if args.json:
@@ -232,12 +237,36 @@ def main():
         return
     print(f"{args.shape}, {args.device}, {args.dtype}, recompute {args.recompute}, best of {args.rounds}\n")
     print("| | PyTorch | sppo | ratio |\n| --- | --- | --- | --- |")
-    for key in ["train_tokens_per_s", "generate_tokens_per_s", "peak_memory_mib"]:
+    keys = ["train_tokens_per_s", "train_step_s", "train_tflops_per_s", "generate_tokens_per_s", "peak_memory_mib"]
+    for key in keys:
         if key in best["torch"] and key in best["sppo"]:
             a, b = best["torch"][key], best["sppo"][key]
-            print(f"| {key} | {a:.0f} | {b:.0f} | {b / a:.2f} |")
+            print(f"| {key} | {a:.5g} | {b:.5g} | {b / a:.2f} |")
+    peak = card_flops(args)
+    if peak and "train_tflops_per_s" in best["sppo"]:
+        a, b = (100e12 * best[side]["train_tflops_per_s"] / peak for side in ["torch", "sppo"])
+        print(f"| model FLOPs utilisation, of {peak / 1e12:.0f} TFLOP/s | {a:.1f} % | {b:.1f} % | {b / a:.2f} |")
     if "roofline" in best:
         print_roofline(args, best)
+
+
+def share_flops(best):
+    """The same operations a token for both sides: those that the model needs, shared prompts once."""
+    ours, theirs = best["sppo"], best["torch"]
+    if "train_tflops_per_s" in ours and "train_tokens_per_s" in theirs:
+        a_token = ours["train_tflops_per_s"] / ours["train_tokens_per_s"]
+        theirs["train_tflops_per_s"] = a_token * theirs["train_tokens_per_s"]
+
+
+def card_flops(args):
+    """Dense bf16 operations a second of the card, by its data sheet; None where it is not known."""
+    if args.device == "cpu" or args.dtype != "bf16":
+        return None
+    import torch
+
+    name = torch.cuda.get_device_name()
+    known = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+    return next((flops for part, flops in known.items() if part in name), None)
 
 
 def copy_bandwidth(args):

@@ -2,7 +2,7 @@
 # On a machine with an NVIDIA card (CUDA toolkit headers, PyTorch, transformers; no Rust needed):
 # the golden cases on CUDA first, then `sppo bench` against PyTorch on the same card, as one table.
 #
-#   SPPO=bin/sppo TESTS=bin/main scripts/gpu.sh                    # 10 minutes on an H200
+#   SPPO=bin/sppo TESTS=bin/main scripts/gpu.sh                    # at most 10 minutes (LIMIT seconds)
 #   REHEARSE=1 SPPO=... TESTS=... scripts/gpu.sh                   # the same road on wgpu, tiny shapes
 #
 # Built elsewhere with: CUDARC_CUDA_VERSION=13000 cargo build --release --features cuda, and
@@ -13,25 +13,34 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 export SPPO=${SPPO:-target/release/sppo} TESTS=${TESTS:-} OUT=${OUT:-runs/gpu}
 PYTHON=${PYTHON:-python3}
 WORK=${WORK:-/tmp/sppo-gpu}
+LIMIT=${LIMIT:-570}
 mkdir -p "$OUT" "$WORK"
 TABLE=$OUT/table.md
 
 if [ -n "${REHEARSE:-}" ]; then
-    kind=wgpu sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
+    kind=wgpu dtype=f32 sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
     train=(--batch 2 --prompt 12 --response 16 --steps 1) generate=(--prompt 12 --new 8)
+    adapters=(--batch 2 --prompt 12 --response 16 --steps 1)
 else
-    kind=cuda sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
-    train=(--batch 4 --prompt 150 --response 300 --steps 3) generate=(--prompt 150 --new 128)
+    kind=cuda dtype=bf16 sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
+    train=(--batch 4 --lengths ultrafeedback --steps 3) generate=(--prompt 150 --new 128)
+    adapters=(--batch 4 --prompt 150 --response 600 --steps 3 --precision bf16)
 fi
 
 say() { printf '%s\n' "$*" | tee -a "$TABLE"; }
 
 # part NAME SECONDS COMMAND...: bounded, logged, its output in the table where it succeeds.
 part() {
-    local name=$1 seconds=$2 log begun=$SECONDS
+    local name=$1 seconds=$2 log begun=$SECONDS left=$((LIMIT - SECONDS))
     shift 2
     log=$OUT/$name.log
     say "" ; say "### $name" ; say ""
+    if [ "$left" -lt 20 ]; then
+        say "not run: $LIMIT s are over"
+        failed=1
+        return
+    fi
+    [ "$seconds" -lt "$left" ] || seconds=$left
     if timeout "$seconds" "$@" > "$log.out" 2> "$log"; then
         tee -a "$TABLE" < "$log.out"
     else
@@ -65,11 +74,23 @@ if [ -n "$TESTS" ]; then
 else
     say "TESTS is not set: the golden cases were not run"
 fi
+# Bytes of the device's memory; a rehearsal has enough for its tiny shapes.
+memory_mib() {
+    [ "$kind" = cuda ] || { echo 1000000; return; }
+    nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1
+}
+
 for shape in "${shapes[@]}"; do
     bench=("$PYTHON" scripts/bench.py --sppo "$SPPO" --work "$WORK" --shape "$shape" --rounds 1 "${sides[@]}")
-    part "train-$shape" 300 "${bench[@]}" --what train --recompute layer "${train[@]}"
+    if [ "$shape" = 8b ] && [ "$(memory_mib)" -lt 135000 ]; then
+        say "" ; say "8b: all weights take more than this card has (sppo plan), so adapters alone are trained"
+    else
+        part "train-$shape" 240 "${bench[@]}" --what train --recompute layer "${train[@]}"
+    fi
     for count in "${slots[@]}"; do
-        part "generate-$shape-$count" 240 "${bench[@]}" --what generate --generate "$count" --bytes "${generate[@]}"
+        part "generate-$shape-$count" 150 "${bench[@]}" --what generate --generate "$count" --bytes "${generate[@]}"
     done
+    part "adapters-$shape" 120 "$SPPO" bench --model "$WORK/$shape-${dtype}" --device "$kind" --only train \
+        --lora 16 --recompute layer "${adapters[@]}"
 done
 [ -z "$failed" ] || { say ""; say "something failed; see the logs in $OUT"; exit 1; }

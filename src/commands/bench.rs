@@ -63,6 +63,9 @@ pub struct Args {
     /// What the backward pass computes again: none or layer.
     #[arg(long, default_value_t = Recompute::None)]
     pub recompute: Recompute,
+    /// Trains LoRA adapters of this rank instead of all weights.
+    #[arg(long, value_name = "RANK", value_parser = count)]
+    pub lora: Option<usize>,
     #[command(flatten)]
     pub device: DeviceArg,
 }
@@ -97,6 +100,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         repeat: args.repeat,
         dtype: args.precision.dtype(),
         recompute: args.recompute,
+        lora: args.lora,
     };
     let report = dispatch(args.device.device, Measure(job))??;
     let rate = |name, value: Option<f64>| value.map(|v| format!("{name} {v:.0} tokens/s, "));

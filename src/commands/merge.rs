@@ -30,7 +30,7 @@ pub struct Args {
     /// Folder to write; it must not exist.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Number format to write, f32 or bf16; that of the base unless given.
+    /// Number format to write, f32 or bf16; that of the base unless given (f32 for an f16 one).
     #[arg(long)]
     pub precision: Option<Precision>,
     #[command(flatten)]

@@ -42,6 +42,27 @@ fn llama_3_8b_on_one_card() {
     }
 }
 
+/// Every recipe can be planned before anything is downloaded.
+#[test]
+fn recipes() {
+    let place = Place::new();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let recipe = entry.unwrap().path();
+        let plan = place.ok_json(&format!("plan --config {}", recipe.display()));
+        assert!(
+            plan["peak_bytes"].as_u64().unwrap() > 0,
+            "{}",
+            recipe.display()
+        );
+    }
+    let recipe = format!("{folder}/llama3-8b-lora-24gb.toml");
+    let plan = place.ok_json(&format!("plan --config {recipe} --memory-gib 24"));
+    assert_eq!(plan["fits"], true);
+    // Rank 16 beside all seven linear layers of 32 blocks.
+    assert_eq!(plan["trained_parameters"], 41_943_040u64);
+}
+
 /// Rows that are there are counted, and a device that the build lacks may be planned for.
 #[test]
 fn rows_at_hand_are_counted() {

@@ -21,7 +21,7 @@ use sppo_model::nn::{from_f32, to_f32};
 use crate::config::Recompute;
 use crate::optimizer::Optimizer;
 use crate::tokenise::TokenisedSequence;
-use gradients::GradientStore;
+use gradients::{Gather, GradientStore};
 use host::{HostPass, fits};
 pub use logps::{chunk_rows, sequence_logps};
 use pass::{Pass, frozen};
@@ -135,16 +135,20 @@ impl<B: AutodiffBackend> Learner<B> {
         sequences: &[&TokenisedSequence],
         weights: impl FnOnce(&[f64]) -> Vec<f64>,
     ) -> Result<Vec<f64>, LearnerError> {
+        let mut gather = Gather {
+            trained: &self.trained,
+            store: &mut self.gradients,
+        };
         let inner = self.model.valid();
         if fits(&inner) {
             let pass = HostPass::forward(&inner, self.recompute, sequences);
             let logps = pass.logps.clone();
-            pass.backward(&inner, &weights(&logps), &self.trained, &mut self.gradients);
+            pass.backward(&inner, &weights(&logps), &mut gather);
             return Ok(logps);
         }
         let pass = Pass::forward(&self.model, self.recompute, sequences)?;
         let logps = pass.logps.clone();
-        pass.backward(&self.model, &weights(&logps), &mut self.gradients);
+        pass.backward(&self.model, &weights(&logps), &mut gather);
         Ok(logps)
     }
 

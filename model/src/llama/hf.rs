@@ -138,14 +138,7 @@ impl<B: Backend> Llama<B> {
         dtype: DType,
         template: &Path,
     ) -> Result<(), CheckpointError> {
-        let mut collector = Collect::<B> {
-            path: Vec::new(),
-            dtype,
-            tensors: Vec::new(),
-            backend: std::marker::PhantomData,
-        };
-        self.visit(&mut collector);
-        write_folder(dir, &collector.tensors, config, dtype, template)
+        write_folder(dir, &lazy_tensors(self, dtype), config, dtype, template)
     }
 }
 
@@ -229,7 +222,19 @@ impl<B: Backend> ModuleVisitor<B> for Names {
     }
 }
 
-/// Gathers every parameter of a model under its Hugging Face name.
+/// Every parameter of a model under its Hugging Face name, to be written in `dtype`; adapters under
+/// PEFT's.
+pub(super) fn lazy_tensors<'a, B: Backend>(model: &Llama<B>, dtype: DType) -> Vec<LazyTensor<'a>> {
+    let mut collector = Collect::<B> {
+        path: Vec::new(),
+        dtype,
+        tensors: Vec::new(),
+        backend: std::marker::PhantomData,
+    };
+    model.visit(&mut collector);
+    collector.tensors
+}
+
 struct Collect<'a, B: Backend> {
     path: Vec<String>,
     dtype: DType,

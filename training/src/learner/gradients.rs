@@ -4,9 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
+use sppo_model::host::is_host;
+use sppo_model::llama::host_pass::Sink;
 use sppo_model::nn::to_f32;
 
 use super::{LearnerError, ParamState};
+use crate::optimizer::sum_of_squares;
 
 /// Flat f32 gradients `[n]` by parameter.
 #[derive(Debug)]
@@ -18,25 +21,36 @@ impl<B: Backend> Default for GradientStore<B> {
     }
 }
 
-impl<I: Backend> GradientStore<I> {
-    /// Moves the gradients of `module`'s parameters out of `grads` and adds them.
-    pub fn collect<B, M>(&mut self, module: &M, grads: &mut B::Gradients)
-    where
-        B: AutodiffBackend<InnerBackend = I>,
-        M: Module<B>,
-    {
-        module.visit(&mut Collector::<B> { store: self, grads });
+/// Moves the gradients of `module`'s parameters out of `grads` to `sink`, flat and in f32.
+pub(super) fn hand_on<B: AutodiffBackend, M: Module<B>>(
+    module: &M,
+    grads: &mut B::Gradients,
+    sink: &mut dyn Sink<B::InnerBackend>,
+) {
+    module.visit(&mut HandOn::<B> { sink, grads });
+}
+
+/// Gathers the gradients of the parameters that are trained.
+pub(super) struct Gather<'a, B: Backend> {
+    pub trained: &'a HashSet<ParamId>,
+    pub store: &'a mut GradientStore<B>,
+}
+
+impl<B: Backend> Sink<B> for Gather<'_, B> {
+    fn wants(&self, id: ParamId) -> bool {
+        self.trained.contains(&id)
     }
 
-    /// Adds one parameter's flat gradient.
-    pub fn add(&mut self, id: ParamId, grad: Tensor<I, 1>) {
-        let sum = match self.0.remove(&id) {
+    fn take(&mut self, id: ParamId, grad: Tensor<B, 1>) {
+        let sum = match self.store.0.remove(&id) {
             Some(old) => old + grad,
             None => grad,
         };
-        self.0.insert(id, sum);
+        self.store.0.insert(id, sum);
     }
+}
 
+impl<I: Backend> GradientStore<I> {
     /// Takes one parameter's gradient.
     pub fn remove(&mut self, id: ParamId) -> Option<Tensor<I, 1>> {
         self.0.remove(&id)
@@ -47,6 +61,21 @@ impl<I: Backend> GradientStore<I> {
         if self.0.is_empty() {
             return Ok(0.0);
         }
+        let on_host = self.0.values().all(|grad| is_host::<I>(&grad.device()));
+        let mut squares = match on_host {
+            true => {
+                let squares = self.0.values().map(|grad| sum_of_squares(grad.clone()));
+                squares.collect()
+            }
+            false => self.squares_on_device()?,
+        };
+        // A hash map's order changes from run to run; sorted, the sum does not.
+        squares.sort_by(f64::total_cmp);
+        Ok(squares.iter().sum::<f64>().sqrt())
+    }
+
+    /// Each parameter's sum of squares.
+    fn squares_on_device(&self) -> Result<Vec<f64>, LearnerError> {
         // Squares could overflow f32 where gradients are large, so each tensor is scaled by its
         // largest entry first. One transfer for all.
         let mut parts = Vec::with_capacity(2 * self.0.len());
@@ -65,22 +94,19 @@ impl<I: Backend> GradientStore<I> {
             let (largest, sum) = (p[0] as f64, p[1] as f64);
             largest * largest * sum
         });
-        // A hash map's order changes from run to run; sorted, the sum does not.
-        let mut squares: Vec<f64> = squares.collect();
-        squares.sort_by(f64::total_cmp);
-        Ok(squares.iter().sum::<f64>().sqrt())
+        Ok(squares.collect())
     }
 }
 
-struct Collector<'a, B: AutodiffBackend> {
-    store: &'a mut GradientStore<B::InnerBackend>,
+struct HandOn<'a, B: AutodiffBackend> {
+    sink: &'a mut dyn Sink<B::InnerBackend>,
     grads: &'a mut B::Gradients,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Collector<'_, B> {
+impl<B: AutodiffBackend> ModuleVisitor<B> for HandOn<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = param.val().grad_remove(self.grads) {
-            self.store.add(param.id, to_f32(grad.reshape([-1])));
+            self.sink.take(param.id, to_f32(grad.reshape([-1])));
         }
     }
 }

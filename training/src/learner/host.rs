@@ -1,15 +1,12 @@
 //! One part of a batch on its way through the model and back on a CPU, with gradients by hand.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
-use burn::module::ParamId;
 use burn::tensor::{DType, IndexingUpdateOp, Tensor, backend::Backend};
 use sppo_model::host::is_host;
 use sppo_model::llama::host_pass::{HostBatch, HostHead, Kept, Sink};
 use sppo_model::llama::{Llama, PackedBatch};
 
-use super::gradients::GradientStore;
 use super::logps::Targets;
 use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
@@ -97,15 +94,8 @@ impl<B: Backend> HostPass<B> {
         model.head_on_host(self.last.clone().select(0, rows), tokens)
     }
 
-    /// Adds the gradient of Σ wᵢ · logpᵢ by the parameters `trained` to `gradients`.
-    pub fn backward(
-        mut self,
-        model: &Llama<B>,
-        weights: &[f64],
-        trained: &HashSet<ParamId>,
-        gradients: &mut GradientStore<B>,
-    ) {
-        let mut sink = Wanted { trained, gradients };
+    /// Hands the gradient of Σ wᵢ · logpᵢ to `sink`, block by block from the last to the first.
+    pub fn backward(mut self, model: &Llama<B>, weights: &[f64], sink: &mut dyn Sink<B>) {
         let weights = self.targets.spread_values(weights);
         let mut grad = Tensor::zeros_like(&self.last);
         for range in self.chunks(model) {
@@ -113,7 +103,7 @@ impl<B: Backend> HostPass<B> {
                 Some(head) => head,
                 None => self.head_of(model, &range),
             };
-            let part = model.head_backward_on_host(head, &weights[range.clone()], &mut sink);
+            let part = model.head_backward_on_host(head, &weights[range.clone()], sink);
             let rows = self.targets.rows.clone().slice([range]);
             grad = grad.select_assign(0, rows, part, IndexingUpdateOp::Add);
         }
@@ -122,40 +112,26 @@ impl<B: Backend> HostPass<B> {
                 Body::All(kept) => kept,
                 Body::Input(input) => block.forward_on_host(input, &self.cells).1,
             };
-            grad = block.backward_on_host(grad, kept, &self.cells, &mut sink);
+            grad = block.backward_on_host(grad, kept, &self.cells, sink);
         }
-        model.embed_backward_on_host(&self.batch, grad, &mut sink);
-    }
-}
-
-/// Gathers the gradients of the parameters that are trained.
-struct Wanted<'a, B: Backend> {
-    trained: &'a HashSet<ParamId>,
-    gradients: &'a mut GradientStore<B>,
-}
-
-impl<B: Backend> Sink<B> for Wanted<'_, B> {
-    fn wants(&self, id: ParamId) -> bool {
-        self.trained.contains(&id)
-    }
-
-    fn take(&mut self, id: ParamId, grad: Tensor<B, 1>) {
-        self.gradients.add(id, grad);
+        model.embed_backward_on_host(&self.batch, grad, sink);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
     use std::path::Path;
 
-    use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+    use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
     use burn::tensor::{Distribution, backend::AutodiffBackend};
     use burn_autodiff::Autodiff;
     use sppo_model::llama::Lora;
     use sppo_model::llama::hf::trained_parameters;
+    use sppo_model::llama::transformer::Block;
     use sppo_model::nn::Linear;
 
+    use super::super::gradients::{Gather, GradientStore};
     use super::super::logps::SMALL_CHUNKS;
     use super::super::pass::Pass;
     use super::*;
@@ -227,14 +203,22 @@ mod tests {
             let pass = Pass::forward(&model, recompute, &sequences).unwrap();
             let mut store = GradientStore::default();
             let logps = pass.logps.clone();
-            pass.backward(&model, &weights, &mut store);
+            let mut gather = Gather {
+                trained: &trained,
+                store: &mut store,
+            };
+            pass.backward(&model, &weights, &mut gather);
             (logps, values(&mut store, &names.0))
         };
         let by_hand = |recompute| {
             let pass = HostPass::forward(&inner, recompute, &sequences);
             let mut store = GradientStore::default();
             let logps = pass.logps.clone();
-            pass.backward(&inner, &weights, &trained, &mut store);
+            let mut gather = Gather {
+                trained: &trained,
+                store: &mut store,
+            };
+            pass.backward(&inner, &weights, &mut gather);
             (logps, values(&mut store, &names.0))
         };
         let expected = by_autodiff(Recompute::None);
@@ -336,6 +320,52 @@ mod tests {
     #[test]
     fn with_adapters_on_ndarray() {
         agrees::<NdArray>(|model| with_adapters(model, &["q_proj", "v_proj"]));
+    }
+
+    /// Notes in which order gradients arrive.
+    struct Order(Vec<ParamId>);
+
+    impl<B: Backend> Sink<B> for Order {
+        fn wants(&self, _id: ParamId) -> bool {
+            true
+        }
+
+        fn take(&mut self, id: ParamId, _grad: Tensor<B, 1>) {
+            self.0.push(id);
+        }
+    }
+
+    /// A block's gradients are all there before the block below it is computed.
+    #[test]
+    fn gradients_arrive_block_by_block() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden/llama");
+        let (_, model) = Llama::<Flex>::load(&dir, DType::F32, &Default::default()).unwrap();
+        let sequences = sequences();
+        let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
+        let weights = [1.0; 5];
+        let mut by_hand = Order(Vec::new());
+        let inner = model.valid();
+        let pass = HostPass::forward(&inner, Recompute::Layer, &sequences);
+        pass.backward(&inner, &weights, &mut by_hand);
+        let mut by_autodiff = Order(Vec::new());
+        let pass = Pass::forward(&model, Recompute::Layer, &sequences).unwrap();
+        pass.backward(&model, &weights, &mut by_autodiff);
+        let place = |id: &ParamId| {
+            let of = |block: &Block<Flex>| {
+                let mut names = Names::default();
+                block.visit(&mut names);
+                names.0.contains(id)
+            };
+            model.layers.iter().position(of)
+        };
+        for order in [by_hand.0, by_autodiff.0] {
+            let blocks: Vec<usize> = order.iter().filter_map(place).collect();
+            assert!(blocks.is_sorted_by(|a, b| a >= b), "{blocks:?}");
+            assert_eq!(blocks.len(), 9 * model.layers.len());
+            // Behind the head's, before the embeddings'.
+            assert_eq!(place(&order[0]), None);
+            assert_eq!(order.last(), Some(&model.embed_tokens.id));
+        }
     }
 
     fn all_targets() -> Vec<&'static str> {

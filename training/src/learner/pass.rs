@@ -2,11 +2,12 @@
 
 use burn::module::Module;
 use burn::tensor::{IndexingUpdateOp, Tensor, backend::AutodiffBackend};
+use sppo_model::llama::host_pass::Sink;
 use sppo_model::llama::rope::RopeRows;
 use sppo_model::llama::{Llama, PackedBatch};
 
 use super::LearnerError;
-use super::gradients::GradientStore;
+use super::gradients::hand_on;
 use super::logps::{Targets, chunked_logps};
 use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
@@ -93,19 +94,15 @@ impl<B: AutodiffBackend> Pass<B> {
         })
     }
 
-    /// Adds the gradient of Σ wᵢ · logpᵢ to `gradients`.
-    pub fn backward(
-        self,
-        model: &Llama<B>,
-        weights: &[f64],
-        gradients: &mut GradientStore<B::InnerBackend>,
-    ) {
+    /// Hands the gradient of Σ wᵢ · logpᵢ to `sink`; where layers are recomputed, block by block
+    /// from the last to the first.
+    pub fn backward(self, model: &Llama<B>, weights: &[f64], sink: &mut dyn Sink<B::InnerBackend>) {
         let targets = &self.targets;
-        let grad = head_backward(self.head, model, targets, weights, gradients);
+        let grad = head_backward(self.head, model, targets, weights, sink);
         match self.body {
             Body::Graph(picked) => {
                 let mut grads = (picked * Tensor::from_inner(grad)).sum().backward();
-                gradients.collect::<B, _>(model, &mut grads);
+                hand_on::<B, _>(model, &mut grads, sink);
             }
             Body::Boundaries {
                 boundaries,
@@ -125,12 +122,12 @@ impl<B: AutodiffBackend> Pass<B> {
                     if let Some(g) = leaf.grad_remove(&mut grads) {
                         grad = g;
                     }
-                    gradients.collect::<B, _>(block, &mut grads);
+                    hand_on::<B, _>(block, &mut grads, sink);
                 }
                 if model.embed_tokens.is_require_grad() {
                     let embedded = model.embed(batch.ids);
                     let mut grads = (embedded * Tensor::from_inner(grad)).sum().backward();
-                    gradients.collect::<B, _>(model, &mut grads);
+                    hand_on::<B, _>(model, &mut grads, sink);
                 }
             }
         }
@@ -163,19 +160,19 @@ fn boundaries<B: AutodiffBackend>(model: &Llama<B>, batch: &PackedBatch<B>) -> B
 }
 
 /// Gradient of the weighted sum by the head's input `[rows, hidden]`; the head's own goes to
-/// `gradients`.
+/// `sink`.
 fn head_backward<B: AutodiffBackend>(
     head: Head<B>,
     model: &Llama<B>,
     targets: &Targets<B>,
     weights: &[f64],
-    gradients: &mut GradientStore<B::InnerBackend>,
+    sink: &mut dyn Sink<B::InnerBackend>,
 ) -> Tensor<B::InnerBackend, 2> {
     let weights = targets.spread(weights, &model.device());
     let mut finish = |leaf: Tensor<B, 2>, logps: Tensor<B, 1>, weights: Tensor<B, 1>| {
         let mut grads = (logps * weights).sum().backward();
         let grad = leaf.grad_remove(&mut grads);
-        gradients.collect::<B, _>(model, &mut grads);
+        hand_on::<B, _>(model, &mut grads, sink);
         grad.unwrap_or_else(|| Tensor::zeros_like(&leaf.inner()))
     };
     match head {

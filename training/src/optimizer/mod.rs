@@ -1,8 +1,10 @@
 //! Optimizers in torch's form on flat f32 tensors, and learning-rate schedules.
 
+mod host;
 mod schedule;
 mod update;
 
+pub(crate) use host::sum_of_squares;
 pub use schedule::Schedule;
 pub use update::{AdamW, Optimizer, RmsProp, Sgd};
 

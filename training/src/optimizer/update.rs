@@ -1,6 +1,9 @@
 //! One parameter's update, on its flat f32 master weights.
 
 use burn::tensor::{Tensor, backend::Backend};
+use sppo_model::host::is_host;
+
+use super::host;
 
 /// torch.optim.RMSprop: v = αv + (1 − α)g², w −= lr · g / (√v + eps).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +59,25 @@ impl Optimizer {
         while slots.len() < self.slots() {
             slots.push(Tensor::zeros_like(&master));
         }
+        if is_host::<B>(&master.device()) {
+            return match self {
+                Self::RmsProp(o) => host::rms_prop(o, master, grad, slots, rate),
+                Self::AdamW(o) => host::adam_w(o, master, grad, slots, rate, step),
+                Self::Sgd(o) => host::sgd(o, master, grad, slots, rate),
+            };
+        }
+        self.update_on_device(master, grad, slots, rate, step)
+    }
+
+    /// The same by tensor operations.
+    fn update_on_device<B: Backend>(
+        &self,
+        master: Tensor<B, 1>,
+        grad: Tensor<B, 1>,
+        slots: &mut Vec<Tensor<B, 1>>,
+        rate: f64,
+        step: usize,
+    ) -> Tensor<B, 1> {
         match self {
             Self::RmsProp(o) => {
                 let grad = coupled_decay(grad, &master, o.weight_decay);
@@ -97,5 +119,53 @@ fn coupled_decay<B: Backend>(
     match decay == 0.0 {
         true => grad,
         false => grad + master.clone() * decay,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Flex = burn_flex::Flex<f32, i32>;
+
+    /// Five steps both ways, with weight decay, over more weights than one thread takes.
+    #[test]
+    fn one_pass_does_what_tensor_operations_do() {
+        let device = Default::default();
+        let weight_decay = 0.01;
+        let optimizers = [
+            Optimizer::RmsProp(RmsProp {
+                alpha: 0.9,
+                eps: 1e-8,
+                weight_decay,
+            }),
+            Optimizer::AdamW(AdamW {
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                weight_decay,
+            }),
+            Optimizer::Sgd(Sgd { weight_decay }),
+        ];
+        let values = |seed: usize| {
+            let values = (0..40_000).map(|i| ((i * 37 + seed * 11) % 1001) as f32 / 500.0 - 1.0);
+            Tensor::<Flex, 1>::from_floats(values.collect::<Vec<f32>>().as_slice(), &device)
+        };
+        for optimizer in optimizers {
+            let (mut one, mut other) = (values(1), values(1));
+            let mut slots = [Vec::new(), Vec::new()];
+            slots[1].resize_with(optimizer.slots(), || Tensor::zeros_like(&other));
+            for step in 1..=5 {
+                one = optimizer.update(one, values(step + 1), &mut slots[0], 0.01, step);
+                let grad = values(step + 1);
+                other = optimizer.update_on_device(other, grad, &mut slots[1], 0.01, step);
+            }
+            let pairs = slots[0].iter().zip(&slots[1]).chain([(&one, &other)]);
+            for (one, other) in pairs {
+                let gap = (one.clone() - other.clone()).abs().max().into_scalar();
+                assert!(gap < 1e-5, "{optimizer:?}: {gap}");
+            }
+            assert_eq!(slots[0].len(), optimizer.slots());
+        }
     }
 }

@@ -6,7 +6,7 @@ use sppo_model::llama::LlamaConfig;
 
 use super::memory::Training;
 use super::rows::Rows;
-use crate::config::{Config, Recompute, TrainLora};
+use crate::config::{Config, Recompute};
 use crate::optimizer::Optimizer;
 
 /// Cards by what they are sold as, and their memory in MiB as drivers report it.
@@ -39,7 +39,7 @@ pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Ve
         host: false,
         shards: 1,
     };
-    let lora = train.lora.clone().unwrap_or_else(TrainLora::default);
+    let lora = train.lora.clone().unwrap_or_default();
     let adapters = Training {
         lora: Some((&lora).into()),
         ..full.clone()

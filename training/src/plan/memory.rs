@@ -174,7 +174,9 @@ impl Training {
             true => 2 * largest,
             false => 7 * largest / 2,
         };
-        let update = of_vocabulary.max(2 * largest);
+        // On a CPU one pass updates in place.
+        let of_step = if self.host { largest } else { 2 * largest };
+        let update = of_vocabulary.max(of_step);
         let beside = largest / 2;
         let backward = match self.accumulates {
             true => gradients + (activations + logits.max(block) + beside).max(of_vocabulary),
@@ -199,7 +201,7 @@ impl Training {
             block,
             logits,
             update,
-            peak: fixed + backward.max(gradients + 2 * largest),
+            peak: fixed + backward.max(gradients + of_step),
         }
     }
 

@@ -15,7 +15,7 @@ use sppo_model::llama::{Decoder, LlamaConfig};
 
 use super::generate::plan;
 use super::{Policy, StageError};
-use crate::config::{Loss, Recompute};
+use crate::config::{Loss, Recompute, TrainLora};
 use crate::data::{PairRow, read_rows};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
@@ -52,6 +52,8 @@ pub struct Bench<'a> {
     pub repeat: usize,
     pub dtype: DType,
     pub recompute: Recompute,
+    /// Trains adapters of this rank instead of all weights.
+    pub lora: Option<usize>,
 }
 
 /// What a bench measures.
@@ -186,7 +188,17 @@ fn time_training<B: AutodiffBackend>(
         eps: 1e-8,
         weight_decay: 0.0,
     });
-    let mut learner = Learner::new(policy.model, optimizer, job.recompute, None);
+    let model = match job.lora {
+        None => policy.model,
+        Some(rank) => {
+            let lora = TrainLora {
+                rank,
+                ..Default::default()
+            };
+            policy.model.with_new_adapters(&(&lora).into(), 0)?
+        }
+    };
+    let mut learner = Learner::new(model, optimizer, job.recompute, None);
     let mut step = |number: usize| {
         let window: Vec<usize> = (number * job.batch..(number + 1) * job.batch).collect();
         let report = Objective::<B>::accumulate(

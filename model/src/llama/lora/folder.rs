@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::module::{ModuleVisitor, Param};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, backend::Backend};
 use serde_json::{Map, Value, json};
 
-use super::{Lora, PEFT_PREFIX, expected_adapter, last_part, peft_name_of_parameter, targets};
+use super::{Lora, PEFT_PREFIX, expected_adapter, last_part, targets};
 use crate::checkpoint::{Checkpoint, LazyTensor, write_file};
-use crate::config_json::{ADAPTER_CONFIG, is_absent};
-use crate::llama::hf::copy_files;
+use crate::config_json::ADAPTER_CONFIG;
+use crate::llama::hf::{copy_files, lazy_tensors};
 use crate::llama::{Llama, LlamaConfig};
 use crate::tokenizer;
 use crate::weights::{CheckpointError, check_tensors};
@@ -211,13 +210,17 @@ impl Settings<'_> {
         let rank = self.map.get("r").and_then(Value::as_u64);
         let rank = rank.filter(|rank| (1..=1 << 16).contains(rank));
         let alpha = self.map.get("lora_alpha").and_then(Value::as_f64);
-        let rslora = self.map.get("use_rslora");
+        let rslora = match self.map.get("use_rslora") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(on)) => *on,
+            Some(_) => return Err(self.value("use_rslora", "expected true or false".into())),
+        };
         Ok(Lora {
             rank: rank.ok_or_else(|| self.value("r", "expected a rank of 1 or more".into()))?
                 as usize,
             alpha: alpha.ok_or_else(|| self.value("lora_alpha", "expected a number".into()))?,
             targets: self.targets()?,
-            rank_stabilised: !is_absent(rslora) && rslora != Some(&Value::Bool(false)),
+            rank_stabilised: rslora,
         })
     }
 
@@ -251,10 +254,9 @@ impl<B: Backend> Llama<B> {
         base: &str,
         template: &Path,
     ) -> Result<(), CheckpointError> {
-        use burn::module::Module;
-        let mut collector = Collect::default();
-        self.visit(&mut collector);
-        let tensors: Vec<&LazyTensor<'_>> = collector.tensors.iter().collect();
+        let tensors = lazy_tensors(self, DType::F32);
+        let is_adapter = |tensor: &&LazyTensor<'_>| tensor.name.starts_with(PEFT_PREFIX);
+        let tensors: Vec<&LazyTensor<'_>> = tensors.iter().filter(is_adapter).collect();
         write_file(&dir.join(WEIGHTS), &tensors)?;
         let path = dir.join(ADAPTER_CONFIG);
         let text = format!("{:#}\n", config_json(lora, base));
@@ -291,34 +293,4 @@ fn config_json(lora: &Lora, base: &str) -> Value {
         "rank_pattern": {},
         "alpha_pattern": {},
     })
-}
-
-/// Gathers the adapters' parameters under PEFT's names.
-#[derive(Default)]
-struct Collect<'a> {
-    path: Vec<String>,
-    tensors: Vec<LazyTensor<'a>>,
-}
-
-impl<B: Backend> ModuleVisitor<B> for Collect<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let Some(name) = peft_name_of_parameter(&self.path.join(".")) else {
-            return;
-        };
-        let tensor = param.val();
-        self.tensors.push(LazyTensor {
-            name,
-            shape: tensor.dims().to_vec(),
-            dtype: DType::F32,
-            fetch: Box::new(move || tensor.clone().into_data()),
-        });
-    }
 }
