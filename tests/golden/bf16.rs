@@ -6,12 +6,10 @@ use burn::tensor::{DType, Tensor};
 use burn_autodiff::Autodiff;
 use sppo_model::llama::{Llama, PackedBatch};
 use sppo_training::config::{Loss, Recompute};
-use sppo_training::learner::{Learner, ParamState, sequence_logps};
-use sppo_training::loss::{PairLogps, PairProbabilities};
-use sppo_training::optimizer::{Optimizer, RmsProp};
-use sppo_training::tokenise::TokenisedPair;
+use sppo_training::learner::{Learner, ParamState};
 
 use super::learning::pairs;
+use super::steps::{Step, reference, rmsprop};
 use super::{ids, json, numbers, path};
 
 /// All weights as f32, from the masters where there are some.
@@ -41,41 +39,6 @@ fn weights<B: AutodiffBackend>(learner: &Learner<B>) -> Vec<f32> {
     weights.values
 }
 
-/// One optimizer step on four of the pairs; gives the loss.
-fn step<B: AutodiffBackend>(
-    learner: &mut Learner<B>,
-    reference: &[[f64; 2]],
-    pairs: &[TokenisedPair],
-    number: usize,
-    rate: f64,
-) -> f64 {
-    let rows: Vec<usize> = (0..4).map(|i| (number * 4 + i) % pairs.len()).collect();
-    let sequences: Vec<_> = rows.iter().flat_map(|&i| pairs[i].sides()).collect();
-    let batch = |policy: &[f64]| PairLogps {
-        policy_chosen: policy.iter().step_by(2).copied().collect(),
-        policy_rejected: policy.iter().skip(1).step_by(2).copied().collect(),
-        reference_chosen: rows.iter().map(|&i| reference[i][0]).collect(),
-        reference_rejected: rows.iter().map(|&i| reference[i][1]).collect(),
-        probabilities: rows
-            .iter()
-            .map(|&i| PairProbabilities {
-                chosen: pairs[i].chosen_probs,
-                win: pairs[i].chosen_probs_win,
-                lose: pairs[i].chosen_probs_lose,
-            })
-            .collect(),
-    };
-    let logps = learner
-        .backward(&sequences, |policy| {
-            let output = batch(policy).loss(Loss::Sppo, 0.001);
-            let sides = output.grad_chosen.iter().zip(&output.grad_rejected);
-            sides.flat_map(|(c, r)| [*c, *r]).collect()
-        })
-        .unwrap();
-    learner.step(rate).unwrap();
-    batch(&logps).loss(Loss::Sppo, 0.001).mean
-}
-
 /// How a training rounds.
 #[derive(Clone, Copy, PartialEq)]
 enum Rounding {
@@ -98,24 +61,15 @@ fn run<B: AutodiffBackend>(
     };
     let (_, model) = Llama::<B>::load(&path("llama"), dtype, device).unwrap();
     let pairs = pairs();
-    let frozen = model.clone().no_grad();
-    let reference: Vec<[f64; 2]> = pairs
-        .iter()
-        .map(|pair| {
-            let logps = sequence_logps(&frozen, &pair.sides()).unwrap();
-            [logps[0], logps[1]]
-        })
-        .collect();
-    let optimizer = Optimizer::RmsProp(RmsProp {
-        alpha: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.0,
-    });
-    let mut learner = Learner::new(model, optimizer, recompute, None);
+    let known = reference(&model, &pairs);
+    let mut learner = Learner::new(model, rmsprop(), recompute, None);
     let before = weights(&learner);
     let mut losses = Vec::new();
     for (number, &rate) in rates.iter().enumerate() {
-        losses.push(step(&mut learner, &reference, &pairs, number, rate));
+        let step = Step::new(&pairs, &known, number);
+        let policy = step.backward(&mut learner, Loss::Sppo, 0.001);
+        learner.step(rate).unwrap();
+        losses.push(step.logps(&policy).loss(Loss::Sppo, 0.001).mean);
         if rounding == Rounding::Bf16WithoutMasters {
             let state = learner.state().iter().map(|(id, state)| {
                 let slots = state.slots.clone();

@@ -11,6 +11,7 @@ use sppo_training::loss::{PairLogps, PairProbabilities};
 use sppo_training::optimizer::{Optimizer, RmsProp, Schedule};
 use sppo_training::tokenise::TokenisedPair;
 
+use super::steps::{Step, reference, rmsprop};
 use super::{ids, json, numbers, path};
 
 fn assert_relative(found: f64, expected: f64, tolerance: f64, what: &str) {
@@ -116,22 +117,9 @@ pub fn pairs() -> Vec<TokenisedPair> {
 fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recompute) {
     let pairs = pairs();
     let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
-    let reference: Vec<[f64; 2]> = pairs
-        .iter()
-        .map(|p| {
-            use burn::module::Module;
-            let frozen = model.clone().no_grad();
-            let logps = sequence_logps(&frozen, &[&p.chosen, &p.rejected]).unwrap();
-            [logps[0], logps[1]]
-        })
-        .collect();
-    let optimizer = Optimizer::RmsProp(RmsProp {
-        alpha: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.0,
-    });
+    let reference = reference(&model, &pairs);
     let clip = run["max_grad_norm"].as_f64();
-    let mut learner = Learner::new(model, optimizer, recompute, clip);
+    let mut learner = Learner::new(model, rmsprop(), recompute, clip);
     let (loss, beta) = (kind(&run["loss_type"]), run["beta"].as_f64().unwrap());
     let schedule = Schedule {
         kind: config::Schedule::Linear,
@@ -141,32 +129,11 @@ fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recomp
     };
     for (step, expected) in run["steps"].as_array().unwrap().iter().enumerate() {
         let rows: Vec<usize> = (0..4).map(|i| (step * 4 + i) % 16).collect();
-        let chosen = rows.iter().map(|&i| &pairs[i].chosen);
-        let rejected = rows.iter().map(|&i| &pairs[i].rejected);
-        let sequences: Vec<_> = chosen.chain(rejected).collect();
-        let batch = |policy: &[f64]| PairLogps {
-            policy_chosen: policy[..4].to_vec(),
-            policy_rejected: policy[4..].to_vec(),
-            reference_chosen: rows.iter().map(|&i| reference[i][0]).collect(),
-            reference_rejected: rows.iter().map(|&i| reference[i][1]).collect(),
-            probabilities: rows
-                .iter()
-                .map(|&i| PairProbabilities {
-                    chosen: pairs[i].chosen_probs,
-                    win: pairs[i].chosen_probs_win,
-                    lose: pairs[i].chosen_probs_lose,
-                })
-                .collect(),
-        };
-        let policy = learner
-            .backward(&sequences, |policy| {
-                let output = batch(policy).loss(loss, beta);
-                [output.grad_chosen, output.grad_rejected].concat()
-            })
-            .unwrap();
+        let batch = Step::new(&pairs, &reference, step);
+        let policy = batch.backward(&mut learner, loss, beta);
         let report = learner.step(schedule.rate(step)).unwrap();
         let what = format!("{} step {step}", run["loss_type"]);
-        let mean = batch(&policy).loss(loss, beta).mean;
+        let mean = batch.logps(&policy).loss(loss, beta).mean;
         assert_relative(mean, expected["loss"].as_f64().unwrap(), 2e-3, &what);
         let norm = expected["grad_norm"].as_f64().unwrap();
         assert_relative(report.grad_norm, norm, 2e-3, &what);

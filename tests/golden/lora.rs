@@ -10,11 +10,10 @@ use sppo_model::llama::lora::{AdapterFolder, Merge};
 use sppo_model::llama::{Llama, LlamaConfig, Lora, PackedBatch};
 use sppo_training::config::{self, Loss, Recompute};
 use sppo_training::learner::{Learner, sequence_logps};
-use sppo_training::loss::{PairLogps, PairProbabilities};
-use sppo_training::optimizer::{Optimizer, RmsProp, Schedule, Sgd};
-use sppo_training::tokenise::{TokenisedPair, TokenisedSequence};
+use sppo_training::optimizer::{Optimizer, Schedule, Sgd};
 
 use super::learning::pairs;
+use super::steps::{Step, reference, rmsprop};
 use super::{ids, numbers, path};
 
 /// The folder that PEFT wrote, and what it computes with it.
@@ -115,68 +114,6 @@ fn merged_folders_are_whole_models<B: Backend>(device: &B::Device) {
     }
 }
 
-/// The golden rows of one step.
-struct Batch {
-    sequences: Vec<TokenisedSequence>,
-    reference: Vec<f64>,
-    probabilities: Vec<PairProbabilities>,
-}
-
-impl Batch {
-    fn new(pairs: &[TokenisedPair], reference: &[[f64; 2]], step: usize) -> Self {
-        let rows: Vec<usize> = (0..4).map(|i| (step * 4 + i) % pairs.len()).collect();
-        let chosen = rows.iter().map(|&i| pairs[i].chosen.clone());
-        let rejected = rows.iter().map(|&i| pairs[i].rejected.clone());
-        let known = |side: usize| rows.iter().map(move |&i| reference[i][side]);
-        Self {
-            sequences: chosen.chain(rejected).collect(),
-            reference: known(0).chain(known(1)).collect(),
-            probabilities: rows
-                .iter()
-                .map(|&i| PairProbabilities {
-                    chosen: pairs[i].chosen_probs,
-                    win: pairs[i].chosen_probs_win,
-                    lose: pairs[i].chosen_probs_lose,
-                })
-                .collect(),
-        }
-    }
-
-    fn logps(&self, policy: &[f64]) -> PairLogps {
-        PairLogps {
-            policy_chosen: policy[..4].to_vec(),
-            policy_rejected: policy[4..].to_vec(),
-            reference_chosen: self.reference[..4].to_vec(),
-            reference_rejected: self.reference[4..].to_vec(),
-            probabilities: self.probabilities.clone(),
-        }
-    }
-
-    fn backward<B: AutodiffBackend>(&self, learner: &mut Learner<B>, beta: f64) -> Vec<f64> {
-        let sequences: Vec<_> = self.sequences.iter().collect();
-        let weights = |policy: &[f64]| {
-            let output = self.logps(policy).loss(Loss::Sppo, beta);
-            [output.grad_chosen, output.grad_rejected].concat()
-        };
-        learner.backward(&sequences, weights).unwrap()
-    }
-}
-
-/// The reference is the base with the adapter off.
-fn reference<B: AutodiffBackend>(pairs: &[TokenisedPair], device: &B::Device) -> Vec<[f64; 2]> {
-    let model = base::<B>(DType::F32, device).1.no_grad();
-    let both = |p: &TokenisedPair| sequence_logps(&model, &[&p.chosen, &p.rejected]).unwrap();
-    pairs.iter().map(|p| [both(p)[0], both(p)[1]]).collect()
-}
-
-fn rmsprop() -> Optimizer {
-    Optimizer::RmsProp(RmsProp {
-        alpha: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.0,
-    })
-}
-
 /// Every parameter's values, adapters and others apart.
 #[derive(Default)]
 struct Parameters {
@@ -221,7 +158,8 @@ fn follow<B: AutodiffBackend>(
 ) -> Llama<B::InnerBackend> {
     let run = &expected()["run"];
     let (pairs, beta) = (pairs(), run["beta"].as_f64().unwrap());
-    let reference = reference::<B>(&pairs, device);
+    // The reference is the base with the adapter off.
+    let reference = reference(&base::<B>(DType::F32, device).1, &pairs);
     let model = with_peft::<B>(dtype, &adapter(), device);
     let before = Parameters::of(&model);
     let mut learner = Learner::new(model, rmsprop(), recompute, None);
@@ -233,8 +171,8 @@ fn follow<B: AutodiffBackend>(
         total_steps: steps.len(),
     };
     for (i, step) in steps.iter().enumerate() {
-        let batch = Batch::new(&pairs, &reference, i);
-        let policy = batch.backward(&mut learner, beta);
+        let batch = Step::new(&pairs, &reference, i);
+        let policy = batch.backward(&mut learner, Loss::Sppo, beta);
         let report = learner.step(schedule.rate(i)).unwrap();
         let loss = batch.logps(&policy).loss(Loss::Sppo, beta).mean;
         for (found, key) in [(loss, "loss"), (report.grad_norm, "grad_norm")] {
@@ -294,13 +232,13 @@ where
     Autodiff<B>: AutodiffBackend<Device = B::Device, InnerBackend = B>,
 {
     let (pairs, beta) = (pairs(), 0.1);
-    let reference = reference::<Autodiff<B>>(&pairs, device);
+    let reference = reference(&base::<Autodiff<B>>(DType::F32, device).1, &pairs);
     let model = with_peft::<Autodiff<B>>(DType::F32, &adapter(), device);
     // One step of plain descent at rate 1 takes the gradient off the weights.
     let descend = |model: Llama<Autodiff<B>>| {
         let sgd = Optimizer::Sgd(Sgd { weight_decay: 0.0 });
         let mut learner = Learner::new(model, sgd, Recompute::None, None);
-        Batch::new(&pairs, &reference, 0).backward(&mut learner, beta);
+        Step::new(&pairs, &reference, 0).backward(&mut learner, Loss::Sppo, beta);
         learner.step(1.0).unwrap();
         learner.valid()
     };

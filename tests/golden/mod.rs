@@ -7,6 +7,7 @@ mod llama;
 mod lora;
 mod pairrm;
 pub mod reward;
+mod steps;
 
 use std::path::PathBuf;
 
