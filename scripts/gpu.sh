@@ -18,11 +18,11 @@ mkdir -p "$OUT" "$WORK"
 TABLE=$OUT/table.md
 
 if [ -n "${REHEARSE:-}" ]; then
-    kind=wgpu dtype=f32 sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
+    kind=wgpu golden_seconds=600 adapter_seconds=400 dtype=f32 sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
     train=(--batch 2 --prompt 12 --response 16 --steps 1) generate=(--prompt 12 --new 8)
     adapters=(--batch 2 --prompt 12 --response 16 --steps 1)
 else
-    kind=cuda dtype=bf16 sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
+    kind=cuda golden_seconds=300 adapter_seconds=120 dtype=bf16 sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
     train=(--batch 4 --lengths ultrafeedback --steps 3) generate=(--prompt 150 --new 128)
     adapters=(--batch 4 --prompt 150 --response 600 --steps 3 --precision bf16)
 fi
@@ -70,7 +70,7 @@ failed=
 say "# $kind, $(date -u +%F)"
 [ "$kind" = wgpu ] || say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader)"
 if [ -n "$TESTS" ]; then
-    part golden 300 scripts/gpu.sh golden
+    part golden "$golden_seconds" scripts/gpu.sh golden
 else
     say "TESTS is not set: the golden cases were not run"
 fi
@@ -90,7 +90,7 @@ for shape in "${shapes[@]}"; do
     for count in "${slots[@]}"; do
         part "generate-$shape-$count" 150 "${bench[@]}" --what generate --generate "$count" --bytes "${generate[@]}"
     done
-    part "adapters-$shape" 120 "$SPPO" bench --model "$WORK/$shape-${dtype}" --device "$kind" --only train \
+    part "adapters-$shape" "$adapter_seconds" "$SPPO" bench --model "$WORK/$shape-${dtype}" --device "$kind" --only train \
         --lora 16 --recompute layer "${adapters[@]}"
 done
 [ -z "$failed" ] || { say ""; say "something failed; see the logs in $OUT"; exit 1; }

@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, backend::AutodiffBackend, backend::Backend};
 use burn_autodiff::Autodiff;
 use serde_json::Value;
+use sppo_model::host::is_host;
 use sppo_model::llama::lora::{AdapterFolder, Merge};
 use sppo_model::llama::{Llama, LlamaConfig, Lora, PackedBatch};
 use sppo_training::config::{self, Loss, Recompute};
@@ -62,15 +63,27 @@ fn everywhere(rank: usize) -> Lora {
     }
 }
 
-/// A new adapter's B is zero: logits and log-probabilities stay as they are, to the bit.
+/// A new adapter's B is zero: logits and log-probabilities stay as they are, on a CPU to the bit.
+/// A device may fuse the additions of zeros with what stands beside them, and round otherwise.
 fn new_adapters_change_nothing<B: Backend>(device: &B::Device) {
     let (_, model) = base::<B>(DType::F32, device);
     let with = model.clone().with_new_adapters(&everywhere(3), 1).unwrap();
-    assert!(last_logits(&with) == last_logits(&model));
+    let allowed = if is_host::<B>(device) { 0.0 } else { 1e-5 };
+    let (found, expected) = (last_logits(&with), last_logits(&model));
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(
+            (found - expected).abs() <= allowed,
+            "{found} is not {expected}"
+        );
+    }
     let pairs = pairs();
     let sequences: Vec<_> = pairs.iter().map(|p| &p.chosen).collect();
     let logps = |model: &Llama<B>| sequence_logps(model, &sequences).unwrap();
-    assert_eq!(logps(&with), logps(&model));
+    let rows = logps(&with).into_iter().zip(logps(&model)).zip(&sequences);
+    for ((found, expected), sequence) in rows {
+        let gap = (found - expected).abs() / sequence.response().len() as f64;
+        assert!(gap <= allowed as f64, "{found} is not {expected}");
+    }
 }
 
 fn logits_are_those_of_peft<B: Backend>(device: &B::Device) {

@@ -87,7 +87,7 @@ fn main() {
             let found = [
                 seconds,
                 size.packed.tokens as f64,
-                flops::training(&large, &size),
+                flops::training(&large, None, &size),
                 size.packed.scores as f64,
                 exact as f64,
             ];

@@ -124,8 +124,10 @@ mod tests {
     use std::path::Path;
 
     use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
-    use burn::tensor::{Distribution, backend::AutodiffBackend};
+    use burn::tensor::{TensorData, backend::AutodiffBackend};
     use burn_autodiff::Autodiff;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha12Rng;
     use sppo_model::llama::Lora;
     use sppo_model::llama::hf::trained_parameters;
     use sppo_model::llama::transformer::Block;
@@ -171,11 +173,19 @@ mod tests {
         ids.iter().filter_map(take).collect()
     }
 
+    /// The same numbers each time, within ±0.05: a backend's own generator is shared by all tests.
+    fn noise<B: Backend, const D: usize>(shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
+        let mut generator = ChaCha12Rng::seed_from_u64(5);
+        let count = shape.iter().product();
+        let values = (0..count).map(|_| generator.random_range(-0.05f32..0.05));
+        let data = TensorData::new(values.collect::<Vec<f32>>(), shape);
+        Tensor::from_data(data, device)
+    }
+
     fn with_biases<B: AutodiffBackend>(mut model: Llama<B>) -> Llama<B> {
         let device = model.device();
         let bias = |linear: &mut Linear<B>| {
-            let shape = [linear.weight.dims()[0]];
-            let noise = Tensor::random(shape, Distribution::Normal(0.0, 0.1), &device);
+            let noise = noise([linear.weight.dims()[0]], &device);
             linear.bias = Some(Param::from_tensor(noise));
         };
         for block in &mut model.layers {
@@ -244,7 +254,8 @@ mod tests {
 
     type Outcome = (Vec<f64>, HashMap<ParamId, Vec<f32>>);
 
-    /// Log-probabilities to 1e-4, gradients to 1e-4 of the largest of their parameter.
+    /// Log-probabilities to 1e-4, gradients to 2e-4 of the largest of their parameter: sums in
+    /// another order were seen to differ by 9e-5.
     fn near(found: &Outcome, expected: &Outcome) {
         for (found, expected) in found.0.iter().zip(&expected.0) {
             assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
@@ -255,7 +266,7 @@ mod tests {
             for (found, expected) in found.1[id].iter().zip(expected) {
                 let gap = (found - expected).abs();
                 assert!(
-                    gap <= 1e-4 * largest,
+                    gap <= 2e-4 * largest,
                     "{found} is not {expected} ({largest})"
                 );
             }
@@ -294,19 +305,18 @@ mod tests {
         };
         let mut model = model.with_new_adapters(&lora, 7).unwrap();
         let device = model.device();
-        let noise = |linear: &mut Linear<B>| {
+        let disturb = |linear: &mut Linear<B>| {
             if let Some(adapter) = &mut linear.adapter {
-                let normal = Distribution::Normal(0.0, 0.1);
-                let b = Tensor::random(adapter.lora_b.dims(), normal, &device);
+                let b = noise(adapter.lora_b.dims(), &device);
                 adapter.lora_b = Param::from_tensor(b);
             }
         };
         for block in &mut model.layers {
             let (attention, mlp) = (&mut block.self_attn, &mut block.mlp);
-            noise(&mut attention.q_proj);
-            noise(&mut attention.v_proj);
-            noise(&mut mlp.gate_proj);
-            noise(&mut mlp.down_proj);
+            disturb(&mut attention.q_proj);
+            disturb(&mut attention.v_proj);
+            disturb(&mut mlp.gate_proj);
+            disturb(&mut mlp.down_proj);
         }
         model
     }

@@ -17,6 +17,8 @@ trait Rule<const N: usize>: Sync {
 
 struct RmsPropRule {
     alpha: f32,
+    /// 1 − alpha, before it is rounded.
+    fresh: f32,
     eps: f32,
     decay: f32,
     rate: f32,
@@ -25,7 +27,7 @@ struct RmsPropRule {
 impl Rule<1> for RmsPropRule {
     fn update(&self, weight: &mut f32, grad: f32, [v]: [&mut f32; 1]) {
         let grad = grad + self.decay * *weight;
-        *v = *v * self.alpha + grad * grad * (1.0 - self.alpha);
+        *v = *v * self.alpha + grad * grad * self.fresh;
         *weight -= grad * self.rate / (v.sqrt() + self.eps);
     }
 }
@@ -33,6 +35,8 @@ impl Rule<1> for RmsPropRule {
 struct AdamWRule {
     beta1: f32,
     beta2: f32,
+    /// 1 − beta1 and 1 − beta2, before they are rounded.
+    fresh: [f32; 2],
     eps: f32,
     /// 1 − rate · weight decay.
     keep: f32,
@@ -44,8 +48,8 @@ struct AdamWRule {
 
 impl Rule<2> for AdamWRule {
     fn update(&self, weight: &mut f32, grad: f32, [m, v]: [&mut f32; 2]) {
-        *m = *m * self.beta1 + grad * (1.0 - self.beta1);
-        *v = *v * self.beta2 + grad * grad * (1.0 - self.beta2);
+        *m = *m * self.beta1 + grad * self.fresh[0];
+        *v = *v * self.beta2 + grad * grad * self.fresh[1];
         let scale = (*v * self.correction).sqrt() + self.eps;
         *weight = *weight * self.keep - *m * self.rate / scale;
     }
@@ -73,6 +77,7 @@ pub(super) fn rms_prop<B: Backend>(
 ) -> Tensor<B, 1> {
     let rule = RmsPropRule {
         alpha: o.alpha as f32,
+        fresh: (1.0 - o.alpha) as f32,
         eps: o.eps as f32,
         decay: o.weight_decay as f32,
         rate: rate as f32,
@@ -93,6 +98,7 @@ pub(super) fn adam_w<B: Backend>(
     let rule = AdamWRule {
         beta1: o.beta1 as f32,
         beta2: o.beta2 as f32,
+        fresh: [o.beta1, o.beta2].map(|beta| (1.0 - beta) as f32),
         eps: o.eps as f32,
         keep: (1.0 - rate * o.weight_decay) as f32,
         rate: (rate / correct(o.beta1)) as f32,

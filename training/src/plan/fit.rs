@@ -13,7 +13,7 @@ use crate::optimizer::Optimizer;
 const CARDS: [(&str, u64); 3] = [("24 GB", 24_564), ("80 GB", 81_559), ("141 GB", 143_771)];
 
 /// What the driver and kernels take of a card, in MiB.
-const DRIVER: u64 = 1024;
+pub(super) const DRIVER: u64 = 1024;
 
 /// Pairs of the longest kind that a card trains at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

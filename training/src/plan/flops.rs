@@ -1,8 +1,9 @@
 //! Floating-point operations of matrix products; a multiplication and its addition are two.
 
-use sppo_model::llama::LlamaConfig;
+use sppo_model::llama::{LlamaConfig, Lora};
 
 use super::batch::Batch;
+use super::memory::adapter_parameters;
 
 /// Weights of one block's linear layers.
 fn block_weights(config: &LlamaConfig) -> f64 {
@@ -23,10 +24,15 @@ pub fn forward(config: &LlamaConfig, batch: &Batch) -> f64 {
     linear + attention + vocabulary * batch.response_tokens as f64
 }
 
-/// Forward and backward pass of full training: three times the forward pass. What is computed
-/// again to save memory does not count, as in the usual model FLOPs utilisation.
-pub fn training(config: &LlamaConfig, batch: &Batch) -> f64 {
-    3.0 * forward(config, batch)
+/// Forward and backward pass: three times the forward pass where all weights are trained; where
+/// adapters are, twice that and three times the adapters' own. What is computed again to save
+/// memory does not count, as in the usual model FLOPs utilisation.
+pub fn training(config: &LlamaConfig, lora: Option<&Lora>, batch: &Batch) -> f64 {
+    let Some(lora) = lora else {
+        return 3.0 * forward(config, batch);
+    };
+    let adapters = 2.0 * adapter_parameters(config, lora) as f64 * batch.packed.tokens as f64;
+    2.0 * forward(config, batch) + 3.0 * adapters
 }
 
 /// Sampling `new` tokens behind each of `sequences` prompts of `prompt` tokens, `samples` of which
@@ -58,7 +64,7 @@ mod tests {
         // All tokens response, attention of short sequences does not count.
         let batch = Batch::largest(100, 8);
         let weights = 8.03e9 - 128256.0 * 4096.0;
-        let found = training(&config, &batch) / batch.packed.tokens as f64;
+        let found = training(&config, None, &batch) / batch.packed.tokens as f64;
         assert!((found / (6.0 * weights) - 1.0).abs() < 1e-3, "{found}");
     }
 }

@@ -44,6 +44,7 @@ pub struct Plan {
     pub trained_parameters: u64,
     pub precision: &'static str,
     pub recompute: &'static str,
+    pub generation_precision: &'static str,
     /// Pairs of one optimizer step.
     pub pairs_per_step: usize,
     /// Pairs that go through the model together, of the longest that may come.
@@ -60,7 +61,7 @@ pub struct Plan {
     pub fine_tuning: Option<TrainingMemory>,
     /// The highest of the above.
     pub peak_bytes: u64,
-    /// Of the device, where it is known.
+    /// Of the device, where it is known, less what a GPU's driver takes.
     pub memory_bytes: Option<u64>,
     /// Whether the peak is below that.
     pub fits: Option<bool>,
@@ -122,14 +123,15 @@ impl Plan {
             steps_per_iteration: steps,
             iterations: if rows.generates { config.iterations } else { 1 },
             tokens_per_step: rows.tokens(pairs_per_step),
-            flops_per_step: flops::training(&model.config, &step),
-            flops_per_iteration: rows.flops(config, &model.config, epochs),
+            flops_per_step: flops::training(&model.config, training.lora.as_ref(), &step),
+            flops_per_iteration: rows.flops(config, &training, epochs),
             training: memory,
             generation,
             fine_tuning,
             peak_bytes,
-            memory_bytes: assumed.memory,
-            fits: assumed.memory.map(|memory| peak_bytes <= memory),
+            memory_bytes: memory_bytes(&assumed),
+            fits: memory_bytes(&assumed).map(|memory| peak_bytes <= memory),
+            generation_precision: config.generate.precision.word(),
             elsewhere: match assumed.host {
                 true => Vec::new(),
                 false => fit::elsewhere(config, &model.config, &rows),
@@ -138,6 +140,11 @@ impl Plan {
             model: model.name,
         })
     }
+}
+
+fn memory_bytes(assumed: &Assumed) -> Option<u64> {
+    let driver = if assumed.host { 0 } else { fit::DRIVER << 20 };
+    Some(assumed.memory?.saturating_sub(driver))
 }
 
 /// The model of a configuration, without its weights.

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use sppo_model::llama::LlamaConfig;
-
 use super::memory::Training;
 use super::{Assumed, Batch, IterationFlops, Shape, flops};
 use crate::config::Config;
@@ -38,7 +36,8 @@ impl Rows {
     pub fn of(config: &Config, model: &Shape, assumed: &Assumed) -> Result<Self, StageError> {
         let train = &config.train;
         let longest = train.max_length.min(model.config.max_position_embeddings);
-        let generates = config.prompts.train.is_some();
+        // Only `sppo train` reads train.data.
+        let generates = config.prompts.train.is_some() && train.data.is_none();
         let mut rows = Self {
             generates,
             prompts: 0,
@@ -54,8 +53,14 @@ impl Rows {
             rows.longest = longest.min(rows.longest_prompt + config.generate.max_new_tokens + 1);
         }
         match (&config.prompts.train, &train.data) {
-            (Some(file), _) => rows.read_prompts(config, model, file)?,
-            (None, Some(file)) => rows.read_pairs(config, model, file)?,
+            (prompts, Some(file)) => {
+                rows.read_pairs(config, model, file)?;
+                if prompts.is_some() {
+                    let note = "train.data is given, so this is what sppo train takes; sppo run would take prompts.train";
+                    rows.notes.push(note.into());
+                }
+            }
+            (Some(file), None) => rows.read_prompts(config, model, file)?,
             (None, None) => rows.assume(config, "neither prompts.train nor train.data is given"),
         }
         if generates {
@@ -73,7 +78,14 @@ impl Rows {
             rows.prompt = assumed.prompt_tokens.unwrap_or(rows.prompt);
             rows.response = assumed.response_tokens.unwrap_or(rows.response);
             rows.known.clear();
-        } else if rows.known.is_empty() {
+        }
+        // As training cuts them.
+        rows.prompt = rows.prompt.min(train.max_prompt_length);
+        rows.response = rows
+            .response
+            .min(longest.saturating_sub(rows.prompt))
+            .max(1);
+        if rows.known.is_empty() && assumed.response_tokens.is_none() {
             rows.notes.push(format!(
                 "responses of {} tokens on average are assumed; --response-tokens changes that",
                 rows.response
@@ -87,6 +99,13 @@ impl Rows {
         (self.prompts, self.pairs) = (prompts, prompts);
         self.notes.push(format!(
             "{why}: {prompts} prompts an iteration, of {} tokens on average, are assumed; --prompts and --prompt-tokens change that",
+            self.prompt
+        ));
+    }
+
+    fn assume_prompts(&mut self, why: &str) {
+        self.notes.push(format!(
+            "{why}: prompts of {} tokens on average are assumed; --prompt-tokens changes that",
             self.prompt
         ));
     }
@@ -107,6 +126,7 @@ impl Rows {
         (self.prompts, self.pairs) = (part.len(), part.len());
         let folder = model.folder.as_deref();
         let Some(text) = folder.map(Text::from_dir).transpose()?.flatten() else {
+            self.assume_prompts("there is no tokenizer yet");
             return Ok(());
         };
         let mut lengths = Vec::with_capacity(part.len());
@@ -138,11 +158,7 @@ impl Rows {
         let text = folder.map(Text::from_dir).transpose()?.flatten();
         let is_text = |row: &PairRow| matches!(row.content, PairContent::Text { .. });
         if text.is_none() && rows.iter().any(is_text) {
-            self.notes.push(format!(
-                "{} holds text, and there is no tokenizer yet: prompts of {} tokens on average are assumed; --prompt-tokens changes that",
-                file.display(),
-                self.prompt
-            ));
+            self.assume_prompts("the pairs hold text, and there is no tokenizer yet");
             return Ok(());
         }
         let tokeniser = text.map(|text| {
@@ -222,7 +238,8 @@ impl Rows {
     }
 
     /// Operations of an iteration.
-    pub fn flops(&self, config: &Config, model: &LlamaConfig, epochs: usize) -> IterationFlops {
+    pub fn flops(&self, config: &Config, training: &Training, epochs: usize) -> IterationFlops {
+        let model = &training.config;
         let all = self.mean(self.pairs);
         let samples = config.generate.samples as f64;
         let generation = match self.generates {
@@ -236,7 +253,7 @@ impl Rows {
         IterationFlops {
             generation,
             reference: flops::forward(model, &all),
-            training: epochs as f64 * flops::training(model, &all),
+            training: epochs as f64 * flops::training(model, training.lora.as_ref(), &all),
         }
     }
 }

@@ -82,42 +82,51 @@ impl Plan {
             None => {
                 format!("It takes {peak}. The device's memory is not known; give --memory-gib.")
             }
-            Some(memory) if self.peak_bytes <= memory => {
-                format!("It fits: {peak} of {}.", size(memory))
-            }
-            Some(memory) => format!(
-                "It does NOT fit: {peak} of {}. {}",
+            Some(memory) if self.peak_bytes > memory => format!(
+                "It does NOT fit: {peak} of {}. {}.",
                 size(memory),
                 self.advice().join("; ")
             ),
+            Some(memory) if self.peak_bytes as f64 * 1.15 > memory as f64 => format!(
+                "It should fit: {peak} of {}, but the reckoning is good to 15 % only.",
+                size(memory)
+            ),
+            Some(memory) => format!("It fits: {peak} of {}.", size(memory)),
         }
     }
 
     /// What would take less, the cheapest first.
-    fn advice(&self) -> Vec<String> {
+    fn advice(&self) -> Vec<&'static str> {
         let mut advice = Vec::new();
-        let largest = |peak: u64| peak == self.peak_bytes;
-        if self.generation.is_some_and(|g| largest(g.peak)) {
-            advice.push("Generation: lower generate.batch or set generate.cache_memory_mib".into());
+        let too_large = |peak: u64| self.memory_bytes.is_some_and(|memory| peak > memory);
+        if let Some(memory) = self.generation.filter(|g| too_large(g.peak)) {
+            if self.generation_precision == "f32" {
+                advice
+                    .push("Generation: set generate.precision = \"bf16\" where the device has it");
+            }
+            if memory.cache > memory.weights / 8 {
+                advice.push("Generation: lower generate.batch or set generate.cache_memory_mib");
+            }
         }
-        if self.fine_tuning.is_some_and(|t| largest(t.peak)) {
-            advice.push("Fine-tuning: lower sft.batch_size or sft.max_length".into());
+        if self.fine_tuning.is_some_and(|t| too_large(t.peak)) {
+            advice.push("Fine-tuning: lower sft.batch_size or sft.max_length");
         }
-        if largest(self.training.peak) {
+        if too_large(self.training.peak) {
             if self.recompute == "none" {
-                advice.push("Training: set train.recompute = \"layer\"".into());
+                advice.push("Training: set train.recompute = \"layer\"");
             }
             if self.pairs_at_a_time > 1 {
-                advice.push("Training: set train.memory_mib".into());
+                advice.push("Training: set train.memory_mib");
             }
-            if self.precision == "f32" && self.trained_parameters >= self.parameters {
-                advice.push(
-                    "Training: set train.precision = \"bf16\" where the device has it".into(),
-                );
+            if self.precision == "f32" {
+                advice.push("Training: set train.precision = \"bf16\" where the device has it");
             }
             if self.trained_parameters >= self.parameters {
-                advice.push("Training: train adapters, [train.lora]".into());
+                advice.push("Training: train adapters, [train.lora]");
             }
+        }
+        if advice.is_empty() {
+            advice.push("Shorten train.max_length, or take a smaller model or more memory");
         }
         advice
     }

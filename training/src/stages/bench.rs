@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use serde::Serialize;
 use sppo_model::generate::{Engine, Event, Request, SamplingParams};
-use sppo_model::llama::{Decoder, LlamaConfig};
+use sppo_model::llama::{Decoder, LlamaConfig, Lora};
 
 use super::generate::plan;
 use super::{Policy, StageError};
@@ -175,9 +175,14 @@ fn time_training<B: AutodiffBackend>(
         Some(path) => given_pairs(path, count, &policy.config)?,
         None => random_pairs(job, count, &policy.config)?,
     };
+    let lora = job.lora.map(|rank| TrainLora {
+        rank,
+        ..Default::default()
+    });
+    let lora: Option<Lora> = lora.as_ref().map(Into::into);
     let flops = pairs[job.batch..].chunks(job.batch).map(|batch| {
         let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
-        flops::training(&config, &Batch::of(&sequences))
+        flops::training(&config, lora.as_ref(), &Batch::of(&sequences))
     });
     let flops = flops.sum();
     // Known beforehand, as the trainer keeps them on disk; their values do not matter here.
@@ -188,15 +193,9 @@ fn time_training<B: AutodiffBackend>(
         eps: 1e-8,
         weight_decay: 0.0,
     });
-    let model = match job.lora {
+    let model = match &lora {
         None => policy.model,
-        Some(rank) => {
-            let lora = TrainLora {
-                rank,
-                ..Default::default()
-            };
-            policy.model.with_new_adapters(&(&lora).into(), 0)?
-        }
+        Some(lora) => policy.model.with_new_adapters(lora, 0)?,
     };
     let mut learner = Learner::new(model, optimizer, job.recompute, None);
     let mut step = |number: usize| {

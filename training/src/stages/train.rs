@@ -14,9 +14,9 @@ use crate::optimizer::Schedule;
 use crate::plan::Batch;
 use crate::plan::memory::Training;
 use crate::trainer::{
-    Adapters, PreferenceObjective, PreferencePair, Room, TrainSettings, clear_remains, fingerprint,
-    finished_model, latest_checkpoint, model_fingerprint, reference_logps, tokenise_pairs,
-    weights_fingerprint,
+    Adapters, Cut, PreferenceObjective, PreferencePair, Room, TrainSettings, clear_remains,
+    fingerprint, finished_model, latest_checkpoint, model_fingerprint, reference_logps,
+    tokenise_pairs, weights_fingerprint,
 };
 
 /// One iteration's training: `model` is start and reference.
@@ -59,11 +59,17 @@ pub fn train_pairs<B: AutodiffBackend>(
         Some(path) => tokenise(&read_pairs(path, config)?, &reference, config)?,
         None => Vec::new(),
     };
+    let room = room(config, &reference, device, &pairs)?;
+    let cut = Cut {
+        batch_size: config.batch_size,
+        room: room.clone(),
+    };
     // Another device or batch may round otherwise in the last digit.
     let reference_key = format!(
-        "{model_key} {} {} {}",
+        "{model_key} {} {} {:?} {}",
         config.precision,
         config.batch_size,
+        config.memory_mib,
         B::name(device)
     );
     let logps = |pairs: &[PreferencePair], monitor: &dyn Monitor| {
@@ -71,7 +77,7 @@ pub fn train_pairs<B: AutodiffBackend>(
             &reference,
             &reference_key,
             pairs,
-            config.batch_size,
+            &cut,
             job.output_dir,
             monitor,
         )
@@ -79,7 +85,6 @@ pub fn train_pairs<B: AutodiffBackend>(
     let known = logps(&pairs, monitor)?;
     let held_out_known = logps(&held_out, monitor)?;
     let adapters = adapters(job, &model_key)?;
-    let room = room(config, &reference, device, &pairs)?;
     let settings = settings(job, key, pairs.len(), room);
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
         .with_held_out(held_out, held_out_known);
@@ -204,13 +209,13 @@ fn reference_pass<B: Backend>(
     reference: &Policy<B>,
     model_key: &str,
     pairs: &[PreferencePair],
-    batch_size: usize,
+    cut: &Cut,
     dir: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Vec<[f64; 2]>, StageError> {
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
-    let logps = reference_logps(&reference.model, model_key, pairs, batch_size, dir, monitor)?;
+    let logps = reference_logps(&reference.model, model_key, pairs, cut, dir, monitor)?;
     logps.ok_or(StageError::Interrupted)
 }

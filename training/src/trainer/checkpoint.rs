@@ -422,13 +422,18 @@ fn aside(target: &Path, kind: &str) -> PathBuf {
 /// Removes folders that a kill left half written, and puts back one that was set aside for its
 /// successor.
 pub fn clear_remains(output_dir: &Path) -> Result<(), TrainError> {
-    for parent in [output_dir.to_path_buf(), output_dir.join("checkpoints")] {
+    let own = [
+        (output_dir.to_path_buf(), "model."),
+        (output_dir.join("checkpoints"), "step-"),
+    ];
+    for (parent, begin) in own {
         let Ok(entries) = fs::read_dir(&parent) else {
             continue;
         };
         for path in entries.filter_map(|entry| entry.ok().map(|e| e.path())) {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-            let Some(hidden) = name.strip_prefix('.').filter(|_| path.is_dir()) else {
+            let hidden = name.strip_prefix('.').filter(|n| n.starts_with(begin));
+            let Some(hidden) = hidden.filter(|_| path.is_dir()) else {
                 continue;
             };
             if let Some(name) = hidden.strip_suffix(OLD) {

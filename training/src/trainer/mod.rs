@@ -189,17 +189,9 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
         let (epoch, window) = order::window(settings, rows, per_epoch, step);
         let mut line = match one_step(learner, objective, settings, &window, step, monitor) {
             Err(mut error) => {
-                // The weights are those of the step before: keep them for a second try.
                 if let TrainError::NonFinite { kept, .. } = &mut error {
                     metrics.sync()?;
-                    if step > saved && learner.is_finite()? {
-                        checkpoint::save(learner, settings, files, step)?;
-                        saved = step;
-                    }
-                    *kept = match saved == step && step > 0 {
-                        true => "the weights of the step before are kept in checkpoints/",
-                        false => "what was kept before stays",
-                    };
+                    *kept = keep(learner, settings, files, step, saved);
                 }
                 return Err(error);
             }
@@ -225,6 +217,29 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
         tracing::warn!("{skipped} of {steps} steps were skipped: not finite");
     }
     Ok(Outcome::Finished(path))
+}
+
+/// Keeps the weights of the step before for a second try; says what there is to go on from.
+fn keep<B: AutodiffBackend>(
+    learner: &Learner<B>,
+    settings: &TrainSettings,
+    files: ModelFiles<'_>,
+    step: usize,
+    saved: usize,
+) -> &'static str {
+    if step == 0 {
+        return "nothing was trained yet";
+    }
+    if step > saved
+        && let Err(error) = checkpoint::save(learner, settings, files, step)
+    {
+        tracing::warn!("the weights of the step before cannot be kept: {error}");
+        return match saved {
+            0 => "nothing is kept",
+            _ => "the newest checkpoint is kept in checkpoints/",
+        };
+    }
+    "the weights of the step before are kept in checkpoints/"
 }
 
 fn one_step<B: AutodiffBackend, O: Objective<B>>(

@@ -1,14 +1,16 @@
 //! Reference log-probabilities: computed once before training, kept on disk.
 
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
 use sppo_model::llama::Llama;
 
-use super::{PreferencePair, TrainError, fingerprint};
+use super::{Cut, PreferencePair, TrainError, fingerprint};
 use crate::data::{LogpRow, RowWriter};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
+use crate::plan::Batch;
 
 /// Summed response log-probabilities `[chosen, rejected]` of every pair under `model`, from
 /// `<dir>/reference-<hash of model and rows>.jsonl` as far as that file goes.
@@ -18,7 +20,7 @@ pub fn reference_logps<B: Backend>(
     model: &Llama<B>,
     model_key: &str,
     pairs: &[PreferencePair],
-    batch_size: usize,
+    cut: &Cut,
     dir: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
@@ -29,40 +31,40 @@ pub fn reference_logps<B: Backend>(
         .map(|row| [row.chosen_logps, row.rejected_logps])
         .take(pairs.len())
         .collect();
-    // Whole batches only: a batch cut elsewhere could differ in the last digit.
-    let whole = logps.len() / batch_size * batch_size;
-    let rest = if logps.len() == pairs.len() {
-        pairs.len()
-    } else {
-        whole
+    let known = logps.len();
+    monitor.begin("reference log-probabilities", "pairs", known, pairs.len());
+    let sequences = |part: Range<usize>| -> Vec<_> {
+        pairs[part].iter().flat_map(|p| p.pair.sides()).collect()
     };
-    monitor.begin("reference log-probabilities", "pairs", rest, pairs.len());
-    let starts = (rest..pairs.len()).step_by(batch_size);
-    for (first, batch) in starts.zip(pairs[rest..].chunks(batch_size)) {
+    // Batches are cut from the whole list: cut elsewhere, the last digit could differ.
+    for part in cut.parts(pairs.len(), |part| Batch::of(&sequences(part))) {
+        if part.end <= known {
+            continue;
+        }
         if monitor.interrupted() {
             monitor.end();
             return Ok(None);
         }
-        let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
-        let values = sequence_logps(model, &sequences)?;
-        for (i, sides) in values.chunks_exact(2).enumerate() {
+        let values = sequence_logps(model, &sequences(part.clone()))?;
+        let new = part
+            .zip(values.chunks_exact(2))
+            .skip_while(|(i, _)| *i < known);
+        for (i, sides) in new {
             let (chosen, rejected) = (sides[0], sides[1]);
             if !(chosen + rejected).is_finite() {
                 return Err(TrainError::BadRow {
-                    row: batch[i].name.clone(),
+                    row: pairs[i].name.clone(),
                     message: "its reference log-probability is not finite; are the weights sound?"
                         .into(),
                 });
             }
-            if first + i >= logps.len() {
-                writer.append(&LogpRow {
-                    chosen_logps: chosen,
-                    rejected_logps: rejected,
-                })?;
-                logps.push([chosen, rejected]);
-            }
+            writer.append(&LogpRow {
+                chosen_logps: chosen,
+                rejected_logps: rejected,
+            })?;
+            logps.push([chosen, rejected]);
+            monitor.advance(1, None);
         }
-        monitor.advance(batch.len(), None);
     }
     monitor.end();
     writer.finish()?;
