@@ -18,11 +18,13 @@ mkdir -p "$OUT" "$WORK"
 TABLE=$OUT/table.md
 
 if [ -n "${REHEARSE:-}" ]; then
-    kind=wgpu golden_seconds=600 adapter_seconds=400 dtype=f32 sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
+    kind=wgpu dtype=f32 golden_seconds=600 adapter_seconds=400 generate_seconds=400
+    sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
     train=(--batch 2 --prompt 12 --response 16 --steps 1) generate=(--prompt 12 --new 8)
     adapters=(--batch 2 --prompt 12 --response 16 --steps 1)
 else
-    kind=cuda golden_seconds=300 adapter_seconds=120 dtype=bf16 sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
+    kind=cuda dtype=bf16 golden_seconds=300 adapter_seconds=120 generate_seconds=150
+    sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
     train=(--batch 4 --lengths ultrafeedback --steps 3) generate=(--prompt 150 --new 128)
     adapters=(--batch 4 --prompt 150 --response 600 --steps 3 --precision bf16)
 fi
@@ -88,7 +90,7 @@ for shape in "${shapes[@]}"; do
         part "train-$shape" 240 "${bench[@]}" --what train --recompute layer "${train[@]}"
     fi
     for count in "${slots[@]}"; do
-        part "generate-$shape-$count" 150 "${bench[@]}" --what generate --generate "$count" --bytes "${generate[@]}"
+        part "generate-$shape-$count" "$generate_seconds" "${bench[@]}" --what generate --generate "$count" --bytes "${generate[@]}"
     done
     part "adapters-$shape" "$adapter_seconds" "$SPPO" bench --model "$WORK/$shape-${dtype}" --device "$kind" --only train \
         --lora 16 --recompute layer "${adapters[@]}"

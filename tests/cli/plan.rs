@@ -40,6 +40,10 @@ fn llama_3_8b_on_one_card() {
     for part in ["does NOT fit", "[train.lora]", "not downloaded yet"] {
         assert!(small.contains(part), "{small}");
     }
+    // Cutting batches would not help.
+    assert!(!small.contains("train.memory_mib"), "{small}");
+    let middle = place.ok(&format!("plan --config {recipe} --memory-gib 118"));
+    assert!(middle.contains("set train.memory_mib"), "{middle}");
 }
 
 /// Every recipe can be planned before anything is downloaded.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use sppo_model::llama::LlamaConfig;
 
 use super::memory::Training;
-use super::rows::Rows;
+use super::rows::{Rows, most_that};
 use crate::config::{Config, Recompute};
 use crate::optimizer::Optimizer;
 
@@ -60,12 +60,12 @@ pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Ve
     for (set_up, training) in set_ups {
         let peak = |pairs: usize| training.memory(&rows.largest(pairs)).peak;
         for (card, mib) in CARDS {
-            let holds = |pairs: &usize| peak(*pairs) <= (mib - DRIVER) << 20;
+            let holds = |pairs| peak(pairs) <= (mib - DRIVER) << 20;
             fits.push(Fit {
                 set_up: set_up.clone(),
                 card,
                 least_bytes: peak(1),
-                pairs_at_a_time: (1..=train.batch_size).rev().find(holds).unwrap_or(0),
+                pairs_at_a_time: most_that(train.batch_size, holds),
             });
         }
     }

@@ -158,7 +158,7 @@ impl Training {
         let gradients = 4 * trained / self.shards;
 
         let parts = self.activations(batch);
-        let input = size * (batch.packed.tokens * config.hidden_size) as u64;
+        let input = bytes((size as usize * config.hidden_size) as f64 * batch.packed.tokens as f64);
         let (activations, last) = match self.recompute {
             Recompute::None => (layers * parts.kept, 0),
             Recompute::Layer => (layers * input, parts.kept),
@@ -220,7 +220,7 @@ impl Training {
         let of_ffn = size * tokens * config.intermediate_size as f64;
         let of_mixed = size * tokens * queries;
         let of_heads = size * batch.packed.cells as f64 * (queries + 2.0 * keys);
-        let scores = 4.0 * (batch.packed.scores * config.num_attention_heads) as f64;
+        let scores = 4.0 * batch.packed.scores as f64 * config.num_attention_heads as f64;
         let rows = chunk_rows(config.vocab_size).min(batch.response_tokens);
         let logits = 4.0 * (rows * config.vocab_size) as f64;
         let adapters = self.lora.as_ref().map_or(0.0, |lora| {
@@ -241,11 +241,16 @@ impl Training {
             ),
         };
         Activations {
-            kept: kept as u64,
-            passing: passing as u64,
-            logits: logits as u64,
+            kept: bytes(kept),
+            passing: bytes(passing),
+            logits: bytes(logits),
         }
     }
+}
+
+/// At most a petabyte, so that sums of absurd sizes stay within 64 bits.
+fn bytes(size: f64) -> u64 {
+    size.min(1e15) as u64
 }
 
 /// What a batch's activations take.

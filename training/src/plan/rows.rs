@@ -200,9 +200,9 @@ impl Rows {
         let Some(mib) = config.train.memory_mib else {
             return most;
         };
-        let holds =
-            |pairs: &usize| training.memory(&self.largest(*pairs)).peak <= (mib as u64) << 20;
-        (1..=most).rev().find(holds).unwrap_or(1)
+        let room = (mib as u64) << 20;
+        let holds = |pairs| training.memory(&self.largest(pairs)).peak <= room;
+        most_that(most, holds).max(1)
     }
 
     /// A step of `pairs` pairs of mean length, or as many of the known ones.
@@ -254,6 +254,32 @@ impl Rows {
             generation,
             reference: flops::forward(model, &all),
             training: epochs as f64 * flops::training(model, training.lora.as_ref(), &all),
+        }
+    }
+}
+
+/// The most of `limit` for which `holds`; none where not even one does. What holds for more holds
+/// for fewer.
+pub(super) fn most_that(limit: usize, holds: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, limit);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        match holds(middle) {
+            true => low = middle,
+            false => high = middle - 1,
+        }
+    }
+    low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_that_fits() {
+        for (limit, bound) in [(8, 0), (8, 1), (8, 5), (8, 8), (8, 99), (1, 1)] {
+            assert_eq!(most_that(limit, |n| n <= bound), bound.min(limit));
         }
     }
 }

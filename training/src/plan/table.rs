@@ -115,7 +115,9 @@ impl Plan {
             if self.recompute == "none" {
                 advice.push("Training: set train.recompute = \"layer\"");
             }
-            if self.pairs_at_a_time > 1 {
+            let t = &self.training;
+            let fixed = t.weights + t.masters + t.optimizer + t.gradients;
+            if self.pairs_at_a_time > 1 && !too_large(fixed) {
                 advice.push("Training: set train.memory_mib");
             }
             if self.precision == "f32" {
