@@ -3,6 +3,7 @@
 pub mod config;
 pub mod decoder;
 pub mod hf;
+mod host_grid;
 pub mod host_pass;
 pub mod layout;
 pub mod lora;
