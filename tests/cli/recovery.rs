@@ -154,7 +154,10 @@ mod unix {
     #[test]
     fn a_full_disk_loses_nothing() {
         let place = place();
-        let args = format!("{TRAIN} --set train.checkpoint_every=2");
+        // Long, and with every checkpoint kept, so that nothing hangs on how soon the kill lands.
+        let args = format!(
+            "{TRAIN} --set train.epochs=6 --set train.checkpoint_every=2 --set train.keep_checkpoints=20"
+        );
         place.ok(&format!("{args} --set output_dir=whole"));
         // A sound checkpoint first.
         let mut child = place.start(&args);
@@ -210,7 +213,8 @@ mod unix {
             ("bf16", "--set train.precision=bf16 --device flex"),
             ("adamw", "--set train.optimizer=adamw"),
         ] {
-            let args = format!("{TRAIN} {more} --set train.checkpoint_every=1");
+            let args =
+                format!("{TRAIN} {more} --set train.epochs=6 --set train.checkpoint_every=1");
             place.ok(&format!("{args} --set output_dir={name}-whole"));
             let run = format!("{args} --set output_dir={name}");
             for target in [2, 5] {

@@ -108,8 +108,8 @@ impl Plan {
         ];
         let peak_bytes = peak_bytes.into_iter().flatten().max().unwrap_or(0);
         let mut notes = rows.notes.clone();
-        if train.memory_mib.is_some() && memory.peak > (train.memory_mib.unwrap_or(0) as u64) << 20
-        {
+        let is_short = |mib: usize| memory.peak > (mib as u64) << 20;
+        if train.memory_mib.is_some_and(is_short) {
             notes.push("one pair alone takes more than train.memory_mib".into());
         }
         Ok(Self {

@@ -53,15 +53,16 @@ impl Rows {
             rows.longest = longest.min(rows.longest_prompt + config.generate.max_new_tokens + 1);
         }
         match (&config.prompts.train, &train.data) {
-            (prompts, Some(file)) => {
-                rows.read_pairs(config, model, file)?;
-                if prompts.is_some() {
-                    let note = "train.data is given, so this is what sppo train takes; sppo run would take prompts.train";
-                    rows.notes.push(note.into());
-                }
+            (_, Some(file)) | (Some(file), None) if !file.exists() => {
+                rows.assume(config, &format!("{} is not there", file.display()));
             }
+            (_, Some(file)) => rows.read_pairs(config, model, file)?,
             (Some(file), None) => rows.read_prompts(config, model, file)?,
             (None, None) => rows.assume(config, "neither prompts.train nor train.data is given"),
+        }
+        if config.prompts.train.is_some() && !generates {
+            let note = "train.data is given, so this is what sppo train takes; sppo run would take prompts.train";
+            rows.notes.push(note.into());
         }
         if generates {
             rows.response = rows.response.min(config.generate.max_new_tokens);
@@ -116,10 +117,6 @@ impl Rows {
         model: &Shape,
         file: &Path,
     ) -> Result<(), StageError> {
-        if !file.exists() {
-            self.assume(config, &format!("{} is not there", file.display()));
-            return Ok(());
-        }
         let prompts: Vec<PromptRow> = read_rows(file)?;
         let parts = crate::self_play::split_prompts(config, prompts)?;
         let part = parts.into_iter().max_by_key(Vec::len).unwrap_or_default();
@@ -147,10 +144,6 @@ impl Rows {
         model: &Shape,
         file: &Path,
     ) -> Result<(), StageError> {
-        if !file.exists() {
-            self.assume(config, &format!("{} is not there", file.display()));
-            return Ok(());
-        }
         let train = &config.train;
         let rows: Vec<PairRow> = read_rows(file)?;
         self.pairs = rows.len();
