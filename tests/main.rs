@@ -2,4 +2,6 @@
 
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cli;
+mod close;
 mod golden;
+mod regression;

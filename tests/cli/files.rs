@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{Place, golden_pairs};
+use crate::close::assert_close;
 use crate::golden;
 
 const GREEDY: &str = "generate --model llama --prompts prompts.jsonl --samples 1 --temperature 0 --max-new-tokens 16";
@@ -328,18 +329,19 @@ fn golden_log_probabilities() {
         let pairs: Vec<(f64, f64)> = found.zip(expected).collect();
         assert_eq!(pairs.len(), 16);
         for (found, expected) in pairs {
-            assert!(
-                (found - expected).abs() < 1e-3,
-                "{side}: {found}, expected {expected}"
-            );
+            assert_close(found, expected, 1e-3, side);
         }
     }
     for batch in [1, 3] {
         place.ok(&format!("{score} --out batch{batch}.jsonl --batch {batch}"));
         for (a, b) in place.rows(&format!("batch{batch}.jsonl")).iter().zip(&rows) {
             for key in ["chosen_logps", "rejected_logps"] {
-                let gap = a[key].as_f64().unwrap() - b[key].as_f64().unwrap();
-                assert!(gap.abs() < 1e-4, "{key}: {gap}");
+                assert_close(
+                    a[key].as_f64().unwrap(),
+                    b[key].as_f64().unwrap(),
+                    1e-4,
+                    key,
+                );
             }
         }
     }
@@ -405,7 +407,7 @@ fn golden_official_rows_are_what_is_scored() {
         let key = format!("{name}_logps");
         for (row, alone) in found.iter().zip(place.rows(&format!("{name}-logps.jsonl"))) {
             let (a, b) = (row[&key].as_f64().unwrap(), alone[&key].as_f64().unwrap());
-            assert!((a - b).abs() < 1e-4 * (1.0 + b.abs()), "{key}: {a}, {b}");
+            assert_close(a, b, 1e-4 * (1.0 + b.abs()), &key);
         }
     }
 }

@@ -9,6 +9,7 @@ use sppo_model::tokenizer::Tokenizer;
 
 use super::Place;
 use super::signals::{Moments, interrupt, kill, wait_until};
+use crate::close::assert_close;
 
 const PROMPTS: usize = 120;
 
@@ -146,8 +147,7 @@ fn log_probabilities_are_those_of_score() {
     place.ok("score --model llama --data pairs.jsonl --out logps.jsonl");
     for (found, expected) in place.rows("logps.jsonl").iter().zip(expected) {
         for key in ["chosen_logps", "rejected_logps"] {
-            let gap = (found[key].as_f64().unwrap() - expected).abs();
-            assert!(gap < 1e-4, "{found}: {key} is not {expected}");
+            assert_close(found[key].as_f64().unwrap(), expected, 1e-4, key);
         }
     }
 }

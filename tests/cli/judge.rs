@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::Place;
+use crate::close::assert_close;
 use crate::golden::{self, numbers};
 
 const JUDGE: &str = "judge --responses responses.jsonl --judge pairrm --model pairrm";
@@ -22,11 +23,12 @@ fn with_pairrm() -> (Place, Vec<Value>) {
     (place, cases)
 }
 
+#[track_caller]
 fn close(found: &Value, expected: &Value) {
     let (found, expected) = (numbers(found), numbers(expected));
     assert_eq!(found.len(), expected.len());
     for (a, b) in found.iter().zip(&expected) {
-        assert!((a - b).abs() < 1e-4, "{a} is not {b}");
+        assert_close(*a, *b, 1e-4, "score");
     }
 }
 

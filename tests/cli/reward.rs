@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::Place;
+use crate::close::assert_close;
 use crate::golden::{numbers, reward};
 
 const JUDGE: &str = "judge --responses responses.jsonl --judge reward --model reward --out";
@@ -33,7 +34,7 @@ fn golden_scores_with_resume_and_shards() {
         let expected = numbers(&case["scores"]);
         assert_eq!(found.len(), expected.len());
         for (found, expected) in found.iter().zip(&expected) {
-            assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+            assert_close(*found, *expected, 1e-4, "score");
         }
         let won = 1.0 / (1.0 + (found[1] - found[0]).exp());
         assert!((numbers(&row["probability"][0])[1] - won).abs() < 1e-12);

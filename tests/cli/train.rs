@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::{Place, golden_pairs, weight_difference};
+use crate::close::assert_close;
 use crate::golden;
 
 pub const TRAIN: &str = "train --config train.toml";
@@ -37,10 +38,9 @@ fn mean(value: &Value) -> f64 {
     numbers.iter().sum::<f64>() / numbers.len() as f64
 }
 
+#[track_caller]
 fn near(found: &Value, expected: f64, tolerance: f64, what: &str) {
-    let found = found.as_f64().unwrap();
-    let gap = (found - expected).abs();
-    assert!(gap <= tolerance, "{what}: {found}, expected {expected}");
+    assert_close(found.as_f64().unwrap(), expected, tolerance, what);
 }
 
 fn golden_run(index: usize) {
@@ -201,7 +201,7 @@ fn a_batch_may_be_taken_in_parts() {
         let whole = place.path(&format!("{loss}4/model"));
         for batch in [2, 1] {
             let apart = weight_difference(&whole, &place.path(&format!("{loss}{batch}/model")));
-            assert!(apart < 1e-6, "{loss}, batch {batch}: {apart}");
+            assert_close(apart.into(), 0.0, 1e-6, &format!("{loss}, batch {batch}"));
         }
     }
     // The training must have moved the weights by far more than that.

@@ -13,13 +13,11 @@ use sppo_training::tokenise::TokenisedPair;
 
 use super::steps::{Step, reference, rmsprop};
 use super::{ids, json, numbers, path};
+use crate::close::{assert_all_close, assert_close};
 
+#[track_caller]
 fn assert_relative(found: f64, expected: f64, tolerance: f64, what: &str) {
-    let allowed = tolerance * expected.abs().max(1e-9);
-    assert!(
-        (found - expected).abs() <= allowed,
-        "{what}: {found} is not {expected}"
-    );
+    assert_close(found, expected, tolerance * expected.abs().max(1e-9), what);
 }
 
 fn kind(name: &Value) -> Loss {
@@ -92,7 +90,7 @@ fn follow_rmsprop<B: Backend>(device: &B::Device, case: &Value) {
         weights = optimizer.update(weights, tensor(gradient), &mut slots, rate, step + 1);
         let found: Vec<f32> = weights.clone().into_data().to_vec().unwrap();
         for (f, e) in found.iter().zip(numbers(&case["weights"][step])) {
-            assert!((*f as f64 - e).abs() < 2e-6, "step {step}: {f} is not {e}");
+            assert_close((*f).into(), e, 2e-6, &format!("step {step}"));
         }
     }
 }
@@ -156,9 +154,7 @@ fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recomp
     let last = logits.slice([rows - 1..rows, 0..width]);
     let found: Vec<f32> = last.into_data().to_vec().unwrap();
     let expected = numbers(&run["final_last_logits_of_first_chosen"]);
-    for (f, e) in found.iter().zip(expected) {
-        assert!((*f as f64 - e).abs() < 5e-3, "last logits: {f} is not {e}");
-    }
+    assert_all_close(&found, &expected, 5e-3, "last logits");
 }
 
 fn training_runs<B: Backend>(device: &B::Device)
@@ -186,11 +182,8 @@ fn batching_changes_no_logp<B: Backend>(device: &B::Device) {
     let together = sequence_logps(&model, &sequences).unwrap();
     for (sequence, expected) in sequences.iter().zip(together) {
         let alone = sequence_logps(&model, &[sequence]).unwrap()[0];
-        let tokens = sequence.response().len() as f64;
-        assert!(
-            (alone - expected).abs() / tokens < 1e-5,
-            "{alone} is not {expected}"
-        );
+        let bound = 1e-5 * sequence.response().len() as f64;
+        assert_close(alone, expected, bound, "alone and together");
     }
 }
 

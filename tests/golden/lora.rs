@@ -16,6 +16,7 @@ use sppo_training::optimizer::{Optimizer, Schedule, Sgd};
 use super::learning::pairs;
 use super::steps::{Step, reference, rmsprop};
 use super::{ids, numbers, path};
+use crate::close::{assert_all_close, assert_close};
 
 /// The folder that PEFT wrote, and what it computes with it.
 pub fn adapter() -> PathBuf {
@@ -44,13 +45,9 @@ fn last_logits<B: Backend>(model: &Llama<B>) -> Vec<f32> {
     logits.narrow(0, last, 1).into_data().to_vec().unwrap()
 }
 
-fn assert_logits(found: &[f32], expected: &Value, tolerance: f64) {
-    let expected = numbers(expected);
-    assert_eq!(found.len(), expected.len());
-    for (found, expected) in found.iter().zip(expected) {
-        let gap = (*found as f64 - expected).abs();
-        assert!(gap <= tolerance, "{found} is not {expected}");
-    }
+#[track_caller]
+fn assert_logits(found: &[f32], expected: &Value, bound: f64) {
+    assert_all_close(found, &numbers(expected), bound, "logits");
 }
 
 fn everywhere(rank: usize) -> Lora {
@@ -69,20 +66,16 @@ fn new_adapters_change_nothing<B: Backend>(device: &B::Device) {
     let (_, model) = base::<B>(DType::F32, device);
     let with = model.clone().with_new_adapters(&everywhere(3), 1).unwrap();
     let allowed = if is_host::<B>(device) { 0.0 } else { 1e-5 };
-    let (found, expected) = (last_logits(&with), last_logits(&model));
-    for (found, expected) in found.iter().zip(expected) {
-        assert!(
-            (found - expected).abs() <= allowed,
-            "{found} is not {expected}"
-        );
+    for (found, expected) in last_logits(&with).into_iter().zip(last_logits(&model)) {
+        assert_close(found.into(), expected.into(), allowed, "logits");
     }
     let pairs = pairs();
     let sequences: Vec<_> = pairs.iter().map(|p| &p.chosen).collect();
     let logps = |model: &Llama<B>| sequence_logps(model, &sequences).unwrap();
     let rows = logps(&with).into_iter().zip(logps(&model)).zip(&sequences);
     for ((found, expected), sequence) in rows {
-        let gap = (found - expected).abs() / sequence.response().len() as f64;
-        assert!(gap <= allowed as f64, "{found} is not {expected}");
+        let bound = allowed * sequence.response().len() as f64;
+        assert_close(found, expected, bound, "log-probability");
     }
 }
 
@@ -96,8 +89,8 @@ fn logits_are_those_of_peft<B: Backend>(device: &B::Device) {
     let sequences: Vec<_> = pairs.iter().map(|p| &p.rejected).collect();
     let logps = |model: &Llama<B>| sequence_logps(model, &sequences).unwrap();
     for ((one, other), sequence) in logps(&merged).iter().zip(logps(&model)).zip(&sequences) {
-        let gap = (one - other).abs() / sequence.response().len() as f64;
-        assert!(gap < 1e-5, "merged {one}, beside {other}");
+        let bound = 1e-5 * sequence.response().len() as f64;
+        assert_close(*one, other, bound, "merged and beside");
     }
 }
 
@@ -121,7 +114,7 @@ fn merged_folders_are_whole_models<B: Backend>(device: &B::Device) {
         let merged = merge
             .write::<B>(out.path(), Some(DType::F32), device)
             .unwrap();
-        assert!((merged.kept - 1.0).abs() < 1e-5, "{}", merged.kept);
+        assert_close(merged.kept, 1.0, 1e-5, "what is kept");
         let (_, model) = Llama::<B>::load(out.path(), DType::F32, device).unwrap();
         assert_logits(&last_logits(&model), &expected[logits], 1e-4);
     }
@@ -272,7 +265,8 @@ where
         for (found, wanted) in [(of_a, wanted_a), (of_b, wanted_b)] {
             let largest: f32 = wanted.clone().abs().max().into_data().to_vec().unwrap()[0];
             let gap: f32 = (found - wanted).abs().max().into_data().to_vec().unwrap()[0];
-            assert!(largest > 0.0 && gap < 1e-3 * largest, "{gap} of {largest}");
+            assert!(largest > 0.0);
+            assert_close((gap / largest).into(), 0.0, 1e-3, "chain rule");
         }
     }
 }

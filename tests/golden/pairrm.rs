@@ -9,6 +9,7 @@ use sppo_training::data::{Prompt, ResponseRow};
 use sppo_training::judge::{Desk, Estimate, Judge, Judgement, PairRmJudge, PromptText};
 
 use super::{ids, json, numbers, path};
+use crate::close::assert_close;
 
 fn cases() -> Vec<Value> {
     let cases = json("pairrm/expected.json");
@@ -54,8 +55,7 @@ fn logits_of<B: Backend>(model: &PairRm<B>, batch_size: usize, packer: &Packer) 
         let found = model.compare(&sequences);
         for ((case, ((i, j), _)), found) in batch.iter().zip(found) {
             let expected = numbers(&case["comparison_logits"][i])[*j];
-            let gap = (f64::from(found) - expected).abs();
-            assert!(gap < 1e-4, "({i}, {j}): {found} is not {expected}");
+            assert_close(found.into(), expected, 1e-4, &format!("({i}, {j})"));
         }
     }
 }
@@ -117,7 +117,7 @@ fn scores_whatever_the_budget<B: Backend>(device: &B::Device) {
         assert_eq!(judgements.len(), cases.len());
         for (case, judgement) in cases.iter().zip(&judgements) {
             for (found, expected) in judgement.rm_scores.iter().zip(numbers(&case["scores"])) {
-                assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+                assert_close(*found, expected, 1e-4, "score");
             }
         }
     }

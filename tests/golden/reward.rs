@@ -10,6 +10,7 @@ use sppo_training::data::{ResponseRow, read_rows};
 use sppo_training::judge::{Conversations, Desk, Estimate, Judge, Judgement, RewardJudge};
 
 use super::{ids, numbers, path};
+use crate::close::assert_close;
 
 /// The folder of the tiny reward model.
 pub fn folder() -> PathBuf {
@@ -87,12 +88,11 @@ fn scores_whatever_the_budget<B: Backend>(device: &B::Device) {
             let expected = numbers(&case["scores"]);
             assert_eq!(judgement.rm_scores.len(), expected.len());
             for (i, found) in judgement.rm_scores.iter().enumerate() {
-                let gap = (found - expected[i]).abs();
-                assert!(gap < 1e-4, "{found} is not {}", expected[i]);
-                assert!((found - alone.rm_scores[i]).abs() < 1e-5);
+                assert_close(*found, expected[i], 1e-4, "score");
+                assert_close(*found, alone.rm_scores[i], 1e-5, "score alone");
             }
             let won = 1.0 / (1.0 + (expected[1] - expected[0]).exp());
-            assert!((judgement.probability[0][1] - won).abs() < 1e-4);
+            assert_close(judgement.probability[0][1], won, 1e-4, "probability");
         }
         // Identical responses share one score to the bit.
         assert_eq!(judgements[0].rm_scores[0], judgements[0].rm_scores[3]);
@@ -118,10 +118,7 @@ fn scores_where_padding_is_the_end_of_a_turn<B: Backend>(device: &B::Device) {
         let sequences: Vec<&[u32]> = sequences.iter().map(|ids| &ids[..]).collect();
         let expected = numbers(&case["scores_pad_is_eot"]);
         for (found, expected) in model.scores(&sequences).into_iter().zip(expected) {
-            assert!(
-                (f64::from(found) - expected).abs() < 1e-4,
-                "{found} is not {expected}"
-            );
+            assert_close(found.into(), expected, 1e-4, "score");
         }
     }
 }

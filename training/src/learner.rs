@@ -8,6 +8,8 @@ mod host;
 mod logps;
 #[cfg(test)]
 mod nash;
+#[cfg(test)]
+mod oracle;
 mod pass;
 
 use std::collections::{HashMap, HashSet};
