@@ -159,7 +159,7 @@ mod tests {
     }
 
     /// Five steps both ways, with weight decay, over more weights than one thread takes. Each is
-    /// one rounding of f32 or a few away from f64: at most 3.4e-7 of the largest was seen.
+    /// one rounding of f32 or a few away from f64: at most 2.2e-7 of the largest was seen.
     #[test]
     fn updates_are_those_of_f64() {
         let device = Default::default();
