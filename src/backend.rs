@@ -1,10 +1,10 @@
 //! Choice of the Burn backend: the only file that names concrete ones.
 
+use sppo_model::ops::TrainingOps;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::tensor::backend::AutodiffBackend;
 use burn_autodiff::Autodiff;
 
 use crate::errors::user;
@@ -34,7 +34,7 @@ pub trait WithBackend {
     /// What it gives back.
     type Output;
     /// Runs on a backend and one of its devices.
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output;
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output;
 }
 
 /// Parts a device's name from its number.
@@ -163,7 +163,7 @@ fn watch_memory<R: cubecl::Runtime>(device: &R::Device) {
 
 /// Tries the device first: the GPU runtimes panic where there is no driver or no such device.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn on_gpu<B: AutodiffBackend, A: WithBackend>(
+fn on_gpu<B: TrainingOps, A: WithBackend>(
     name: &str,
     device: B::Device,
     watch: fn(&B::Device),
@@ -248,7 +248,7 @@ mod tests {
         struct Sum;
         impl WithBackend for Sum {
             type Output = f32;
-            fn run<B: AutodiffBackend>(self, device: B::Device) -> f32 {
+            fn run<B: TrainingOps>(self, device: B::Device) -> f32 {
                 let ones = Tensor::<B, 1>::ones([3], &device);
                 ones.sum().into_scalar().elem()
             }

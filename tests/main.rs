@@ -5,3 +5,5 @@ mod cli;
 mod close;
 mod golden;
 mod regression;
+#[cfg(feature = "flex")]
+mod theorem;

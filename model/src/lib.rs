@@ -5,9 +5,15 @@ pub mod chat_template;
 pub mod checkpoint;
 mod config_json;
 pub mod generate;
-pub mod host;
 pub mod llama;
 pub mod nn;
+// Passes over the host's memory are there for the CPU backends.
+#[cfg_attr(
+    not(any(feature = "flex", feature = "ndarray")),
+    allow(dead_code, unused_imports, unused_macros)
+)]
+pub mod ops;
+pub mod packed_batch;
 pub mod pairrm;
 pub mod tokenizer;
 mod weights;

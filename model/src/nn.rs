@@ -1,9 +1,9 @@
 //! The layers that the models are made of, computed as transformers computes them.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
-use crate::host;
+use crate::ops::{ModelOps, cast, to_f32};
 
 /// `y = x · weightᵀ + bias`, weight in the file's layout `[out, in]`.
 #[derive(Module, Debug)]
@@ -14,23 +14,28 @@ pub struct Linear<B: Backend> {
     pub adapter: Option<Adapter<B>>,
 }
 
-impl<B: Backend> Linear<B> {
+impl<B: ModelOps> Linear<B> {
     /// `[tokens, in]` → `[tokens, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = x.clone().matmul(self.weight.val().transpose());
-        let y = match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
+        let bias = self.bias.as_ref().map(Param::val);
+        let Some(adapter) = &self.adapter else {
+            return B::linear_layer(x, self.weight.val(), bias);
         };
-        match &self.adapter {
-            Some(adapter) => {
-                let dtype = y.dtype();
-                from_f32(to_f32(y) + adapter.forward(x), dtype)
-            }
-            None => y,
-        }
+        let y = B::linear_layer(x.clone(), self.weight.val(), bias);
+        let dtype = y.dtype();
+        cast(to_f32(y) + adapter.forward(x), dtype)
     }
 
+    /// The same layer for products of few rows: its weight lies otherwise in memory.
+    pub fn for_few_rows(self) -> Self {
+        Self {
+            weight: Param::from_tensor(B::for_few_rows(self.weight.val())),
+            ..self
+        }
+    }
+}
+
+impl<B: Backend> Linear<B> {
     /// The same layer with its adapter added to the weight, in f32 and rounded to the weight's
     /// dtype.
     pub fn merged(self) -> Self {
@@ -39,7 +44,7 @@ impl<B: Backend> Linear<B> {
         };
         let weight = self.weight.val();
         let dtype = weight.dtype();
-        let merged = from_f32(to_f32(weight) + adapter.change(), dtype);
+        let merged = cast(to_f32(weight) + adapter.change(), dtype);
         Self {
             weight: Param::from_tensor(merged.detach()),
             bias: self.bias,
@@ -61,13 +66,15 @@ pub struct Adapter<B: Backend> {
     pub scale: f64,
 }
 
-impl<B: Backend> Adapter<B> {
+impl<B: ModelOps> Adapter<B> {
     /// What is added to the layer's output, `[tokens, in]` → f32 `[tokens, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let narrow = to_f32(x).matmul(self.lora_a.val().transpose()) * self.scale;
-        narrow.matmul(self.lora_b.val().transpose())
+        let narrow = B::linear_layer(to_f32(x), self.lora_a.val(), None) * self.scale;
+        B::linear_layer(narrow, self.lora_b.val(), None)
     }
+}
 
+impl<B: Backend> Adapter<B> {
     /// What is added to the layer's weight, f32 `[out, in]`.
     pub fn change(&self) -> Tensor<B, 2> {
         self.lora_b.val().matmul(self.lora_a.val()) * self.scale
@@ -81,14 +88,10 @@ pub struct RmsNorm<B: Backend> {
     pub eps: f64,
 }
 
-impl<B: Backend> RmsNorm<B> {
+impl<B: ModelOps> RmsNorm<B> {
     /// `[tokens, hidden]` → the same shape and dtype.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let dtype = x.dtype();
-        let x = to_f32(x);
-        let mean_square = x.clone().powi_scalar(2).mean_dim(1);
-        let normed = x / (mean_square + self.eps).sqrt();
-        from_f32(normed, dtype) * self.weight.val().unsqueeze()
+        B::rms_norm(x, self.weight.val(), self.eps)
     }
 }
 
@@ -100,40 +103,15 @@ pub struct LayerNorm<B: Backend> {
     pub eps: f64,
 }
 
-impl<B: Backend> LayerNorm<B> {
+impl<B: ModelOps> LayerNorm<B> {
     /// `[tokens, hidden]` → the same shape and dtype.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let dtype = x.dtype();
-        let x = to_f32(x);
-        let centred = x.clone() - x.mean_dim(1);
-        let variance = centred.clone().powi_scalar(2).mean_dim(1);
-        let normed = centred / (variance + self.eps).sqrt();
-        let scaled = normed * to_f32(self.weight.val()).unsqueeze();
-        from_f32(scaled + to_f32(self.bias.val()).unsqueeze(), dtype)
+        B::residual_layer_norm(x, None, self.weight.val(), self.bias.val(), self.eps)
     }
 
-    /// The norm of `x + y`; in one pass where `on_host`, which f32 on a CPU allows.
-    pub fn add(&self, x: Tensor<B, 2>, y: Tensor<B, 2>, on_host: bool) -> Tensor<B, 2> {
-        if !on_host {
-            return self.forward(x + y);
-        }
-        let (y, weight, bias) = (
-            host::take(y),
-            host::take(self.weight.val()),
-            host::take(self.bias.val()),
-        );
-        host::map(x, |x| {
-            host::add_layer_norm(x, &y, &weight, &bias, self.eps as f32)
-        })
+    /// The norm of `x + residual`.
+    pub fn add(&self, x: Tensor<B, 2>, residual: Tensor<B, 2>) -> Tensor<B, 2> {
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        B::residual_layer_norm(x, Some(residual), weight, bias, self.eps)
     }
-}
-
-/// `x` in f32; no operation where it is f32 already.
-pub fn to_f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    from_f32(x, DType::F32)
-}
-
-/// `x` in `dtype`; no operation where it has that dtype already.
-pub fn from_f32<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
-    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }

@@ -1,5 +1,6 @@
-//! Building a model from named tensors: out of a checkpoint, at random, or names and shapes only.
+//! Building a model from a list of named tensors, out of a checkpoint or at random.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use burn::module::Param;
@@ -8,8 +9,9 @@ use rand_chacha::ChaCha12Rng;
 
 use crate::checkpoint::{Checkpoint, SafetensorsError};
 use crate::config_json::ConfigError;
-use crate::llama::lora::AdapterError;
+use crate::llama::lora::error::AdapterError;
 use crate::nn::Linear;
+use crate::ops::DeviceError;
 
 /// Why a model folder cannot be loaded or saved.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,8 @@ pub enum CheckpointError {
         path: PathBuf,
         problems: Vec<String>,
     },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("cannot write {path}: {source}")]
     Write {
         path: PathBuf,
@@ -33,90 +37,36 @@ pub enum CheckpointError {
 }
 
 /// Where a model under construction gets its tensors from.
-pub(crate) trait Source<B: Backend> {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError>;
+pub(crate) trait TensorSource {
+    /// The values of one tensor, in the dtype that it is to have.
+    fn load(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, CheckpointError>;
+}
 
-    fn param<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Param<Tensor<B, D>>, CheckpointError> {
-        Ok(Param::from_tensor(self.tensor(name, shape)?))
-    }
+/// Reads a checkpoint whose tensors were checked.
+pub(crate) struct FromCheckpoint<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub dtype: DType,
+}
 
-    fn linear(
-        &mut self,
-        name: &str,
-        [output, input]: [usize; 2],
-        bias: bool,
-    ) -> Result<Linear<B>, CheckpointError> {
-        Ok(Linear {
-            weight: self.param(&format!("{name}.weight"), [output, input])?,
-            bias: match bias {
-                true => Some(self.param(&format!("{name}.bias"), [output])?),
-                false => None,
-            },
-            adapter: None,
+impl TensorSource for FromCheckpoint<'_> {
+    fn load(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, CheckpointError> {
+        // Presence and shape were checked for the whole checkpoint before.
+        let found = self.checkpoint.load(name, self.dtype)?;
+        found.ok_or_else(|| CheckpointError::Mismatch {
+            path: self.checkpoint.path().into(),
+            problems: vec![format!("missing: {name} {shape:?}")],
         })
     }
 }
 
-/// Reads a checkpoint whose tensors were checked.
-pub(crate) struct FromCheckpoint<'a, B: Backend> {
-    pub checkpoint: &'a Checkpoint,
-    pub dtype: DType,
-    pub device: &'a B::Device,
-}
-
-impl<B: Backend> Source<B> for FromCheckpoint<'_, B> {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError> {
-        // Presence and shape were checked for the whole checkpoint before.
-        match self.checkpoint.load(name, self.dtype)? {
-            Some(data) => Ok(Tensor::from_data(data, (self.device, self.dtype))),
-            None => Err(CheckpointError::Mismatch {
-                path: self.checkpoint.path().into(),
-                problems: vec![format!("missing: {name} {shape:?}")],
-            }),
-        }
-    }
-}
-
-/// Collects names and shapes only.
-#[derive(Default)]
-pub(crate) struct Expected(pub Vec<(String, Vec<usize>)>);
-
-impl<B: Backend> Source<B> for Expected {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError> {
-        self.0.push((name.into(), shape.to_vec()));
-        Ok(Tensor::zeros([1; D], &B::Device::default()))
-    }
-}
-
 /// Makes random weights: normal with standard deviation `std`, norms 1, biases 0.
-pub(crate) struct Fresh<'a, B: Backend> {
+pub(crate) struct Fresh {
     pub generator: ChaCha12Rng,
     pub std: f32,
-    pub device: &'a B::Device,
 }
 
-impl<B: Backend> Source<B> for Fresh<'_, B> {
-    fn tensor<const D: usize>(
-        &mut self,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, CheckpointError> {
+impl TensorSource for Fresh {
+    fn load(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, CheckpointError> {
         let count = shape.iter().product();
         let values: Vec<f32> = if name.ends_with("norm.weight") {
             vec![1.0; count]
@@ -127,10 +77,58 @@ impl<B: Backend> Source<B> for Fresh<'_, B> {
                 .map(|_| self.std * normal(&mut self.generator))
                 .collect()
         };
-        Ok(Tensor::from_data(
-            TensorData::new(values, shape),
-            (self.device, DType::F32),
-        ))
+        Ok(TensorData::new(values, shape.to_vec()))
+    }
+}
+
+/// Names and shapes of tensors, in the order in which a model takes them.
+pub(crate) type NamesAndShapes = Vec<(String, Vec<usize>)>;
+
+/// Hands the tensors of a list to a model under construction, one after the other.
+pub(crate) struct TensorReader<'a, B: Backend, S> {
+    left: VecDeque<(&'a str, &'a [usize])>,
+    source: S,
+    device: &'a B::Device,
+}
+
+impl<'a, B: Backend, S: TensorSource> TensorReader<'a, B, S> {
+    /// Reads `list` from `source`.
+    pub fn new(
+        list: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+        source: S,
+        device: &'a B::Device,
+    ) -> Self {
+        Self {
+            left: list.into_iter().collect(),
+            source,
+            device,
+        }
+    }
+
+    /// The next tensor.
+    pub fn tensor<const D: usize>(&mut self) -> Result<Tensor<B, D>, CheckpointError> {
+        let (name, shape) = self.left.pop_front().unwrap_or(("", &[]));
+        debug_assert_eq!(shape.len(), D, "{name}");
+        let data = self.source.load(name, shape)?;
+        let dtype = data.dtype;
+        Ok(Tensor::from_data(data, (self.device, dtype)))
+    }
+
+    /// The next tensor as a parameter.
+    pub fn param<const D: usize>(&mut self) -> Result<Param<Tensor<B, D>>, CheckpointError> {
+        Ok(Param::from_tensor(self.tensor()?))
+    }
+
+    /// The next tensors as a linear layer, with a bias where one follows.
+    pub fn linear(&mut self) -> Result<Linear<B>, CheckpointError> {
+        let weight = self.param()?;
+        let next = self.left.front().map(|(name, _)| *name);
+        let bias = next.is_some_and(|name| name.ends_with(".bias"));
+        Ok(Linear {
+            weight,
+            bias: bias.then(|| self.param()).transpose()?,
+            adapter: None,
+        })
     }
 }
 
@@ -144,15 +142,15 @@ fn normal(generator: &mut ChaCha12Rng) -> f32 {
 
 /// Lists all tensors that are missing, misshapen or unexpected in one error; those for which
 /// `harmless` holds may be there.
-pub(crate) fn check_tensors(
+pub(crate) fn check_tensors<'a>(
     checkpoint: &Checkpoint,
     harmless: impl Fn(&str) -> bool,
-    expected: &[(String, Vec<usize>)],
+    expected: impl IntoIterator<Item = (&'a str, &'a [usize])>,
 ) -> Result<(), CheckpointError> {
-    let found: std::collections::BTreeMap<&str, &[usize]> = checkpoint.shapes().collect();
+    let mut found: BTreeMap<&str, &[usize]> = checkpoint.shapes().collect();
     let mut problems = Vec::new();
     for (name, shape) in expected {
-        match found.get(name.as_str()) {
+        match found.remove(name) {
             None => problems.push(format!("missing: {name} {shape:?}")),
             Some(other) if other != shape => {
                 problems.push(format!(
@@ -162,11 +160,8 @@ pub(crate) fn check_tensors(
             Some(_) => {}
         }
     }
-    for name in found.keys() {
-        if !harmless(name) && !expected.iter().any(|(known, _)| known == name) {
-            problems.push(format!("unexpected: {name}"));
-        }
-    }
+    let unexpected = found.keys().filter(|name| !harmless(name));
+    problems.extend(unexpected.map(|name| format!("unexpected: {name}")));
     match problems.is_empty() {
         true => Ok(()),
         false => Err(CheckpointError::Mismatch {

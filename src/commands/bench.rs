@@ -1,8 +1,8 @@
 //! `sppo bench`: tokens per second of training and generation on random rows.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{Precision, Recompute, resolve_model};
 use sppo_training::stages::{Bench, BenchReport, Half, StageError, bench};
 
@@ -124,7 +124,7 @@ struct Measure<'a>(Bench<'a>);
 impl WithBackend for Measure<'_> {
     type Output = Result<BenchReport, StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         bench::<B>(self.0, &device, &Console::default())
     }
 }

@@ -1,8 +1,8 @@
 //! `sppo eval`: win rate of one model's answers against another's under a judge.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{Judge, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::judge;
@@ -122,7 +122,7 @@ struct Judging<'a>(&'a Judge);
 impl WithBackend for Judging<'_> {
     type Output = Result<Box<dyn judge::Judge>, StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         build_judge::<B::InnerBackend>(self.0, &device)
     }
 }
@@ -132,7 +132,7 @@ struct Answers<'a>(Generation<'a>);
 impl WithBackend for Answers<'_> {
     type Output = Result<(), StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         generate::<B::InnerBackend>(self.0, &device, &Console::default())
     }
 }

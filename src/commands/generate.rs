@@ -1,8 +1,8 @@
 //! `sppo generate`: samples responses to prompts.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{Precision, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::stages::{Generation, StageError, generate};
@@ -87,7 +87,7 @@ struct Generate<'a>(Generation<'a>);
 impl WithBackend for Generate<'_> {
     type Output = Result<(), StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         generate::<B::InnerBackend>(self.0, &device, &Console::default())
     }
 }

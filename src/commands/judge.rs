@@ -1,8 +1,8 @@
 //! `sppo judge`: scores responses.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{self, Config, JudgeKind};
 use sppo_training::judge::{DryRun, cache_beside};
 use sppo_training::stages::{Part, StageError, build_judge, dry_run, judge_responses};
@@ -136,7 +136,7 @@ struct JudgeResponses<'a> {
 impl WithBackend for JudgeResponses<'_> {
     type Output = Result<(), StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         let args = self.args;
         let mut judge = build_judge::<B::InnerBackend>(self.config, &device)?;
         let part = args.shard.map(|shard| Part {

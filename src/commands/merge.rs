@@ -1,8 +1,8 @@
 //! `sppo merge`: a whole model of a base and LoRA adapters.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use serde_json::json;
 use sppo_model::llama::lora::Merged;
 use sppo_training::config::{Precision, resolve_model};
@@ -65,7 +65,7 @@ struct Merge<'a>(Merging<'a>);
 impl WithBackend for Merge<'_> {
     type Output = Result<Merged, StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         merge_adapters::<B::InnerBackend>(self.0, &device)
     }
 }

@@ -1,8 +1,8 @@
 //! `sppo run`: the whole self-play loop.
 
+use sppo_model::ops::TrainingOps;
 use std::path::Path;
 
-use burn::tensor::backend::AutodiffBackend;
 use serde::Serialize;
 use sppo_training::config::Config;
 use sppo_training::self_play::{self, Report};
@@ -44,7 +44,7 @@ struct Run<'a>(&'a Config);
 impl WithBackend for Run<'_> {
     type Output = Result<Report, StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         self_play::run::<B>(self.0, &device, &Console::default())
     }
 }

@@ -1,8 +1,8 @@
 //! `sppo score`: summed response log-probabilities of pairs.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::{Rows, Train, resolve_model};
 use sppo_training::stages::{Scoring, StageError, score};
 
@@ -63,7 +63,7 @@ struct Score<'a>(Scoring<'a>);
 impl WithBackend for Score<'_> {
     type Output = Result<(), StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
-        score::<B>(self.0, &device, &Console::default())
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
+        score::<B::InnerBackend>(self.0, &device, &Console::default())
     }
 }

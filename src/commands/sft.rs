@@ -1,8 +1,8 @@
 //! `sppo sft`: supervised fine-tuning on the rows of `[sft] data`.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::Config;
 use sppo_training::stages::{FineTuning, StageError, fine_tune, start_model};
 
@@ -33,7 +33,7 @@ struct FineTune<'a>(&'a Config);
 impl WithBackend for FineTune<'_> {
     type Output = Result<PathBuf, StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         let config = self.0;
         let Some(data) = &config.sft.data else {
             return Err(StageError::Input(

@@ -1,8 +1,8 @@
 //! `sppo train`: one iteration's training on the pairs of `[train] data`.
 
+use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use burn::tensor::backend::AutodiffBackend;
 use sppo_training::config::Config;
 use sppo_training::stages::{PairTraining, StageError, start_model, train_pairs};
 
@@ -34,7 +34,7 @@ struct Training<'a>(&'a Config);
 impl WithBackend for Training<'_> {
     type Output = Result<PathBuf, StageError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         let config = self.0;
         let Some(data) = &config.train.data else {
             return Err(StageError::Input(

@@ -1,10 +1,13 @@
 //! Training in bf16 with f32 masters, beside the same in f32: the golden pairs on the golden Llama.
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 use burn_autodiff::Autodiff;
-use sppo_model::llama::{Llama, PackedBatch};
+use sppo_model::llama::Llama;
+use sppo_model::llama::parameters::{ParameterVisitor, visit_parameters};
+use sppo_model::ops::ModelOps;
+use sppo_model::ops::TrainingOps;
+use sppo_model::packed_batch::PackedBatch;
 use sppo_training::config::{Loss, Recompute};
 use sppo_training::learner::{Learner, ParamState};
 
@@ -13,29 +16,29 @@ use super::steps::{Step, reference, rmsprop};
 use super::{ids, json, numbers, path};
 
 /// All weights as f32, from the masters where there are some.
-struct Weights<'a, B: AutodiffBackend> {
+struct Weights<'a, B: TrainingOps> {
     learner: &'a Learner<B>,
     values: Vec<f32>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Weights<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let state = self.learner.state().get(&param.id);
+impl<B: TrainingOps> ParameterVisitor<B> for Weights<'_, B> {
+    fn visit<const D: usize>(&mut self, index: usize, parameter: &Param<Tensor<B, D>>) {
+        let state = self.learner.state()[index].as_ref();
         let master = state.and_then(|state| state.master.clone());
         let data = match master {
             Some(master) => master.into_data(),
-            None => param.val().inner().cast(DType::F32).into_data(),
+            None => parameter.val().inner().cast(DType::F32).into_data(),
         };
         self.values.extend(data.to_vec::<f32>().unwrap());
     }
 }
 
-fn weights<B: AutodiffBackend>(learner: &Learner<B>) -> Vec<f32> {
+fn weights<B: TrainingOps>(learner: &Learner<B>) -> Vec<f32> {
     let mut weights = Weights {
         learner,
         values: Vec::new(),
     };
-    learner.model().visit(&mut weights);
+    visit_parameters(learner.model(), 0, &mut weights);
     weights.values
 }
 
@@ -49,7 +52,7 @@ enum Rounding {
 }
 
 /// Losses of the steps, and how each weight changed.
-fn run<B: AutodiffBackend>(
+fn run<B: TrainingOps>(
     device: &B::Device,
     rounding: Rounding,
     recompute: Recompute,
@@ -71,15 +74,10 @@ fn run<B: AutodiffBackend>(
         learner.step(rate).unwrap();
         losses.push(step.logps(&policy).loss(Loss::Sppo, 0.001).mean);
         if rounding == Rounding::Bf16WithoutMasters {
-            let state = learner.state().iter().map(|(id, state)| {
-                let slots = state.slots.clone();
-                (
-                    *id,
-                    ParamState {
-                        master: None,
-                        slots,
-                    },
-                )
+            let state = learner.state().iter().cloned().map(|state| {
+                let slots = state?.slots;
+                let master = None;
+                Some(ParamState { master, slots })
             });
             let state = state.collect();
             learner.restore(learner.steps(), state);
@@ -102,10 +100,7 @@ fn distance(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 /// The golden run's losses in bf16 are those of PyTorch in f32 within 0.2 %.
-fn the_golden_run_in_bf16<B: Backend>(device: &B::Device)
-where
-    Autodiff<B>: AutodiffBackend<Device = B::Device>,
-{
+fn the_golden_run_in_bf16<B: ModelOps>(device: &B::Device) {
     let golden = &json("training_runs.json")["runs"][0];
     assert_eq!(golden["loss_type"], "sppo");
     let steps = golden["steps"].as_array().unwrap();
@@ -133,10 +128,7 @@ where
 }
 
 /// At the published learning rate, masters move as f32 weights do; bf16 weights alone stay.
-fn masters_move_at_the_published_rate<B: Backend>(device: &B::Device)
-where
-    Autodiff<B>: AutodiffBackend<Device = B::Device>,
-{
+fn masters_move_at_the_published_rate<B: ModelOps>(device: &B::Device) {
     let rates = [5e-7; 24];
     let of = |rounding| run::<Autodiff<B>>(device, rounding, Recompute::None, &rates).1;
     let expected = of(Rounding::F32);
@@ -148,13 +140,13 @@ where
 }
 
 /// Logits in bf16 are f32's within bf16's rounding.
-fn logits_in_bf16<B: Backend>(device: &B::Device) {
+fn logits_in_bf16<B: ModelOps>(device: &B::Device) {
     let (_, exact) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let (_, rounded) = Llama::<B>::load(&path("llama"), DType::BF16, device).unwrap();
     let row = &json("training_runs.json")["pairs"][0];
     let tokens = ids(&row["prompt_ids"]);
     assert_eq!(numbers(&row["prompt_ids"]).len(), tokens.len());
-    let batch = PackedBatch::new(&[&tokens], device);
+    let batch = PackedBatch::new(&[&tokens]);
     let values = |model: &Llama<B>| model.logits(&batch).into_data().to_vec::<f32>().unwrap();
     let (exact, rounded) = (values(&exact), values(&rounded));
     let widest = exact.iter().fold(0f32, |m, x| m.max(x.abs()));

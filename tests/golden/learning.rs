@@ -1,10 +1,12 @@
 //! Losses, optimizer and whole training runs, against the official trainer and torch.
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use burn_autodiff::Autodiff;
 use serde_json::Value;
-use sppo_model::llama::{Llama, PackedBatch};
+use sppo_model::llama::Llama;
+use sppo_model::ops::ModelOps;
+use sppo_model::ops::{TrainingOps, UpdateStep};
+use sppo_model::packed_batch::PackedBatch;
 use sppo_training::config::{self, Loss, Recompute};
 use sppo_training::learner::{Learner, sequence_logps};
 use sppo_training::loss::{PairLogps, PairProbabilities};
@@ -60,13 +62,13 @@ fn losses_and_gradients() {
     }
 }
 
-fn rmsprop_with_linear_schedule<B: Backend>(device: &B::Device) {
+fn rmsprop_with_linear_schedule<B: ModelOps>(device: &B::Device) {
     for case in json("rmsprop_linear.json").as_array().unwrap() {
         follow_rmsprop::<B>(device, case);
     }
 }
 
-fn follow_rmsprop<B: Backend>(device: &B::Device, case: &Value) {
+fn follow_rmsprop<B: ModelOps>(device: &B::Device, case: &Value) {
     let tensor = |values: &Value| {
         let values: Vec<f32> = numbers(values).iter().map(|&x| x as f32).collect();
         Tensor::<B, 1>::from_floats(values.as_slice(), device)
@@ -87,7 +89,12 @@ fn follow_rmsprop<B: Backend>(device: &B::Device, case: &Value) {
     for (step, gradient) in case["grads"].as_array().unwrap().iter().enumerate() {
         let rate = schedule.rate(step);
         assert_relative(rate, case["lrs"][step].as_f64().unwrap(), 1e-12, "rate");
-        weights = optimizer.update(weights, tensor(gradient), &mut slots, rate, step + 1);
+        let update = UpdateStep {
+            rate,
+            number: step + 1,
+            gradient_scale: 1.0,
+        };
+        (weights, slots) = B::update(&optimizer, update, weights, tensor(gradient), slots);
         let found: Vec<f32> = weights.clone().into_data().to_vec().unwrap();
         for (f, e) in found.iter().zip(numbers(&case["weights"][step])) {
             assert_close((*f).into(), e, 2e-6, &format!("step {step}"));
@@ -112,7 +119,7 @@ pub fn pairs() -> Vec<TokenisedPair> {
 }
 
 /// Trains the golden checkpoint as `run` says and compares every step and the last logits.
-fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recompute) {
+fn follow<B: TrainingOps>(device: &B::Device, run: &Value, recompute: Recompute) {
     let pairs = pairs();
     let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let reference = reference(&model, &pairs);
@@ -149,7 +156,7 @@ fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recomp
     }
     let logits = learner
         .valid()
-        .logits(&PackedBatch::new(&[&pairs[0].chosen.ids], device));
+        .logits(&PackedBatch::new(&[&pairs[0].chosen.ids]));
     let [rows, width] = logits.dims();
     let last = logits.slice([rows - 1..rows, 0..width]);
     let found: Vec<f32> = last.into_data().to_vec().unwrap();
@@ -157,25 +164,19 @@ fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recomp
     assert_all_close(&found, &expected, 5e-3, "last logits");
 }
 
-fn training_runs<B: Backend>(device: &B::Device)
-where
-    Autodiff<B>: AutodiffBackend<Device = B::Device>,
-{
+fn training_runs<B: ModelOps>(device: &B::Device) {
     for run in json("training_runs.json")["runs"].as_array().unwrap() {
         follow::<Autodiff<B>>(device, run, Recompute::None);
     }
 }
 
-fn training_with_layers_recomputed<B: Backend>(device: &B::Device)
-where
-    Autodiff<B>: AutodiffBackend<Device = B::Device>,
-{
+fn training_with_layers_recomputed<B: ModelOps>(device: &B::Device) {
     let runs = json("training_runs.json");
     follow::<Autodiff<B>>(device, &runs["runs"][0], Recompute::Layer);
 }
 
 /// Summed log-probabilities of each golden sequence: alone, and all in one batch.
-fn batching_changes_no_logp<B: Backend>(device: &B::Device) {
+fn batching_changes_no_logp<B: ModelOps>(device: &B::Device) {
     let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let pairs = pairs();
     let sequences: Vec<_> = pairs.iter().map(|p| &p.chosen).collect();

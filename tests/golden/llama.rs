@@ -1,12 +1,14 @@
 //! Logits and greedy tokens of a small sharded bf16 checkpoint, against transformers.
 
-use burn::tensor::{DType, backend::Backend};
+use burn::tensor::DType;
 use sppo_model::checkpoint::Checkpoint;
+use sppo_model::ops::ModelOps;
 use std::sync::Arc;
 
 use sppo_model::generate::sampling::{Draws, Sampler};
 use sppo_model::generate::{Engine, Plan, Request, Sample, SamplingParams, answer_all};
-use sppo_model::llama::{Decoder, Llama, LlamaConfig, PackedBatch};
+use sppo_model::llama::{Decoder, Llama, LlamaConfig};
+use sppo_model::packed_batch::PackedBatch;
 
 use super::{ids, json, path};
 use crate::close::assert_all_close;
@@ -39,21 +41,21 @@ fn assert_logits(found: &[f32], expected: &[f32], bound: f64) {
     assert_all_close(found, &expected, bound, "logits");
 }
 
-fn logits<B: Backend>(device: &B::Device) {
+fn logits<B: ModelOps>(device: &B::Device) {
     let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     for (ids, expected) in cases() {
-        let batch = PackedBatch::new(&[&ids], device);
+        let batch = PackedBatch::new(&[&ids]);
         let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
         assert_logits(&found, &expected, 1e-4);
     }
 }
 
 /// All cases packed into one batch of different lengths give what each gives alone.
-fn packing_changes_nothing<B: Backend>(device: &B::Device) {
+fn packing_changes_nothing<B: ModelOps>(device: &B::Device) {
     let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let cases = cases();
     let sequences: Vec<&[u32]> = cases.iter().map(|c| c.0.as_slice()).collect();
-    let batch = PackedBatch::new(&sequences, device);
+    let batch = PackedBatch::new(&sequences);
     let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
     let vocab = found.len() / batch.tokens();
     for ((ids, expected), places) in cases.iter().zip(&batch.places) {
@@ -62,11 +64,11 @@ fn packing_changes_nothing<B: Backend>(device: &B::Device) {
             assert_logits(&found[at..at + vocab], expected, 1e-4);
         }
     }
-    each_as_alone(&model, &sequences, device);
+    each_as_alone(&model, &sequences);
 }
 
 /// Prefixes that sequences share are computed once, and change nothing.
-fn shared_prefixes_change_nothing<B: Backend>(device: &B::Device) {
+fn shared_prefixes_change_nothing<B: ModelOps>(device: &B::Device) {
     let (_, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let whole = cases().iter().map(|c| c.0.clone()).max_by_key(Vec::len);
     let whole = whole.unwrap();
@@ -86,19 +88,16 @@ fn shared_prefixes_change_nothing<B: Backend>(device: &B::Device) {
     ];
     let all: usize = sequences.iter().map(|s| s.len()).sum();
     let saved = half + whole.len() + half + third;
-    assert_eq!(
-        PackedBatch::<B>::new(&sequences, device).tokens(),
-        all - saved
-    );
-    each_as_alone(&model, &sequences, device);
+    assert_eq!(PackedBatch::new(&sequences).tokens(), all - saved);
+    each_as_alone(&model, &sequences);
 }
 
-fn each_as_alone<B: Backend>(model: &Llama<B>, sequences: &[&[u32]], device: &B::Device) {
-    let batch = PackedBatch::new(sequences, device);
+fn each_as_alone<B: ModelOps>(model: &Llama<B>, sequences: &[&[u32]]) {
+    let batch = PackedBatch::new(sequences);
     let found: Vec<f32> = model.logits(&batch).into_data().to_vec().unwrap();
     let vocab = found.len() / batch.tokens();
     for (ids, places) in sequences.iter().zip(&batch.places) {
-        let alone = model.logits(&PackedBatch::new(&[ids], device));
+        let alone = model.logits(&PackedBatch::new(&[ids]));
         let alone: Vec<f32> = alone.into_data().to_vec().unwrap();
         for (i, expected) in alone.chunks_exact(vocab).enumerate() {
             let at = places.at(i) * vocab;
@@ -108,7 +107,7 @@ fn each_as_alone<B: Backend>(model: &Llama<B>, sequences: &[&[u32]], device: &B:
     }
 }
 
-fn answers<B: Backend>(
+fn answers<B: ModelOps>(
     model: Llama<B>,
     config: &LlamaConfig,
     requests: Vec<Request>,
@@ -119,7 +118,7 @@ fn answers<B: Backend>(
     answer_all(&mut Engine::new(decoder, plan, None), requests).unwrap()
 }
 
-fn greedy_tokens<B: Backend>(device: &B::Device) {
+fn greedy_tokens<B: ModelOps>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let params = SamplingParams {
         temperature: 0.0,
@@ -144,7 +143,7 @@ fn greedy_tokens<B: Backend>(device: &B::Device) {
 }
 
 /// Draws on every device fall on the tokens that the plain model's logits give on the host.
-fn sampled_tokens<B: Backend>(device: &B::Device) {
+fn sampled_tokens<B: ModelOps>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let plain = model.clone();
     let params = SamplingParams {
@@ -167,7 +166,7 @@ fn sampled_tokens<B: Backend>(device: &B::Device) {
             let mut draws = Draws::new(params.seed, &i.to_string(), number);
             for at in 0..sample.tokens.len() {
                 let behind = [&cases[i].0[..], &sample.tokens[..at]].concat();
-                let logits = plain.logits(&PackedBatch::new(&[&behind], device));
+                let logits = plain.logits(&PackedBatch::new(&[&behind]));
                 let [rows, vocab] = logits.dims();
                 let logits: Vec<f32> = logits.into_data().to_vec().unwrap();
                 let logits = &logits[(rows - 1) * vocab..];
@@ -182,7 +181,7 @@ fn sampled_tokens<B: Backend>(device: &B::Device) {
 }
 
 /// A sequence that fills the context beside short ones.
-fn short_prompts_do_not_drag_a_long_one_past_the_context<B: Backend>(device: &B::Device) {
+fn short_prompts_do_not_drag_a_long_one_past_the_context<B: ModelOps>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let context = config.max_position_embeddings;
     let params = SamplingParams {

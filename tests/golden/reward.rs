@@ -1,9 +1,10 @@
 //! A tiny reward model: token ids and scores, against transformers (scripts/make_reward_fixture.py).
 
+use sppo_model::ops::ModelOps;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::{DType, backend::Backend};
+use burn::tensor::DType;
 use serde_json::{Value, json};
 use sppo_model::llama::RewardModel;
 use sppo_training::data::{ResponseRow, read_rows};
@@ -46,7 +47,7 @@ fn rows() -> Vec<ResponseRow> {
 }
 
 /// Judges all rows under a budget; after the first judgement the desk may be interrupted.
-fn judged<B: Backend>(device: &B::Device, batch_tokens: usize, interrupt: bool) -> Vec<Judgement> {
+fn judged<B: ModelOps>(device: &B::Device, batch_tokens: usize, interrupt: bool) -> Vec<Judgement> {
     let model = RewardModel::<B>::load(&folder(), DType::F32, device).unwrap();
     let conversations = Conversations::from_dir(&folder()).unwrap();
     let estimate = Estimate::default();
@@ -66,7 +67,7 @@ fn judged<B: Backend>(device: &B::Device, batch_tokens: usize, interrupt: bool) 
     judgements
 }
 
-fn conversation_ids<B: Backend>(_: &B::Device) {
+fn conversation_ids<B: ModelOps>(_: &B::Device) {
     let conversations = Conversations::from_dir(&folder()).unwrap();
     for (row, case) in rows().iter().zip(cases()) {
         for (response, expected) in row.responses.iter().zip(case["ids"].as_array().unwrap()) {
@@ -79,7 +80,7 @@ fn conversation_ids<B: Backend>(_: &B::Device) {
     }
 }
 
-fn scores_whatever_the_budget<B: Backend>(device: &B::Device) {
+fn scores_whatever_the_budget<B: ModelOps>(device: &B::Device) {
     let alone = judged::<B>(device, 1, false);
     for batch_tokens in [1, 100, 100_000] {
         let judgements = judged::<B>(device, batch_tokens, false);
@@ -100,7 +101,7 @@ fn scores_whatever_the_budget<B: Backend>(device: &B::Device) {
 }
 
 /// transformers reads the last token that is not pad_token_id, padded or not.
-fn scores_where_padding_is_the_end_of_a_turn<B: Backend>(device: &B::Device) {
+fn scores_where_padding_is_the_end_of_a_turn<B: ModelOps>(device: &B::Device) {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(folder()).unwrap() {
         let from = entry.unwrap().path();
@@ -117,13 +118,13 @@ fn scores_where_padding_is_the_end_of_a_turn<B: Backend>(device: &B::Device) {
         let sequences: Vec<Vec<u32>> = case["ids"].as_array().unwrap().iter().map(ids).collect();
         let sequences: Vec<&[u32]> = sequences.iter().map(|ids| &ids[..]).collect();
         let expected = numbers(&case["scores_pad_is_eot"]);
-        for (found, expected) in model.scores(&sequences).into_iter().zip(expected) {
+        for (found, expected) in model.scores(&sequences).unwrap().into_iter().zip(expected) {
             assert_close(found.into(), expected, 1e-4, "score");
         }
     }
 }
 
-fn an_interrupt_keeps_the_first_rows<B: Backend>(device: &B::Device) {
+fn an_interrupt_keeps_the_first_rows<B: ModelOps>(device: &B::Device) {
     let whole = judged::<B>(device, 1, false);
     let part = judged::<B>(device, 1, true);
     assert!(!part.is_empty() && part.len() < whole.len());

@@ -1,8 +1,9 @@
 //! One optimizer step on the golden pairs, four at a time in their order.
 
 use burn::module::Module;
-use burn::tensor::backend::{AutodiffBackend, Backend};
 use sppo_model::llama::Llama;
+use sppo_model::ops::ModelOps;
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::Loss;
 use sppo_training::learner::{Learner, sequence_logps};
 use sppo_training::loss::{PairLogps, PairProbabilities};
@@ -48,7 +49,7 @@ impl Step {
     }
 
     /// Gathers the gradients; gives the policy's log-probabilities.
-    pub fn backward<B: AutodiffBackend>(
+    pub fn backward<B: TrainingOps>(
         &self,
         learner: &mut Learner<B>,
         loss: Loss,
@@ -64,7 +65,7 @@ impl Step {
 }
 
 /// Log-probabilities of chosen and rejected under a model as it is.
-pub fn reference<B: Backend>(model: &Llama<B>, pairs: &[TokenisedPair]) -> Vec<[f64; 2]> {
+pub fn reference<B: ModelOps>(model: &Llama<B>, pairs: &[TokenisedPair]) -> Vec<[f64; 2]> {
     let model = model.clone().no_grad();
     let both = |pair: &TokenisedPair| {
         let logps = sequence_logps(&model, &pair.sides()).unwrap();

@@ -1,11 +1,11 @@
 //! Sampling where the logits stay on the device: only the likeliest tokens of a row and its sums
 //! cross to the host; a row whose draw lies behind those is read whole.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use super::request::GenerateError;
 use super::sampling::{Sampler, SamplingParams, exp, log_probability};
-use crate::host::is_host;
+use crate::ops::ModelOps;
 
 /// Tokens of a row that cross to the host. Most nuclei of a trained model are smaller; a device
 /// keeps so many beside each other in registers.
@@ -27,7 +27,7 @@ pub(super) struct Candidates {
     plain_sum: f64,
 }
 
-impl<B: Backend> StepLogits<B> {
+impl<B: ModelOps> StepLogits<B> {
     /// Takes the logits where they are best drawn from.
     pub fn new(
         logits: Tensor<B, 2>,
@@ -104,7 +104,7 @@ pub(super) fn read<B: Backend>(logits: Tensor<B, 2>) -> Result<Vec<f32>, Generat
 
 impl Candidates {
     /// Of every row of `logits` `[rows, vocab]`; `params` may be fewer than the rows.
-    fn find<B: Backend>(
+    fn find<B: ModelOps>(
         logits: &Tensor<B, 2>,
         params: &[&SamplingParams],
     ) -> Result<Vec<Self>, GenerateError> {
@@ -115,7 +115,7 @@ impl Candidates {
         };
         let scales = TensorData::new((0..rows).map(scale).collect::<Vec<_>>(), [rows, 1]);
         let scales = Tensor::<B, 2>::from_data(scales, (&logits.device(), DType::F32));
-        let (best, tokens) = likeliest(logits);
+        let (best, tokens) = B::likeliest(logits.clone(), COUNT);
         let behind = logits.clone() - best.clone().max_dim(1);
         let plain_sums = behind.clone().exp().sum_dim(1);
         let sums = (behind * scales).exp().sum_dim(1);
@@ -176,18 +176,6 @@ impl Candidates {
     }
 }
 
-/// The largest logits of each row and their tokens `[rows, COUNT]`, in any order.
-fn likeliest<B: Backend>(logits: &Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2, Int>) {
-    // Each family of backends has only one of the two on the device.
-    match is_host::<B>(&logits.device()) {
-        true => logits.clone().topk_with_indices(COUNT, 1),
-        false => {
-            let tokens = logits.clone().argtopk(COUNT, 1);
-            (logits.clone().gather(1, tokens.clone()), tokens)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,7 +195,7 @@ mod tests {
     }
 
     /// Candidates give the host's token, or leave the draw to it; how often they do.
-    fn agreement<B: Backend>(spread: f32, params: &SamplingParams) -> f64 {
+    fn agreement<B: ModelOps>(spread: f32, params: &SamplingParams) -> f64 {
         let (rows, vocab) = (3, 500);
         let mut generator = ChaCha12Rng::seed_from_u64(3);
         let values: Vec<Vec<f32>> = (0..rows)
@@ -241,7 +229,7 @@ mod tests {
         told as f64 / all as f64
     }
 
-    fn every_setting<B: Backend>() {
+    fn every_setting<B: ModelOps>() {
         let params = |temperature, top_p, top_k| SamplingParams {
             temperature,
             top_p,

@@ -13,6 +13,7 @@ use super::request::{Event, FinishReason, GenerateError, Request, RequestId, Sam
 use super::stop::TextStream;
 use crate::llama::slot_cache::Writes;
 use crate::llama::{Decoder, LlamaConfig};
+use crate::ops::ModelOps;
 use crate::tokenizer::Tokenizer;
 
 /// Answers requests with a fixed number of slots.
@@ -40,11 +41,10 @@ struct Open {
     texts: BTreeMap<usize, TextStream>,
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: ModelOps> Engine<B> {
     /// An engine over a model; `tokenizer` serves stop strings and streamed text.
     pub fn new(decoder: Arc<Decoder<B>>, plan: Plan, tokenizer: Option<Arc<Tokenizer>>) -> Self {
-        let writes = decoder.writes();
-        Self::with_writes(decoder, plan, tokenizer, writes)
+        Self::with_writes(decoder, plan, tokenizer, Writes::of::<B>())
     }
 
     /// The same with caches written in a given way.
@@ -283,7 +283,7 @@ pub fn check_request(config: &LlamaConfig, request: &Request) -> Result<(), Gene
 }
 
 /// Answers all requests at once; results in the order of requests and samples.
-pub fn answer_all<B: Backend>(
+pub fn answer_all<B: ModelOps>(
     engine: &mut Engine<B>,
     requests: Vec<Request>,
 ) -> Result<Vec<Vec<Sample>>, GenerateError> {

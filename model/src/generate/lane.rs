@@ -11,6 +11,7 @@ use super::request::{FinishReason, GenerateError, Request, RequestId, Sample, Sa
 use super::sampling::{Draws, Sampler, SamplingParams};
 use crate::llama::Decoder;
 use crate::llama::slot_cache::{Prefix, SlotCache, Writes};
+use crate::ops::ModelOps;
 
 /// Tokens of a prompt that run together, always cut at multiples of this: a prompt's keys and
 /// values then depend on nothing else in the engine. Also the prompt tokens of one step.
@@ -58,7 +59,7 @@ struct Row {
     logprobs: Vec<f64>,
 }
 
-impl<B: Backend> Lane<B> {
+impl<B: ModelOps> Lane<B> {
     pub fn new(decoder: &Decoder<B>, plan: &Plan, number: usize, writes: Writes) -> Self {
         // A row alone would be computed by other routines than several are.
         let slots = plan.slots_of(number).max(2);
@@ -266,7 +267,7 @@ impl<B: Backend> Lane<B> {
     }
 }
 
-impl<B: Backend> Entering<B> {
+impl<B: ModelOps> Entering<B> {
     fn new(id: RequestId, request: Arc<Request>) -> Self {
         Self {
             id,
@@ -299,7 +300,7 @@ impl Row {
     }
 
     /// Draws the next token from row `number` of `logits`.
-    fn draw<B: Backend>(
+    fn draw<B: ModelOps>(
         &mut self,
         logits: &StepLogits<B>,
         number: usize,

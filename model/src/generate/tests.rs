@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{DType, backend::Backend};
+use burn::tensor::DType;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use super::*;
 use crate::llama::slot_cache::Writes;
-use crate::llama::{Decoder, Llama, LlamaConfig, PackedBatch};
+use crate::llama::{Decoder, Llama, LlamaConfig};
+use crate::ops::ModelOps;
+use crate::packed_batch::PackedBatch;
 use crate::tokenizer::Tokenizer;
 
 type Flex = burn_flex::Flex<f32, i32>;
@@ -20,7 +22,7 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden/llama")
 }
 
-fn decoder<B: Backend>() -> Arc<Decoder<B>> {
+fn decoder<B: ModelOps>() -> Arc<Decoder<B>> {
     let device = B::Device::default();
     let (config, model) = Llama::<B>::load(&golden(), DType::F32, &device).unwrap();
     Arc::new(Decoder::new(model, &config))
@@ -77,7 +79,7 @@ fn requests(generator: &mut ChaCha12Rng, count: usize) -> Vec<Request> {
 }
 
 /// Each request alone in an engine of its own.
-fn one_by_one<B: Backend>(decoder: &Arc<Decoder<B>>, requests: &[Request]) -> Vec<Vec<Sample>> {
+fn one_by_one<B: ModelOps>(decoder: &Arc<Decoder<B>>, requests: &[Request]) -> Vec<Vec<Sample>> {
     let alone = |request: &Request| {
         let plan = plan(&decoder.config, 1, 1);
         let mut engine = Engine::new(decoder.clone(), plan, Some(tokenizer()));
@@ -101,7 +103,7 @@ fn assert_same(found: &Sample, expected: &Sample, writes: Writes) {
 }
 
 /// Requests arrive and are cancelled at random moments; what is finished must be `expected`.
-fn any_interleaving<B: Backend>(
+fn any_interleaving<B: ModelOps>(
     decoder: &Arc<Decoder<B>>,
     requests: &[Request],
     expected: &[Vec<Sample>],
@@ -159,7 +161,7 @@ fn any_interleaving<B: Backend>(
     );
 }
 
-fn interleavings<B: Backend>(writes: Writes, rounds: u64) {
+fn interleavings<B: ModelOps>(writes: Writes, rounds: u64) {
     let decoder = decoder::<B>();
     let requests = requests(&mut ChaCha12Rng::seed_from_u64(3), 14);
     let expected = one_by_one(&decoder, &requests);
@@ -203,7 +205,7 @@ fn log_probabilities_are_the_models() {
                 .chain(&sample.tokens)
                 .copied()
                 .collect();
-            let logits = model.logits(&PackedBatch::new(&[&all], &device));
+            let logits = model.logits(&PackedBatch::new(&[&all]));
             let vocab = logits.dims()[1];
             let logits: Vec<f32> = logits.into_data().to_vec().unwrap();
             assert_eq!(sample.logprobs.len(), sample.tokens.len());
@@ -235,7 +237,7 @@ fn long_prompts_agree_with_the_plain_model() {
         let found = one_by_one(&decoder, &[request]).remove(0).remove(0);
         let mut all = prompt;
         for token in found.tokens {
-            let logits = model.logits(&PackedBatch::new(&[&all], &device));
+            let logits = model.logits(&PackedBatch::new(&[&all]));
             let [rows, vocab] = logits.dims();
             let logits: Vec<f32> = logits.into_data().to_vec().unwrap();
             let expected = sampling::argmax(&logits[(rows - 1) * vocab..]);

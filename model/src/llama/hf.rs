@@ -1,116 +1,100 @@
-//! Llama checkpoints in Hugging Face's layout: names, loading, saving, and a fresh model.
+//! Llama checkpoints in Hugging Face's layout: loading, saving, and a fresh model.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 
+use super::attention::Attention;
+use super::block::{Block, Mlp};
 use super::config::LlamaConfig;
-use super::lora::peft_name_of_parameter;
-use super::rope::Rope;
-use super::transformer::{Attention, Block, Llama, Mlp};
+use super::model::Llama;
+use super::parameters::{Parameter, ParameterTable, ParameterVisitor, visit_parameters};
+use super::rope::inverse_frequencies;
 use crate::checkpoint::{self, Checkpoint, LazyTensor, SafetensorsError};
 use crate::nn::RmsNorm;
 use crate::tokenizer;
 pub use crate::weights::CheckpointError;
-use crate::weights::{Expected, Fresh, FromCheckpoint, Source, check_tensors};
+use crate::weights::{Fresh, FromCheckpoint, TensorReader, TensorSource, check_tensors};
 
-/// The Hugging Face name of the parameter at a module path; an adapter's is PEFT's.
-pub fn hf_name(path: &[String]) -> String {
-    let path = path.join(".");
-    if let Some(name) = peft_name_of_parameter(&path) {
-        return name;
-    }
-    match path.as_str() {
-        "lm_head.weight" => path,
-        "embed_tokens" => "model.embed_tokens.weight".into(),
-        _ => format!("model.{path}"),
-    }
+/// A Llama under construction: takes tensors in the order of the table.
+struct Builder<'a, B: Backend, S> {
+    reader: TensorReader<'a, B, S>,
+    config: &'a LlamaConfig,
 }
 
-/// The parts of a Llama under construction.
-pub(crate) trait LlamaSource<B: Backend>: Source<B> {
-    fn norm(&mut self, name: &str, config: &LlamaConfig) -> Result<RmsNorm<B>, CheckpointError> {
+impl<B: Backend, S: TensorSource> Builder<'_, B, S> {
+    fn norm(&mut self) -> Result<RmsNorm<B>, CheckpointError> {
         Ok(RmsNorm {
-            weight: self.param(&format!("{name}.weight"), [config.hidden_size])?,
-            eps: config.rms_norm_eps,
+            weight: self.reader.param()?,
+            eps: self.config.rms_norm_eps,
         })
     }
 
-    fn block(&mut self, index: usize, c: &LlamaConfig) -> Result<Block<B>, CheckpointError> {
-        let at = |part: &str| format!("model.layers.{index}.{part}");
-        let (hidden, ffn) = (c.hidden_size, c.intermediate_size);
-        let q_width = c.num_attention_heads * c.head_dim;
-        let kv_width = c.num_key_value_heads * c.head_dim;
-        let bias = c.attention_bias;
+    fn block(&mut self) -> Result<Block<B>, CheckpointError> {
         Ok(Block {
-            input_layernorm: self.norm(&at("input_layernorm"), c)?,
+            input_layernorm: self.norm()?,
             self_attn: Attention {
-                q_proj: self.linear(&at("self_attn.q_proj"), [q_width, hidden], bias)?,
-                k_proj: self.linear(&at("self_attn.k_proj"), [kv_width, hidden], bias)?,
-                v_proj: self.linear(&at("self_attn.v_proj"), [kv_width, hidden], bias)?,
-                o_proj: self.linear(&at("self_attn.o_proj"), [hidden, q_width], bias)?,
-                heads: c.num_attention_heads,
-                kv_heads: c.num_key_value_heads,
-                head_dim: c.head_dim,
+                q_proj: self.reader.linear()?,
+                k_proj: self.reader.linear()?,
+                v_proj: self.reader.linear()?,
+                o_proj: self.reader.linear()?,
+                heads: self.config.num_attention_heads,
+                kv_heads: self.config.num_key_value_heads,
+                head_dim: self.config.head_dim,
             },
-            post_attention_layernorm: self.norm(&at("post_attention_layernorm"), c)?,
+            post_attention_layernorm: self.norm()?,
             mlp: Mlp {
-                gate_proj: self.linear(&at("mlp.gate_proj"), [ffn, hidden], c.mlp_bias)?,
-                up_proj: self.linear(&at("mlp.up_proj"), [ffn, hidden], c.mlp_bias)?,
-                down_proj: self.linear(&at("mlp.down_proj"), [hidden, ffn], c.mlp_bias)?,
+                gate_proj: self.reader.linear()?,
+                up_proj: self.reader.linear()?,
+                down_proj: self.reader.linear()?,
             },
         })
     }
-
-    fn llama(&mut self, c: &LlamaConfig, device: &B::Device) -> Result<Llama<B>, CheckpointError> {
-        let vocabulary = [c.vocab_size, c.hidden_size];
-        Ok(Llama {
-            embed_tokens: self.param("model.embed_tokens.weight", vocabulary)?,
-            layers: (0..c.num_hidden_layers)
-                .map(|i| self.block(i, c))
-                .collect::<Result<_, _>>()?,
-            norm: self.norm("model.norm", c)?,
-            lm_head: match c.tie_word_embeddings {
-                true => None,
-                false => Some(self.linear("lm_head", vocabulary, false)?),
-            },
-            rope: Rope::new(c, device),
-        })
-    }
-}
-
-impl<B: Backend, S: Source<B>> LlamaSource<B> for S {}
-
-/// Names and shapes of all tensors that a checkpoint of `config` holds.
-pub fn expected_tensors<B: Backend>(
-    config: &LlamaConfig,
-) -> Result<Vec<(String, Vec<usize>)>, CheckpointError> {
-    let mut expected = Expected::default();
-    // One position is enough where only names are wanted.
-    let small = LlamaConfig {
-        max_position_embeddings: 1,
-        ..config.clone()
-    };
-    let _: Llama<B> = expected.llama(&small, &B::Device::default())?;
-    Ok(expected.0)
 }
 
 impl<B: Backend> Llama<B> {
+    /// A model of a configuration with the tensors of `source`.
+    pub(crate) fn build(
+        config: &LlamaConfig,
+        source: impl TensorSource,
+        device: &B::Device,
+    ) -> Result<Self, CheckpointError> {
+        let parameters = ParameterTable::new(config);
+        let list = parameters.all().iter().map(Parameter::name_and_shape);
+        let mut builder = Builder::<B, _> {
+            reader: TensorReader::new(list, source, device),
+            config,
+        };
+        let embed_tokens = builder.reader.param()?;
+        let blocks = (0..config.num_hidden_layers).map(|_| builder.block());
+        let layers = blocks.collect::<Result<_, _>>()?;
+        let norm = builder.norm()?;
+        let lm_head = (!config.tie_word_embeddings).then(|| builder.reader.linear());
+        Ok(Self {
+            embed_tokens,
+            layers,
+            norm,
+            lm_head: lm_head.transpose()?,
+            rope: inverse_frequencies(config),
+            parameters: Arc::new(parameters),
+        })
+    }
+
     /// A model with random weights: normal with `initializer_range`, as transformers does.
     pub fn init(
         config: &LlamaConfig,
         seed: u64,
         device: &B::Device,
     ) -> Result<Self, CheckpointError> {
-        Fresh {
+        let source = Fresh {
             generator: ChaCha12Rng::seed_from_u64(seed),
             std: config.initializer_range as f32,
-            device,
-        }
-        .llama(config, device)
+        };
+        Self::build(config, source, device)
     }
 
     /// Loads a folder's weights in `dtype`; every misfit is listed in one error.
@@ -119,13 +103,12 @@ impl<B: Backend> Llama<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<(LlamaConfig, Self), CheckpointError> {
-        let (config, checkpoint) = open::<B>(dir)?;
-        let mut source = FromCheckpoint::<B> {
+        let (config, checkpoint) = open(dir)?;
+        let source = FromCheckpoint {
             checkpoint: &checkpoint,
             dtype,
-            device,
         };
-        let model = source.llama(&config, device)?;
+        let model = Self::build(&config, source, device)?;
         Ok((config, model))
     }
 
@@ -138,12 +121,13 @@ impl<B: Backend> Llama<B> {
         dtype: DType,
         template: &Path,
     ) -> Result<(), CheckpointError> {
-        write_folder(dir, &lazy_tensors(self, dtype), config, dtype, template)
+        let tensors = lazy_tensors(self, dtype, |_| true);
+        write_folder(dir, &tensors, config, dtype, template)
     }
 }
 
 /// Opens a folder whose weights fit its configuration; every misfit is listed in one error.
-pub(super) fn open<B: Backend>(dir: &Path) -> Result<(LlamaConfig, Checkpoint), CheckpointError> {
+pub(super) fn open(dir: &Path) -> Result<(LlamaConfig, Checkpoint), CheckpointError> {
     if !dir.is_dir() {
         return Err(SafetensorsError::NoFolder { dir: dir.into() }.into());
     }
@@ -157,7 +141,9 @@ pub(super) fn open<B: Backend>(dir: &Path) -> Result<(LlamaConfig, Checkpoint), 
         name.ends_with("rotary_emb.inv_freq")
             || (config.tie_word_embeddings && name == "lm_head.weight")
     };
-    check_tensors(&checkpoint, harmless, &expected_tensors::<B>(&config)?)?;
+    let table = ParameterTable::new(&config);
+    let expected = table.all().iter().map(Parameter::name_and_shape);
+    check_tensors(&checkpoint, harmless, expected)?;
     Ok((config, checkpoint))
 }
 
@@ -196,68 +182,40 @@ pub(super) fn copy_files(files: Vec<PathBuf>, dir: &Path) -> Result<(), Checkpoi
     Ok(())
 }
 
-/// Id and Hugging Face name of every parameter that is trained, in the order of the module.
-pub fn trained_parameters<B: Backend>(model: &Llama<B>) -> Vec<(ParamId, String)> {
-    let mut names = Names(Vec::new(), Vec::new());
-    model.visit(&mut names);
-    names.1
-}
-
-/// The path so far, and what was found.
-struct Names(Vec<String>, Vec<(ParamId, String)>);
-
-impl<B: Backend> ModuleVisitor<B> for Names {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.0.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.0.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if param.is_require_grad() {
-            self.1.push((param.id, hf_name(&self.0)));
-        }
-    }
-}
-
-/// Every parameter of a model under its Hugging Face name, to be written in `dtype`; adapters under
-/// PEFT's.
-pub(super) fn lazy_tensors<'a, B: Backend>(model: &Llama<B>, dtype: DType) -> Vec<LazyTensor<'a>> {
-    let mut collector = Collect::<B> {
-        path: Vec::new(),
+/// The parameters of a model for which `wanted` holds, to be written in `dtype`.
+pub(super) fn lazy_tensors<'a, B: Backend>(
+    model: &Llama<B>,
+    dtype: DType,
+    wanted: impl Fn(&Parameter) -> bool,
+) -> Vec<LazyTensor<'a>> {
+    let mut collected = Collect {
+        table: &model.parameters,
+        wanted,
         dtype,
         tensors: Vec::new(),
-        backend: std::marker::PhantomData,
     };
-    model.visit(&mut collector);
-    collector.tensors
+    visit_parameters(model, 0, &mut collected);
+    collected.tensors
 }
 
-struct Collect<'a, B: Backend> {
-    path: Vec<String>,
+struct Collect<'t, 'a, W> {
+    table: &'t ParameterTable,
+    wanted: W,
     dtype: DType,
     tensors: Vec<LazyTensor<'a>>,
-    backend: std::marker::PhantomData<B>,
 }
 
-impl<B: Backend> ModuleVisitor<B> for Collect<'_, B> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let tensor = param.val();
-        self.tensors.push(LazyTensor {
-            name: hf_name(&self.path),
-            shape: tensor.dims().to_vec(),
-            dtype: self.dtype,
-            fetch: Box::new(move || tensor.clone().into_data()),
-        });
+impl<B: Backend, W: Fn(&Parameter) -> bool> ParameterVisitor<B> for Collect<'_, '_, W> {
+    fn visit<const D: usize>(&mut self, index: usize, parameter: &Param<Tensor<B, D>>) {
+        let entry = &self.table.all()[index];
+        if (self.wanted)(entry) {
+            let tensor = parameter.val();
+            self.tensors.push(LazyTensor {
+                name: entry.name.clone(),
+                shape: entry.shape.clone(),
+                dtype: self.dtype,
+                fetch: Box::new(move || tensor.clone().into_data()),
+            });
+        }
     }
 }

@@ -1,21 +1,20 @@
 //! Llama: configuration, rotary embedding, the model, and the mapping to Hugging Face names.
 
+pub mod attention;
+pub mod block;
 pub mod config;
 pub mod decoder;
 pub mod hf;
-mod host_grid;
-pub mod host_pass;
-pub mod layout;
 pub mod lora;
+pub mod model;
+pub mod parameters;
 pub mod reward;
 pub mod rope;
 pub mod slot_cache;
-pub mod transformer;
 
 pub use config::{ConfigError, LlamaConfig, RopeScaling};
 pub use decoder::Decoder;
 pub use hf::CheckpointError;
-pub use layout::PackedBatch;
 pub use lora::Lora;
+pub use model::Llama;
 pub use reward::RewardModel;
-pub use transformer::Llama;

@@ -6,16 +6,18 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use serde_json::{Map, Value};
 
 use super::config::LlamaConfig;
-use super::hf::LlamaSource;
-use super::layout::{PackedBatch, ints};
-use super::transformer::Llama;
+use super::model::Llama;
+use super::parameters::{Parameter, ParameterTable};
 use crate::checkpoint::{Checkpoint, SafetensorsError};
 use crate::config_json::{ConfigError, read_config, size};
-use crate::host;
-use crate::nn::{Linear, to_f32};
-use crate::weights::{CheckpointError, Expected, FromCheckpoint, Source, check_tensors};
+use crate::nn::Linear;
+use crate::ops::{DeviceError, ModelOps, ints, to_f32, to_host};
+use crate::packed_batch::PackedBatch;
+use crate::weights::{CheckpointError, FromCheckpoint, TensorReader, check_tensors};
 
 const ARCHITECTURE: &str = "LlamaForSequenceClassification";
+/// The head's weight.
+const SCORE: &str = "score.weight";
 
 /// A Llama's body with a head of one score.
 pub struct RewardModel<B: Backend> {
@@ -25,7 +27,7 @@ pub struct RewardModel<B: Backend> {
     config: LlamaConfig,
 }
 
-impl<B: Backend> RewardModel<B> {
+impl<B: ModelOps> RewardModel<B> {
     /// Loads a folder, its body in `dtype`; every misfit of the weights is listed in one error.
     pub fn load(dir: &Path, dtype: DType, device: &B::Device) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
@@ -36,24 +38,18 @@ impl<B: Backend> RewardModel<B> {
             source,
         })?;
         let checkpoint = Checkpoint::open(dir)?;
-        let mut expected = Expected::default();
-        // One position is enough where only names are wanted.
-        let small = LlamaConfig {
-            max_position_embeddings: 1,
-            ..config.clone()
-        };
-        let _: Llama<B> = expected.llama(&small, device)?;
-        let _: Linear<B> = score_head(&mut expected, &config)?;
+        let table = ParameterTable::new(&config);
+        let shape = [1, config.hidden_size];
+        let score = [(SCORE, &shape[..])];
+        let expected = table.all().iter().map(Parameter::name_and_shape);
         let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq");
-        check_tensors(&checkpoint, harmless, &expected.0)?;
-        let mut source = FromCheckpoint::<B> {
+        check_tensors(&checkpoint, harmless, expected.chain(score))?;
+        let source = |dtype| FromCheckpoint {
             checkpoint: &checkpoint,
             dtype,
-            device,
         };
-        let body = source.llama(&config, device)?;
-        source.dtype = DType::F32;
-        let score = score_head(&mut source, &config)?;
+        let body = Llama::build(&config, source(dtype), device)?;
+        let score = TensorReader::new(score, source(DType::F32), device).linear()?;
         Ok(RewardModel {
             body,
             score,
@@ -86,9 +82,9 @@ impl<B: Backend> RewardModel<B> {
     }
 
     /// One score a sequence of token ids; none may be empty.
-    pub fn scores(&self, sequences: &[&[u32]]) -> Vec<f32> {
+    pub fn scores(&self, sequences: &[&[u32]]) -> Result<Vec<f32>, DeviceError> {
         if sequences.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let device = self.body.device();
         // Attention is causal: what stands behind the scored token changes nothing.
@@ -96,21 +92,14 @@ impl<B: Backend> RewardModel<B> {
             .iter()
             .map(|ids| &ids[..self.scored_length(ids)])
             .collect();
-        let batch = PackedBatch::new(&cut, &device);
+        let batch = PackedBatch::new(&cut);
         let last = batch.places.iter().zip(&cut);
         let last = last.map(|(places, ids)| places.at(ids.len() - 1) as i64);
         let last = ints::<B>(last.collect(), &device);
         let hidden: Tensor<B, 2> = self.body.forward_blocks(&batch).select(0, last);
         let hidden = to_f32(self.body.norm.forward(hidden));
-        host::take(self.score.forward(hidden))
+        to_host(self.score.forward(hidden))
     }
-}
-
-fn score_head<B: Backend>(
-    source: &mut impl Source<B>,
-    config: &LlamaConfig,
-) -> Result<Linear<B>, CheckpointError> {
-    source.linear("score", [1, config.hidden_size], false)
 }
 
 /// The configuration of a reward model's body; what is no reward model is refused.

@@ -3,8 +3,7 @@
 use burn::tensor::{DType, IndexingUpdateOp, Tensor, backend::Backend};
 
 use super::config::LlamaConfig;
-use super::layout::ints;
-use crate::host;
+use crate::ops::{ModelOps, edit_bytes, ints};
 
 /// How new keys and values reach their slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +12,16 @@ pub enum Writes {
     Copies,
     /// One indexed addition onto zeros for all slots: for devices, where each launch costs.
     Additions,
+}
+
+impl Writes {
+    /// The way for a backend.
+    pub fn of<B: ModelOps>() -> Self {
+        match B::ON_HOST {
+            true => Self::Copies,
+            false => Self::Additions,
+        }
+    }
 }
 
 /// Keys and values of a prompt, one pair a layer: keys `[kv_heads, head_dim, tokens]`, values
@@ -34,9 +43,8 @@ pub struct SlotCache<B: Backend> {
 /// added; values `[slots, kv_heads, capacity, head_dim]`.
 #[derive(Debug)]
 struct LayerSlots<B: Backend> {
-    // Options so that an update can take the tensor: its only owner writes in place.
-    keys: Option<Tensor<B, 4>>,
-    values: Option<Tensor<B, 4>>,
+    keys: Tensor<B, 4>,
+    values: Tensor<B, 4>,
 }
 
 /// The places that a step over `tokens` cached tokens reads: what is used, rounded up so that sums
@@ -73,8 +81,8 @@ impl<B: Backend> SlotCache<B> {
             Writes::Additions => values,
         };
         let layer = |_| LayerSlots {
-            keys: Some(Tensor::zeros(keys, (device, dtype))),
-            values: Some(Tensor::zeros(values, (device, dtype))),
+            keys: Tensor::zeros(keys, (device, dtype)),
+            values: Tensor::zeros(values, (device, dtype)),
         };
         Self {
             layers: (0..config.num_hidden_layers).map(layer).collect(),
@@ -98,13 +106,13 @@ impl<B: Backend> SlotCache<B> {
         }
         let capacity = rounded_width(needed.max(self.capacity * 3 / 2)).min(self.most);
         let more = capacity.max(needed) - self.capacity;
-        let widen = |slot: &mut Option<Tensor<B, 4>>, dim: usize| {
-            if let Some(old) = slot.take() {
+        let widen = |tensor: &mut Tensor<B, 4>, dim: usize| {
+            tensor.inplace(|old| {
                 let mut shape = old.dims();
                 shape[dim] = more;
                 let room = Tensor::zeros(shape, (device, old.dtype()));
-                *slot = Some(Tensor::cat(vec![old, room], dim));
-            }
+                Tensor::cat(vec![old, room], dim)
+            });
         };
         for layer in &mut self.layers {
             widen(&mut layer.keys, self.writes.place_of_keys());
@@ -122,9 +130,11 @@ impl<B: Backend> SlotCache<B> {
                 layer.clear(slot);
                 keys = keys.swap_dims(1, 2);
             }
-            update(&mut layer.keys, |all| at_start(all, slot, keys, writes));
+            layer.keys.inplace(|all| at_start(all, slot, keys, writes));
             let values = values.clone();
-            update(&mut layer.values, |all| at_start(all, slot, values, writes));
+            layer
+                .values
+                .inplace(|all| at_start(all, slot, values, writes));
         }
     }
 
@@ -137,7 +147,7 @@ impl<B: Backend> SlotCache<B> {
                 layer.clear(to);
             }
             for (tensor, dim) in [(&mut layer.keys, place_of_keys), (&mut layer.values, 2)] {
-                update(tensor, |all| {
+                tensor.inplace(|all| {
                     let part = all.clone().narrow(0, from, 1).narrow(dim, 0, tokens);
                     // A real copy: a view would make the assignment copy the whole cache.
                     let part = part.mul_scalar(1.0);
@@ -161,12 +171,12 @@ impl<B: Backend> SlotCache<B> {
         let (all_keys, all_values) = (&mut layer.keys, &mut layer.values);
         match self.writes {
             Writes::Copies => {
-                update(all_keys, |all| copy_in(all, lengths, keys, 3));
-                update(all_values, |all| copy_in(all, lengths, values, 2));
+                all_keys.inplace(|all| copy_in(all, lengths, keys, 3));
+                all_values.inplace(|all| copy_in(all, lengths, values, 2));
             }
             Writes::Additions => {
-                update(all_keys, |all| add_in(all, lengths, keys, capacity));
-                update(all_values, |all| add_in(all, lengths, values, capacity));
+                all_keys.inplace(|all| add_in(all, lengths, keys, capacity));
+                all_values.inplace(|all| add_in(all, lengths, values, capacity));
             }
         }
     }
@@ -178,16 +188,16 @@ impl<B: Backend> SlotCache<B> {
         layer: usize,
         rows: usize,
         width: usize,
-    ) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let layer = &self.layers[layer];
-        let keys = layer.keys.clone()?.narrow(0, 0, rows);
+        let keys = layer.keys.clone().narrow(0, 0, rows);
         let keys = keys.narrow(self.writes.place_of_keys(), 0, width);
         let keys = match self.writes {
             Writes::Copies => keys,
             Writes::Additions => keys.swap_dims(2, 3),
         };
-        let values = layer.values.clone()?.narrow(0, 0, rows);
-        Some((keys, values.narrow(2, 0, width)))
+        let values = layer.values.clone().narrow(0, 0, rows);
+        (keys, values.narrow(2, 0, width))
     }
 }
 
@@ -205,19 +215,12 @@ impl<B: Backend> LayerSlots<B> {
     /// Sets a slot to zeros.
     fn clear(&mut self, slot: usize) {
         for tensor in [&mut self.keys, &mut self.values] {
-            update(tensor, |all| {
+            tensor.inplace(|all| {
                 let [_, a, b, c] = all.dims();
                 all.slice_fill([slot..slot + 1, 0..a, 0..b, 0..c], 0.0)
             });
         }
     }
-}
-
-fn update<B: Backend>(
-    tensor: &mut Option<Tensor<B, 4>>,
-    change: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 4>,
-) {
-    *tensor = tensor.take().map(change);
 }
 
 /// Puts `part` at the start of a slot.
@@ -235,7 +238,7 @@ fn at_start<B: Backend>(
         Writes::Copies => {
             let [_, _, rows, row] = all.dims();
             let part = part.into_data();
-            host::edit(all, |cells, size| {
+            edit_bytes(all, |cells, size| {
                 let sources = part.bytes.chunks_exact(c * size);
                 for (i, source) in sources.enumerate() {
                     let place = ((slot * a + i / b) * rows + i % b) * row * size;
@@ -258,7 +261,7 @@ fn copy_in<B: Backend>(
     let capacity = all.dims()[dim];
     let width = new.dims()[2];
     let new = new.into_data();
-    host::edit(all, |cells, size| {
+    edit_bytes(all, |cells, size| {
         let sources = new.bytes.chunks_exact(width * size);
         for (i, source) in sources.enumerate() {
             let (head, place) = (i * width * capacity * size, lengths[i / kv]);

@@ -1,15 +1,13 @@
 //! The DeBERTa-v3 encoder with disentangled attention (arXiv 2111.09543), and PairRM's head.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{gelu, softmax, tanh};
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use rayon::prelude::*;
+use burn::tensor::activation::tanh;
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::packing::Packed;
 use super::positions::Distances;
-use crate::host;
-use crate::llama::layout::ints;
-use crate::nn::{LayerNorm, Linear, from_f32, to_f32};
+use crate::nn::{LayerNorm, Linear};
+use crate::ops::{DeviceError, ModelOps, RelativePositions, ints, to_f32, to_host};
 
 /// Scores of attention that are held at a time, in elements.
 const MOST_SCORES: usize = 1 << 26;
@@ -26,8 +24,6 @@ pub struct PairRm<B: Backend> {
     pub(super) heads: usize,
     pub(super) position_buckets: usize,
     pub(super) max_relative_positions: usize,
-    /// Whether elementwise work is done over the host's memory: f32 on a CPU.
-    pub(super) on_host: bool,
 }
 
 /// One layer: attention and feed-forward, each added to its input and then normed.
@@ -51,10 +47,9 @@ struct Group<B: Backend> {
     first_token: usize,
     sequences: usize,
     length: usize,
-    distances: Distances,
-    /// For every (query, key), where its two terms stand in a `[length · rows]` table; made only
-    /// where the tables are not read on the host.
-    places: Option<[Tensor<B, 1, Int>; 2]>,
+    /// The rows of the relative embeddings that it reads.
+    rows: std::ops::Range<usize>,
+    positions: RelativePositions<B>,
 }
 
 impl<B: Backend> PairRm<B> {
@@ -70,18 +65,14 @@ impl<B: Backend> PairRm<B> {
             _ => "f32",
         }
     }
+}
 
-    /// The same model with elementwise work left to the backend, as on a GPU.
-    pub fn on_device(mut self) -> Self {
-        self.on_host = false;
-        self
-    }
-
+impl<B: ModelOps> PairRm<B> {
     /// The logit of each comparison, positive where the left response is the better one.
     ///
     /// Sequences are packed end to end, so that linear layers see no padding, and those of one
     /// length attend together, so that attention sees none either.
-    pub fn compare(&self, batch: &[&Packed]) -> Vec<f32> {
+    pub fn compare(&self, batch: &[&Packed]) -> Result<Vec<f32>, DeviceError> {
         let mut order: Vec<usize> = (0..batch.len()).collect();
         order.sort_by_key(|&i| batch[i].ids.len());
         let (ids, prefixes) = lay_out(batch, &order);
@@ -101,14 +92,14 @@ impl<B: Backend> PairRm<B> {
                 ),
                 false => (hidden, mixed),
             };
-            hidden = layer.feed_forward(hidden_in, mixed, self.on_host);
+            hidden = layer.feed_forward(hidden_in, mixed);
         }
-        let logits = self.head(hidden);
+        let logits = self.head(hidden)?;
         let mut out = vec![0.0; batch.len()];
         for (&i, logit) in order.iter().zip(logits) {
             out[i] = logit;
         }
-        out
+        Ok(out)
     }
 
     fn groups(&self, batch: &[&Packed], order: &[usize]) -> Vec<Group<B>> {
@@ -131,26 +122,14 @@ impl<B: Backend> PairRm<B> {
 
     fn group(&self, first_token: usize, length: usize) -> Group<B> {
         let distances = Distances::new(length, self.position_buckets, self.max_relative_positions);
-        let places = (!self.on_host).then(|| {
-            let rows = distances.rows.len();
-            let cells = (0..length).flat_map(|i| {
-                let places = distances.of_query(i).iter().enumerate();
-                places.map(move |(j, &place)| (i, j, place as usize))
-            });
-            let of_queries = cells.clone().map(|(i, _, place)| (i * rows + place) as i64);
-            let of_keys = cells.map(|(_, j, place)| (j * rows + place) as i64);
-            let device = self.device();
-            [
-                ints(of_queries.collect(), &device),
-                ints(of_keys.collect(), &device),
-            ]
-        });
+        let (count, device) = (distances.rows.len(), self.device());
+        let dtype = self.word_embeddings.val().dtype();
         Group {
             first_token,
             sequences: 1,
             length,
-            distances,
-            places,
+            rows: distances.rows,
+            positions: RelativePositions::new(distances.places, count, dtype, &device),
         }
     }
 
@@ -158,7 +137,7 @@ impl<B: Backend> PairRm<B> {
     ///
     /// Both candidates go through the head as rows of one matrix: as two chains of operations they
     /// were fused wrongly on wgpu (Burn 0.21).
-    fn head(&self, hidden: Tensor<B, 2>) -> Vec<f32> {
+    fn head(&self, hidden: Tensor<B, 2>) -> Result<Vec<f32>, DeviceError> {
         let count = hidden.dims()[0] / 3;
         let device = hidden.device();
         let rows = |of_left: usize, of_right: usize| {
@@ -168,9 +147,9 @@ impl<B: Backend> PairRm<B> {
         };
         let both = Tensor::cat(vec![rows(0, 0), rows(1, 2)], 1);
         let scores = self.head_out.forward(tanh(self.head_in.forward(both)));
-        let scores = host::take(to_f32(scores));
+        let scores = to_host(to_f32(scores))?;
         let (left, right) = scores.split_at(count);
-        left.iter().zip(right).map(|(l, r)| l - r).collect()
+        Ok(left.iter().zip(right).map(|(l, r)| l - r).collect())
     }
 }
 
@@ -185,7 +164,7 @@ fn lay_out(batch: &[&Packed], order: &[usize]) -> (Vec<i64>, Vec<i64>) {
     (ids, prefixes)
 }
 
-impl<B: Backend> Layer<B> {
+impl<B: ModelOps> Layer<B> {
     /// Self-attention of every group, before its projection, `[tokens, hidden]`.
     fn attend(&self, hidden: Tensor<B, 2>, groups: &[Group<B>], heads: usize) -> Tensor<B, 2> {
         let qkv = self.qkv.forward(hidden);
@@ -212,7 +191,7 @@ impl<B: Backend> Layer<B> {
             part.reshape([tokens, heads, head]).swap_dims(0, 1)
         };
         let (q, k, v) = (part(0), part(1), part(2));
-        let rows = group.distances.rows.clone();
+        let rows = group.rows.clone();
         let of_rows = |table: &Tensor<B, 3>| table.clone().narrow(2, rows.start, rows.len());
         // [heads, tokens, rows]
         let to_positions = q.clone().matmul(of_rows(&self.position_keys));
@@ -221,27 +200,13 @@ impl<B: Backend> Layer<B> {
         let scores = split(q).matmul(split(k).swap_dims(2, 3));
         // Three terms make a score.
         let scale = 1.0 / (3.0 * head as f64).sqrt();
-        let weights = match &group.places {
-            None => weights_on_host(
-                scores,
-                host::take(to_positions),
-                host::take(from_positions),
-                &group.distances,
-                scale,
-            ),
-            Some([to_places, from_places]) => {
-                let shape = scores.dims();
-                let dtype = scores.dtype();
-                let spread = |table: Tensor<B, 3>, places: &Tensor<B, 1, Int>| {
-                    let table = table.reshape([heads * sequences, length * rows.len()]);
-                    to_f32(table.select(1, places.clone()).reshape(shape))
-                };
-                let scores = to_f32(scores)
-                    + spread(to_positions, to_places)
-                    + spread(from_positions, from_places);
-                from_f32(softmax(scores * scale, 3), dtype)
-            }
-        };
+        let weights = B::relative_attention_weights(
+            scores,
+            to_positions,
+            from_positions,
+            &group.positions,
+            scale,
+        );
         weights
             .matmul(split(v))
             .reshape([heads, tokens, head])
@@ -250,51 +215,10 @@ impl<B: Backend> Layer<B> {
     }
 
     /// The rest of the layer behind attention.
-    fn feed_forward(
-        &self,
-        hidden: Tensor<B, 2>,
-        mixed: Tensor<B, 2>,
-        on_host: bool,
-    ) -> Tensor<B, 2> {
+    fn feed_forward(&self, hidden: Tensor<B, 2>, mixed: Tensor<B, 2>) -> Tensor<B, 2> {
         let attended = self.attention_out.forward(mixed);
-        let hidden = self.attention_norm.add(hidden, attended, on_host);
-        let inner = self.intermediate.forward(hidden.clone());
-        let inner = match on_host {
-            true => host::map(inner, host::gelu),
-            false => gelu(inner),
-        };
-        self.output_norm
-            .add(hidden, self.output.forward(inner), on_host)
+        let hidden = self.attention_norm.add(hidden, attended);
+        let inner = B::exact_gelu(self.intermediate.forward(hidden.clone()));
+        self.output_norm.add(hidden, self.output.forward(inner))
     }
-}
-
-/// Attention weights `[heads, sequences, length, length]` from the scores of contents and the
-/// tables of positions `[heads, sequences, length, rows]`, in one pass.
-fn weights_on_host<B: Backend>(
-    scores: Tensor<B, 4>,
-    to_positions: Vec<f32>,
-    from_positions: Vec<f32>,
-    distances: &Distances,
-    scale: f64,
-) -> Tensor<B, 4> {
-    let [_, _, length, _] = scores.dims();
-    let rows = distances.rows.len();
-    host::map(scores, |scores| {
-        scores
-            .par_chunks_mut(length)
-            .enumerate()
-            .with_min_len(16)
-            .for_each(|(row, scores)| {
-                let (matrix, i) = (row / length, row % length);
-                let to = &to_positions[row * rows..][..rows];
-                let from = &from_positions[matrix * length * rows..][..length * rows];
-                let places = distances.of_query(i);
-                for ((score, from), &place) in
-                    scores.iter_mut().zip(from.chunks_exact(rows)).zip(places)
-                {
-                    *score = (*score + to[place as usize] + from[place as usize]) * scale as f32;
-                }
-                host::softmax_row(scores);
-            });
-    })
 }

@@ -6,10 +6,12 @@ use super::config::PairRmConfig;
 use super::encoder::{Layer, PairRm};
 use super::packing::Packer;
 use crate::checkpoint::Checkpoint;
-use crate::host;
 use crate::nn::{LayerNorm, Linear};
+use crate::ops::ModelOps;
 use crate::tokenizer::{self, Tokenizer, TokenizerError};
-use crate::weights::{CheckpointError, Expected, FromCheckpoint, Source, check_tensors};
+use crate::weights::{
+    CheckpointError, FromCheckpoint, NamesAndShapes, TensorReader, TensorSource, check_tensors,
+};
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
 
@@ -22,7 +24,7 @@ pub enum PairRmError {
     Tokenizer(#[from] TokenizerError),
 }
 
-impl<B: Backend> PairRm<B> {
+impl<B: ModelOps> PairRm<B> {
     /// Loads a folder's weights in `dtype`, and what packs its inputs.
     pub fn load(
         dir: &Path,
@@ -37,17 +39,17 @@ impl<B: Backend> PairRm<B> {
                 source,
             }
         })?;
-        let mut expected = Expected::default();
-        let _: Parts<B> = parts(&mut expected, &config)?;
+        let tensors = tensors(&config);
+        let list = || tensors.iter().map(|(name, shape)| (&name[..], &shape[..]));
         // Saved along by some versions of transformers; it holds 0, 1, 2, …
         let harmless = |name: &str| name.ends_with("embeddings.position_ids");
-        check_tensors(&checkpoint, harmless, &expected.0)?;
-        let mut source = FromCheckpoint::<B> {
+        check_tensors(&checkpoint, harmless, list())?;
+        let source = FromCheckpoint {
             checkpoint: &checkpoint,
             dtype,
-            device,
         };
-        let model = parts(&mut source, &config)?.assemble(&config, dtype, device);
+        let reader = TensorReader::new(list(), source, device);
+        let model = parts(reader, &config)?.assemble(&config);
         let sep = tokenizer::special_tokens(dir)?.remove("sep_token");
         Ok((Packer::new(tokenizer, config, sep), model))
     }
@@ -75,66 +77,100 @@ struct LayerParts<B: Backend> {
     output_norm: LayerNorm<B>,
 }
 
-fn parts<B: Backend>(
-    source: &mut impl Source<B>,
-    c: &PairRmConfig,
-) -> Result<Parts<B>, CheckpointError> {
-    let hidden = c.hidden_size;
+/// Names and shapes of a checkpoint's tensors, in the order in which [`parts`] takes them.
+fn tensors(c: &PairRmConfig) -> NamesAndShapes {
+    let (hidden, inner) = (c.hidden_size, c.intermediate_size);
     let words = "pretrained_model.embeddings";
     let encoder = "pretrained_model.encoder";
+    let mut list = Vec::new();
+    let mut add = |name: String, shape: &[usize]| list.push((name, shape.to_vec()));
+    add(
+        format!("{words}.word_embeddings.weight"),
+        &[c.vocab_size, hidden],
+    );
+    for part in ["weight", "bias"] {
+        add(format!("{words}.LayerNorm.{part}"), &[hidden]);
+    }
+    add(
+        format!("{encoder}.rel_embeddings.weight"),
+        &[2 * c.position_buckets, hidden],
+    );
+    for part in ["weight", "bias"] {
+        add(format!("{encoder}.LayerNorm.{part}"), &[hidden]);
+    }
+    let of_layer: [(&str, &[usize]); 8] = [
+        ("attention.self.query_proj", &[hidden, hidden]),
+        ("attention.self.key_proj", &[hidden, hidden]),
+        ("attention.self.value_proj", &[hidden, hidden]),
+        ("attention.output.dense", &[hidden, hidden]),
+        ("attention.output.LayerNorm", &[hidden]),
+        ("intermediate.dense", &[inner, hidden]),
+        ("output.dense", &[hidden, inner]),
+        ("output.LayerNorm", &[hidden]),
+    ];
+    for i in 0..c.num_hidden_layers {
+        for (name, shape) in of_layer {
+            add(format!("{encoder}.layer.{i}.{name}.weight"), shape);
+            add(format!("{encoder}.layer.{i}.{name}.bias"), &shape[..1]);
+        }
+    }
+    for (name, shape) in [
+        ("head_layer.1", [hidden, 2 * hidden]),
+        ("head_layer.4", [1, hidden]),
+    ] {
+        add(format!("{name}.weight"), &shape);
+        add(format!("{name}.bias"), &shape[..1]);
+    }
+    list
+}
+
+fn parts<B: Backend, S: TensorSource>(
+    mut reader: TensorReader<'_, B, S>,
+    c: &PairRmConfig,
+) -> Result<Parts<B>, CheckpointError> {
     Ok(Parts {
-        word_embeddings: source.param(
-            &format!("{words}.word_embeddings.weight"),
-            [c.vocab_size, hidden],
-        )?,
-        embeddings_norm: norm(source, &format!("{words}.LayerNorm"), c)?,
-        rel_embeddings: source.tensor(
-            &format!("{encoder}.rel_embeddings.weight"),
-            [2 * c.position_buckets, hidden],
-        )?,
-        rel_norm: norm(source, &format!("{encoder}.LayerNorm"), c)?,
+        word_embeddings: reader.param()?,
+        embeddings_norm: norm(&mut reader, c)?,
+        rel_embeddings: reader.tensor()?,
+        rel_norm: norm(&mut reader, c)?,
         layers: (0..c.num_hidden_layers)
-            .map(|i| layer_parts(source, &format!("{encoder}.layer.{i}"), c))
+            .map(|_| layer_parts(&mut reader, c))
             .collect::<Result<_, _>>()?,
-        head_in: source.linear("head_layer.1", [hidden, 2 * hidden], true)?,
-        head_out: source.linear("head_layer.4", [1, hidden], true)?,
+        head_in: reader.linear()?,
+        head_out: reader.linear()?,
     })
 }
 
-fn layer_parts<B: Backend>(
-    source: &mut impl Source<B>,
-    name: &str,
+fn layer_parts<B: Backend, S: TensorSource>(
+    reader: &mut TensorReader<'_, B, S>,
     c: &PairRmConfig,
 ) -> Result<LayerParts<B>, CheckpointError> {
-    let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-    let at = |part: &str| format!("{name}.{part}");
     Ok(LayerParts {
-        query: source.linear(&at("attention.self.query_proj"), [hidden, hidden], true)?,
-        key: source.linear(&at("attention.self.key_proj"), [hidden, hidden], true)?,
-        value: source.linear(&at("attention.self.value_proj"), [hidden, hidden], true)?,
-        attention_out: source.linear(&at("attention.output.dense"), [hidden, hidden], true)?,
-        attention_norm: norm(source, &at("attention.output.LayerNorm"), c)?,
-        intermediate: source.linear(&at("intermediate.dense"), [inner, hidden], true)?,
-        output: source.linear(&at("output.dense"), [hidden, inner], true)?,
-        output_norm: norm(source, &at("output.LayerNorm"), c)?,
+        query: reader.linear()?,
+        key: reader.linear()?,
+        value: reader.linear()?,
+        attention_out: reader.linear()?,
+        attention_norm: norm(reader, c)?,
+        intermediate: reader.linear()?,
+        output: reader.linear()?,
+        output_norm: norm(reader, c)?,
     })
 }
 
-fn norm<B: Backend>(
-    source: &mut impl Source<B>,
-    name: &str,
+fn norm<B: Backend, S: TensorSource>(
+    reader: &mut TensorReader<'_, B, S>,
     c: &PairRmConfig,
 ) -> Result<LayerNorm<B>, CheckpointError> {
     Ok(LayerNorm {
-        weight: source.param(&format!("{name}.weight"), [c.hidden_size])?,
-        bias: source.param(&format!("{name}.bias"), [c.hidden_size])?,
+        weight: reader.param()?,
+        bias: reader.param()?,
         eps: c.layer_norm_eps,
     })
 }
 
-impl<B: Backend> Parts<B> {
+impl<B: ModelOps> Parts<B> {
     /// Puts together what is computed together, and computes what no text changes.
-    fn assemble(self, c: &PairRmConfig, dtype: DType, device: &B::Device) -> PairRm<B> {
+    fn assemble(self, c: &PairRmConfig) -> PairRm<B> {
         let positions = self.rel_norm.forward(self.rel_embeddings);
         let layers = self.layers.into_iter();
         PairRm {
@@ -146,12 +182,11 @@ impl<B: Backend> Parts<B> {
             heads: c.num_attention_heads,
             position_buckets: c.position_buckets,
             max_relative_positions: c.max_relative_positions,
-            on_host: dtype == DType::F32 && host::is_host::<B>(device),
         }
     }
 }
 
-impl<B: Backend> LayerParts<B> {
+impl<B: ModelOps> LayerParts<B> {
     fn assemble(self, positions: &Tensor<B, 2>, c: &PairRmConfig) -> Layer<B> {
         let (heads, head) = (c.num_attention_heads, c.hidden_size / c.num_attention_heads);
         // [2 · buckets, hidden] → [heads, head, 2 · buckets]

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
+use sppo_model::ops::DeviceError;
+
 use crate::data::{DataError, JudgedRow, ResponseRow, RowWriter};
 use crate::preference::probabilities;
 
@@ -40,6 +42,9 @@ pub enum JudgeError {
     /// A file of rows or scores.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A judge's model failed on its device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The judge itself failed: a model, a server.
     #[error("the {judge} judge failed on prompt_id `{prompt_id}`: {source}")]
     Failed {
@@ -59,7 +64,7 @@ impl JudgeError {
 
     /// Whether the user's input is at fault rather than the judge at work.
     pub fn is_input(&self) -> bool {
-        !matches!(self, JudgeError::Failed { .. })
+        !matches!(self, JudgeError::Failed { .. } | JudgeError::Device(_))
     }
 }
 

@@ -1,5 +1,6 @@
 //! PairRM: every ordered pair of a row's responses is compared by the model.
 
+use sppo_model::ops::ModelOps;
 use std::collections::VecDeque;
 
 use burn::tensor::backend::Backend;
@@ -35,7 +36,7 @@ impl Task {
     }
 }
 
-impl<B: Backend> PairRmJudge<B> {
+impl<B: ModelOps> PairRmJudge<B> {
     /// `fingerprint` stands for the model's files in the description; a batch holds at most
     /// `batch_tokens` tokens, or one comparison.
     pub fn new(
@@ -82,7 +83,7 @@ impl<B: Backend> PairRmJudge<B> {
     }
 }
 
-impl<B: Backend> Judge for PairRmJudge<B> {
+impl<B: ModelOps> Judge for PairRmJudge<B> {
     fn name(&self) -> &str {
         "pairrm"
     }
@@ -114,7 +115,7 @@ impl<B: Backend> Judge for PairRmJudge<B> {
             }
             let batch = take_batch(&mut waiting, self.batch_tokens);
             let packed: Vec<&Packed> = batch.iter().map(|task| &task.packed).collect();
-            for (task, logit) in batch.iter().zip(self.model.compare(&packed)) {
+            for (task, logit) in batch.iter().zip(self.model.compare(&packed)?) {
                 open.set(task.row, task.pair, f64::from(logit));
             }
             open.hand_in(rows, &self.estimate, desk)?;

@@ -1,5 +1,6 @@
 //! A reward model: every response is scored by itself, as the end of its conversation.
 
+use sppo_model::ops::ModelOps;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 
@@ -96,7 +97,7 @@ struct Task {
     ids: Vec<u32>,
 }
 
-impl<B: Backend> RewardJudge<B> {
+impl<B: ModelOps> RewardJudge<B> {
     /// `fingerprint` stands for the model's files in the description; a batch holds at most
     /// `batch_tokens` tokens, or one conversation.
     pub fn new(
@@ -170,7 +171,7 @@ impl<B: Backend> RewardJudge<B> {
     }
 }
 
-impl<B: Backend> Judge for RewardJudge<B> {
+impl<B: ModelOps> Judge for RewardJudge<B> {
     fn name(&self) -> &str {
         "reward"
     }
@@ -213,7 +214,7 @@ impl<B: Backend> Judge for RewardJudge<B> {
                 let (batch, rest) = waiting.split_at(batch_end(waiting, self.batch_tokens));
                 waiting = rest;
                 let ids: Vec<&[u32]> = batch.iter().map(|task| &task.ids[..]).collect();
-                for (task, score) in batch.iter().zip(self.model.scores(&ids)) {
+                for (task, score) in batch.iter().zip(self.model.scores(&ids)?) {
                     let row = &mut open[task.row - first];
                     row.scores[task.text] = f64::from(score);
                     row.missing -= 1;

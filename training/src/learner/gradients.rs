@@ -1,154 +1,89 @@
-//! Gradients gathered over micro-batches, by parameter.
+//! Gradients gathered over parts of a batch, by place in the table of parameters.
 
-use std::collections::{HashMap, HashSet};
-
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::AutodiffBackend, backend::Backend};
-use sppo_model::host::is_host;
-use sppo_model::llama::host_pass::Sink;
-use sppo_model::nn::to_f32;
+use sppo_model::llama::parameters::{Group, ParameterVisitor, visit_parameters};
+use sppo_model::ops::{DeviceError, ModelOps, to_f32};
 
-use super::{LearnerError, ParamState};
-use crate::optimizer::sum_of_squares;
+/// Takes the gradients of a backward pass as they come.
+pub trait GradientReceiver<B: Backend> {
+    /// Adds a gradient, f32 `[n]`, to that of the parameter at `index` of the table.
+    fn take(&mut self, index: usize, grad: Tensor<B, 1>);
 
-/// Flat f32 gradients `[n]` by parameter.
+    /// Nothing more comes for the parameters of `group` in this pass: the head's come first, the
+    /// embeddings' last.
+    fn done(&mut self, group: Group);
+}
+
+/// Sums of gradients, f32 `[n]` each.
 #[derive(Debug)]
-pub(super) struct GradientStore<B: Backend>(HashMap<ParamId, Tensor<B, 1>>);
+pub struct Gradients<B: Backend>(Vec<Option<Tensor<B, 1>>>);
 
-impl<B: Backend> Default for GradientStore<B> {
-    fn default() -> Self {
-        Self(HashMap::new())
+impl<B: Backend> Gradients<B> {
+    /// None yet, for a table of `count` parameters.
+    pub fn new(count: usize) -> Self {
+        Self((0..count).map(|_| None).collect())
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.iter_mut().for_each(|sum| *sum = None);
+    }
+
+    /// The gradient of one parameter, where there is one.
+    pub fn get(&self, index: usize) -> Option<&Tensor<B, 1>> {
+        self.0.get(index)?.as_ref()
+    }
+
+    /// The same, taken out.
+    pub fn remove(&mut self, index: usize) -> Option<Tensor<B, 1>> {
+        self.0.get_mut(index)?.take()
     }
 }
 
-/// Moves the gradients of `module`'s parameters out of `grads` to `sink`, flat and in f32.
+impl<B: ModelOps> Gradients<B> {
+    /// Global L2 norm over all parameters: each one's sum of squares, added in f64 in the order of
+    /// the table.
+    pub fn norm(&self) -> Result<f64, DeviceError> {
+        let all = self.0.iter().flatten().cloned().collect();
+        let squares: f64 = B::sums_of_squares(all)?.iter().sum();
+        Ok(squares.sqrt())
+    }
+}
+
+impl<B: Backend> GradientReceiver<B> for Gradients<B> {
+    fn take(&mut self, index: usize, grad: Tensor<B, 1>) {
+        if let Some(sum) = self.0.get_mut(index) {
+            *sum = Some(match sum.take() {
+                Some(sum) => sum + grad,
+                None => grad,
+            });
+        }
+    }
+
+    fn done(&mut self, _group: Group) {}
+}
+
+/// Moves the gradients of a module's parameters, the first of which is number `first` of the table,
+/// out of `grads` to `receiver`, flat and in f32.
 pub(super) fn hand_on<B: AutodiffBackend, M: Module<B>>(
     module: &M,
+    first: usize,
     grads: &mut B::Gradients,
-    sink: &mut dyn Sink<B::InnerBackend>,
+    receiver: &mut dyn GradientReceiver<B::InnerBackend>,
 ) {
-    module.visit(&mut HandOn::<B> { sink, grads });
-}
-
-/// Gathers the gradients of the parameters that are trained.
-pub(super) struct Gather<'a, B: Backend> {
-    pub trained: &'a HashSet<ParamId>,
-    pub store: &'a mut GradientStore<B>,
-}
-
-impl<B: Backend> Sink<B> for Gather<'_, B> {
-    fn wants(&self, id: ParamId) -> bool {
-        self.trained.contains(&id)
-    }
-
-    fn take(&mut self, id: ParamId, grad: Tensor<B, 1>) {
-        let sum = match self.store.0.remove(&id) {
-            Some(old) => old + grad,
-            None => grad,
-        };
-        self.store.0.insert(id, sum);
-    }
-}
-
-impl<I: Backend> GradientStore<I> {
-    /// Takes one parameter's gradient.
-    pub fn remove(&mut self, id: ParamId) -> Option<Tensor<I, 1>> {
-        self.0.remove(&id)
-    }
-
-    /// Global L2 norm over all parameters, summed in f64.
-    pub fn norm(&self) -> Result<f64, LearnerError> {
-        if self.0.is_empty() {
-            return Ok(0.0);
-        }
-        let on_host = self.0.values().all(|grad| is_host::<I>(&grad.device()));
-        let mut squares = match on_host {
-            true => {
-                let squares = self.0.values().map(|grad| sum_of_squares(grad.clone()));
-                squares.collect()
-            }
-            false => self.squares_on_device()?,
-        };
-        // A hash map's order changes from run to run; sorted, the sum does not.
-        squares.sort_by(f64::total_cmp);
-        Ok(squares.iter().sum::<f64>().sqrt())
-    }
-
-    /// Each parameter's sum of squares.
-    fn squares_on_device(&self) -> Result<Vec<f64>, LearnerError> {
-        // Squares could overflow f32 where gradients are large, so each tensor is scaled by its
-        // largest entry first. One transfer for all.
-        let mut parts = Vec::with_capacity(2 * self.0.len());
-        for grad in self.0.values() {
-            let largest = grad.clone().abs().max().clamp_min(f32::MIN_POSITIVE);
-            let scaled = grad.clone() / largest.clone();
-            parts.push(largest);
-            parts.push((scaled.clone() * scaled).sum());
-        }
-        let values: Vec<f32> = Tensor::cat(parts, 0)
-            .try_into_data()
-            .map_err(|e| LearnerError::Device(e.to_string()))?
-            .into_vec()
-            .map_err(|e| LearnerError::Device(format!("{e:?}")))?;
-        let squares = values.chunks_exact(2).map(|p| {
-            let (largest, sum) = (p[0] as f64, p[1] as f64);
-            largest * largest * sum
-        });
-        Ok(squares.collect())
-    }
+    visit_parameters(module, first, &mut HandOn::<B> { grads, receiver });
 }
 
 struct HandOn<'a, B: AutodiffBackend> {
-    sink: &'a mut dyn Sink<B::InnerBackend>,
     grads: &'a mut B::Gradients,
+    receiver: &'a mut dyn GradientReceiver<B::InnerBackend>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for HandOn<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if let Some(grad) = param.val().grad_remove(self.grads) {
-            self.sink.take(param.id, to_f32(grad.reshape([-1])));
-        }
-    }
-}
-
-/// Whether every parameter of `module` among `trained`, and all of `states`, is finite.
-pub(super) fn all_finite<'a, B: Backend, M: Module<B>>(
-    module: &M,
-    trained: &HashSet<ParamId>,
-    states: impl Iterator<Item = &'a ParamState<B>>,
-) -> Result<bool, LearnerError> {
-    let mut sums = Sums {
-        trained,
-        found: Vec::new(),
-    };
-    module.visit(&mut sums);
-    for state in states {
-        let tensors = state.master.iter().chain(&state.slots);
-        sums.found.extend(tensors.map(|t| magnitude(t.clone())));
-    }
-    let values: Vec<f32> = Tensor::cat(sums.found, 0)
-        .try_into_data()
-        .map_err(|e| LearnerError::Device(e.to_string()))?
-        .into_vec()
-        .map_err(|e| LearnerError::Device(format!("{e:?}")))?;
-    Ok(values.iter().all(|sum| sum.is_finite()))
-}
-
-/// A sum of magnitudes that is finite if all values are: scaled, so that it does not overflow.
-fn magnitude<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
-    (to_f32(x) * 1e-20).abs().sum()
-}
-
-/// The magnitude of each parameter.
-struct Sums<'a, B: Backend> {
-    trained: &'a HashSet<ParamId>,
-    found: Vec<Tensor<B, 1>>,
-}
-
-impl<B: Backend> ModuleVisitor<B> for Sums<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        if self.trained.contains(&param.id) {
-            self.found.push(magnitude(param.val()));
+impl<B: AutodiffBackend> ParameterVisitor<B> for HandOn<'_, B> {
+    fn visit<const D: usize>(&mut self, index: usize, parameter: &Param<Tensor<B, D>>) {
+        if let Some(grad) = parameter.val().grad_remove(self.grads) {
+            self.receiver.take(index, to_f32(grad.reshape([-1])));
         }
     }
 }

@@ -2,14 +2,11 @@
 
 use std::ops::Range;
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
-use sppo_model::llama::layout::{Places, ints};
-use sppo_model::llama::{Llama, PackedBatch};
+use sppo_model::llama::Llama;
+use sppo_model::ops::{DeviceError, ModelOps, TokenIds, to_host};
+use sppo_model::packed_batch::{PackedBatch, Places};
 
-use super::LearnerError;
-use super::host::{HostPass, fits};
-use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
 
 /// Most logits held at once.
@@ -36,9 +33,7 @@ pub(super) struct Targets<B: Backend> {
     /// Packed positions that predict a response token `[rows]`.
     pub rows: Tensor<B, 1, Int>,
     /// The tokens themselves.
-    pub token_ids: Vec<usize>,
-    /// The same on the device `[rows]`.
-    tokens: Tensor<B, 1, Int>,
+    pub tokens: TokenIds<B>,
     /// Response tokens of each sequence.
     counts: Vec<usize>,
 }
@@ -51,20 +46,20 @@ impl<B: Backend> Targets<B> {
         for (sequence, places) in sequences.iter().zip(places) {
             for i in sequence.response_start..sequence.ids.len() {
                 rows.push(places.at(i - 1) as i64);
-                tokens.push(sequence.ids[i] as i64);
+                tokens.push(sequence.ids[i]);
             }
         }
+        let count = rows.len();
         Self {
-            rows: ints(rows, device),
-            token_ids: tokens.iter().map(|&token| token as usize).collect(),
-            tokens: ints(tokens, device),
+            rows: Tensor::from_data(TensorData::new(rows, [count]), device),
+            tokens: TokenIds::new(&tokens, device),
             counts: sequences.iter().map(|s| s.response().len()).collect(),
         }
     }
 
     /// Ranges of rows whose logits over `vocab` fit into memory together.
     pub fn chunks(&self, vocab: usize) -> Vec<Range<usize>> {
-        let rows = self.tokens.dims()[0];
+        let rows = self.tokens.len();
         let size = chunk_rows(vocab);
         (0..rows)
             .step_by(size)
@@ -72,34 +67,7 @@ impl<B: Backend> Targets<B> {
             .collect()
     }
 
-    /// Log-probabilities `[rows of range]` from the last block's output there `[rows, hidden]`.
-    pub fn logps(
-        &self,
-        model: &Llama<B>,
-        picked: Tensor<B, 2>,
-        range: &Range<usize>,
-    ) -> Tensor<B, 1> {
-        let logits = model.project(model.norm.forward(picked));
-        let tokens = self.tokens.clone().slice([range.clone()]);
-        log_softmax(logits, 1)
-            .gather(1, tokens.unsqueeze_dim(1))
-            .squeeze_dim(1)
-    }
-
-    /// Sums `[rows]` by sequence, in f64 on the host.
-    pub fn sum_by_sequence<I: Backend>(
-        &self,
-        token_logps: Tensor<I, 1>,
-    ) -> Result<Vec<f64>, LearnerError> {
-        let values: Vec<f32> = token_logps
-            .try_into_data()
-            .map_err(|e| LearnerError::Device(e.to_string()))?
-            .into_vec()
-            .map_err(|e| LearnerError::Device(format!("{e:?}")))?;
-        Ok(self.sum(&values))
-    }
-
-    /// The same of values on the host.
+    /// Sums of `[rows]` by sequence, in f64.
     pub fn sum(&self, values: &[f32]) -> Vec<f64> {
         let mut rest = values;
         let sum = |&count: &usize| {
@@ -112,50 +80,42 @@ impl<B: Backend> Targets<B> {
 
     /// Each sequence's weight at each of its rows, f32 `[rows]`.
     pub fn spread(&self, weights: &[f64], device: &B::Device) -> Tensor<B, 1> {
-        let values = self.spread_values(weights);
+        let each = weights.iter().zip(&self.counts);
+        let values = each.flat_map(|(&w, &count)| std::iter::repeat_n(w as f32, count));
+        let values: Vec<f32> = values.collect();
         let rows = values.len();
         Tensor::from_data(TensorData::new(values, [rows]), (device, DType::F32))
     }
-
-    /// The same on the host.
-    pub fn spread_values(&self, weights: &[f64]) -> Vec<f32> {
-        let each = weights.iter().zip(&self.counts);
-        each.flat_map(|(&w, &count)| std::iter::repeat_n(w as f32, count))
-            .collect()
-    }
 }
 
-/// Log-probabilities `[rows]`, chunk by chunk.
-pub(super) fn chunked_logps<B: Backend>(
+/// Log-probabilities `[rows]` from the last block's output there `[rows, hidden]`, chunk by chunk.
+pub(super) fn chunked_logps<B: ModelOps>(
     model: &Llama<B>,
     picked: Tensor<B, 2>,
     targets: &Targets<B>,
     chunks: &[Range<usize>],
 ) -> Tensor<B, 1> {
-    let parts = chunks
-        .iter()
-        .map(|range| targets.logps(model, picked.clone().slice([range.clone()]), range))
-        .collect();
-    Tensor::cat(parts, 0)
+    let part = |range: &Range<usize>| {
+        let picked = picked.clone().slice([range.clone()]);
+        model.target_logps(picked, &targets.tokens.slice(range.clone()))
+    };
+    Tensor::cat(chunks.iter().map(part).collect(), 0)
 }
 
 /// Summed response log-probabilities of `sequences` under `model`.
-pub fn sequence_logps<B: Backend>(
+pub fn sequence_logps<B: ModelOps>(
     model: &Llama<B>,
     sequences: &[&TokenisedSequence],
-) -> Result<Vec<f64>, LearnerError> {
+) -> Result<Vec<f64>, DeviceError> {
     if sequences.is_empty() {
         return Ok(Vec::new());
     }
-    if fits(model) {
-        return Ok(HostPass::forward(model, Recompute::Layer, sequences).logps);
-    }
     let device = model.device();
     let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
-    let batch = PackedBatch::new(&ids, &device);
+    let batch = PackedBatch::new(&ids);
     let targets = Targets::new(sequences, &batch.places, &device);
     let picked = model.forward_blocks(&batch).select(0, targets.rows.clone());
-    let chunks = targets.chunks(model.embed_tokens.dims()[0]);
+    let chunks = targets.chunks(model.vocab_size());
     let token_logps = chunked_logps(model, picked, &targets, &chunks);
-    targets.sum_by_sequence(token_logps)
+    Ok(targets.sum(&to_host(token_logps)?))
 }

@@ -7,8 +7,10 @@ use burn::module::{Param, ParamId};
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_autodiff::Autodiff;
+use sppo_model::llama::attention::Attention;
+use sppo_model::llama::block::Block;
+use sppo_model::llama::parameters::{ParameterVisitor, visit_parameters};
 use sppo_model::llama::rope::inverse_frequencies;
-use sppo_model::llama::transformer::{Attention, Block};
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::nn::{Linear, RmsNorm};
 
@@ -21,7 +23,8 @@ type Matrix = Tensor<Double, 2>;
 /// Log-probabilities of sequences, and the gradients of their weighted sum by parameter.
 pub struct Exact {
     pub logps: Vec<f64>,
-    pub gradients: HashMap<ParamId, Vec<f64>>,
+    /// By place in the table.
+    pub gradients: Vec<Vec<f64>>,
 }
 
 /// Of Σ wᵢ · logpᵢ over whole responses, of every parameter of `model`, frozen or not.
@@ -42,14 +45,27 @@ pub fn exact<B: Backend>(
     let weighted = each.into_iter().zip(weights).map(|(x, w)| x * *w);
     let total = weighted.reduce(|a, b| a + b).unwrap();
     let mut all = total.backward();
-    let gradient = |(id, leaf): (ParamId, Matrix)| {
+    let mut order = Order::default();
+    visit_parameters(model, 0, &mut order);
+    let gradient = |id: ParamId| {
+        let leaf = plain.leaves.remove(&id).unwrap();
         let zero = || Tensor::zeros_like(&leaf.clone().inner());
         let gradient = leaf.grad_remove(&mut all).unwrap_or_else(zero);
-        (id, gradient.into_data().to_vec().unwrap())
+        gradient.into_data().to_vec().unwrap()
     };
     Exact {
         logps,
-        gradients: plain.leaves.into_iter().map(gradient).collect(),
+        gradients: order.0.into_iter().map(gradient).collect(),
+    }
+}
+
+/// The parameters in the order of the table.
+#[derive(Default)]
+struct Order(Vec<ParamId>);
+
+impl<B: Backend> ParameterVisitor<B> for Order {
+    fn visit<const D: usize>(&mut self, _index: usize, parameter: &Param<Tensor<B, D>>) {
+        self.0.push(parameter.id);
     }
 }
 
@@ -153,7 +169,7 @@ impl Plain<'_> {
         let frequencies = inverse_frequencies(self.config);
         let table = |of: fn(f64) -> f64| -> Matrix {
             let at = |i: usize| {
-                let frequency = frequencies[i % width % (width / 2)] as f32;
+                let frequency = frequencies[i % width % (width / 2)];
                 of(f64::from((i / width) as f32 * frequency))
             };
             let values: Vec<f64> = (0..count * width).map(at).collect();

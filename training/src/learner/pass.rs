@@ -1,191 +1,208 @@
 //! One part of a batch on its way through the model and back.
+//!
+//! Every block is a graph of its own, from a leaf that holds its input: its gradients are handed on
+//! before the block below it is gone through, and recomputing a block is running its graph again.
 
-use burn::module::Module;
-use burn::tensor::{IndexingUpdateOp, Tensor, backend::AutodiffBackend};
-use sppo_model::llama::host_pass::Sink;
-use sppo_model::llama::rope::RopeRows;
-use sppo_model::llama::{Llama, PackedBatch};
+use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{IndexingUpdateOp, Tensor};
+use sppo_model::llama::Llama;
+use sppo_model::llama::block::Block;
+use sppo_model::llama::parameters::Group;
+use sppo_model::ops::{
+    DeviceError, ModelOps, PackedAttention, TokenIds, TrainingOps, to_f32, to_host,
+};
+use sppo_model::packed_batch::PackedBatch;
 
-use super::LearnerError;
-use super::gradients::hand_on;
+use super::gradients::{GradientReceiver, hand_on};
 use super::logps::{Targets, chunked_logps};
 use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
 
+type Inner<B> = <B as AutodiffBackend>::InnerBackend;
+
 /// A forward pass with what its backward pass needs.
-pub(super) struct Pass<B: AutodiffBackend> {
+pub(super) struct Pass<B: TrainingOps> {
     /// Summed response log-probabilities.
     pub logps: Vec<f64>,
-    targets: Targets<B>,
-    body: Body<B>,
-    head: Head<B>,
+    ids: TokenIds<Inner<B>>,
+    attention: PackedAttention<B>,
+    targets: Targets<Inner<B>>,
+    blocks: Vec<BlockPass<B>>,
+    /// The last block's output.
+    last: Tensor<Inner<B>, 2>,
+    /// Its graph, where all logits were made at once.
+    head: Option<HeadPass<B>>,
 }
 
-/// What is kept of the blocks.
-enum Body<B: AutodiffBackend> {
-    /// The whole graph, through the last block's output at the response positions.
-    Graph(Tensor<B, 2>),
-    /// Each block's input, and the last one's output.
-    Boundaries {
-        boundaries: Vec<Tensor<B::InnerBackend, 2>>,
-        last: Tensor<B::InnerBackend, 2>,
-        rope: RopeRows<B>,
-        batch: PackedBatch<B>,
-    },
+/// What is kept of a block.
+enum BlockPass<B: TrainingOps> {
+    Graph(BlockGraph<B>),
+    Input(Tensor<Inner<B>, 2>),
 }
 
-/// What is kept of the vocabulary projection.
-enum Head<B: AutodiffBackend> {
-    /// Its graph, where all logits were made at once: the leaf and the log-probabilities.
-    Graph(Tensor<B, 2>, Tensor<B, 1>),
-    /// Its input; the chunks are projected again once the weights are known.
-    Again(Tensor<B::InnerBackend, 2>),
+/// A block's graph: its leaf and its output.
+struct BlockGraph<B: TrainingOps> {
+    input: Tensor<B, 2>,
+    output: Tensor<B, 2>,
 }
 
-impl<B: AutodiffBackend> Pass<B> {
+/// The graph of some rows' log-probabilities.
+struct HeadPass<B: TrainingOps> {
+    input: Tensor<B, 2>,
+    logps: Tensor<B, 1>,
+}
+
+impl<B: TrainingOps> BlockGraph<B> {
+    fn forward(
+        block: &Block<B>,
+        layer: usize,
+        input: Tensor<Inner<B>, 2>,
+        attention: &PackedAttention<B>,
+    ) -> Self {
+        let input = Tensor::from_inner(input).require_grad();
+        let output = block.forward(input.clone(), layer, &mut attention.clone());
+        Self { input, output }
+    }
+}
+
+impl<B: TrainingOps> HeadPass<B> {
+    fn forward(model: &Llama<B>, picked: Tensor<Inner<B>, 2>, targets: TokenIds<Inner<B>>) -> Self {
+        let input = Tensor::from_inner(picked).require_grad();
+        let targets = TokenIds::from_inner(targets);
+        let logps = model.target_logps(input.clone(), &targets);
+        Self { input, logps }
+    }
+}
+
+impl<B: TrainingOps> Pass<B> {
     /// Runs `sequences` through the model.
     pub fn forward(
         model: &Llama<B>,
         recompute: Recompute,
         sequences: &[&TokenisedSequence],
-    ) -> Result<Self, LearnerError> {
+    ) -> Result<Self, DeviceError> {
         let device = model.device();
-        let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
-        let batch = PackedBatch::<B>::new(&ids, &device);
-        let targets = Targets::<B>::new(sequences, &batch.places, &device);
-        let (body, picked) = match recompute {
-            Recompute::None => {
-                let hidden = model.forward_blocks(&batch);
-                let picked = hidden.select(0, targets.rows.clone());
-                (Body::Graph(picked.clone()), picked.inner())
+        let tokens: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
+        let batch = PackedBatch::new(&tokens);
+        let targets = Targets::new(sequences, &batch.places, &device);
+        let inner = model.valid();
+        let ids = TokenIds::new(&batch.ids, &device);
+        let mut inner_attention = inner.attention_over(&batch);
+        let attention = PackedAttention::from_inner(inner_attention.clone());
+        let mut hidden = inner.embed(&ids);
+        let mut blocks = Vec::with_capacity(model.layers.len());
+        for (layer, block) in model.layers.iter().enumerate() {
+            match recompute {
+                Recompute::None => {
+                    let graph = BlockGraph::forward(block, layer, hidden, &attention);
+                    hidden = graph.output.clone().inner();
+                    blocks.push(BlockPass::Graph(graph));
+                }
+                Recompute::Layer => {
+                    blocks.push(BlockPass::Input(hidden.clone()));
+                    hidden = inner.layers[layer].forward(hidden, layer, &mut inner_attention);
+                }
             }
-            Recompute::Layer => {
-                let (boundaries, last, rope) = boundaries(model, &batch);
-                let rows = targets.rows.clone().inner();
-                let picked = last.clone().select(0, rows);
-                let body = Body::Boundaries {
-                    boundaries,
-                    last,
-                    rope,
-                    batch,
-                };
-                (body, picked)
-            }
-        };
-        let chunks = targets.chunks(model.embed_tokens.dims()[0]);
+        }
+        let picked = hidden.clone().select(0, targets.rows.clone());
+        let chunks = targets.chunks(model.vocab_size());
         let (head, token_logps) = match chunks.as_slice() {
-            [only] => {
-                let leaf = Tensor::from_inner(picked).require_grad();
-                let logps = targets.logps(model, leaf.clone(), only);
-                (Head::Graph(leaf, logps.clone()), logps.inner())
+            [_] => {
+                let head = HeadPass::forward(model, picked, targets.tokens.clone());
+                let logps = head.logps.clone().inner();
+                (Some(head), logps)
             }
-            _ => {
-                let all = Tensor::from_inner(picked.clone());
-                let logps = chunked_logps(&frozen(model), all, &targets, &chunks);
-                (Head::Again(picked), logps.inner())
-            }
+            _ => (None, chunked_logps(&inner, picked, &targets, &chunks)),
         };
-        let logps = targets.sum_by_sequence(token_logps)?;
         Ok(Self {
-            logps,
+            logps: targets.sum(&to_host(token_logps)?),
+            ids,
+            attention,
             targets,
-            body,
+            blocks,
+            last: hidden,
             head,
         })
     }
 
-    /// Hands the gradient of Σ wᵢ · logpᵢ to `sink`; where layers are recomputed, block by block
-    /// from the last to the first.
-    pub fn backward(self, model: &Llama<B>, weights: &[f64], sink: &mut dyn Sink<B::InnerBackend>) {
-        let targets = &self.targets;
-        let grad = head_backward(self.head, model, targets, weights, sink);
-        match self.body {
-            Body::Graph(picked) => {
-                let mut grads = (picked * Tensor::from_inner(grad)).sum().backward();
-                hand_on::<B, _>(model, &mut grads, sink);
-            }
-            Body::Boundaries {
-                boundaries,
-                last,
-                rope,
-                batch,
-            } => {
-                let rows = targets.rows.clone().inner();
-                let empty = Tensor::zeros_like(&last);
-                drop(last);
-                let mut grad = empty.select_assign(0, rows, grad, IndexingUpdateOp::Add);
-                let blocks = model.layers.iter().zip(boundaries);
-                for (block, boundary) in blocks.rev() {
-                    let leaf = Tensor::<B, 2>::from_inner(boundary).require_grad();
-                    let out = block.forward(leaf.clone(), &rope, &batch);
-                    let mut grads = (out * Tensor::from_inner(grad.clone())).sum().backward();
-                    if let Some(g) = leaf.grad_remove(&mut grads) {
-                        grad = g;
-                    }
-                    hand_on::<B, _>(block, &mut grads, sink);
+    /// Hands the gradient of Σ wᵢ · logpᵢ to `receiver`, group by group from the head to the
+    /// embeddings.
+    pub fn backward(
+        self,
+        model: &Llama<B>,
+        weights: &[f64],
+        receiver: &mut dyn GradientReceiver<Inner<B>>,
+    ) {
+        let table = model.parameters.clone();
+        let weights = self.targets.spread(weights, &model.device());
+        let mut grad = head_backward(
+            model,
+            self.last,
+            self.head,
+            &self.targets,
+            weights,
+            receiver,
+        );
+        receiver.done(Group::Head);
+        let blocks = model.layers.iter().enumerate().zip(self.blocks);
+        for ((layer, block), kept) in blocks.rev() {
+            let graph = match kept {
+                BlockPass::Graph(graph) => graph,
+                BlockPass::Input(input) => {
+                    BlockGraph::forward(block, layer, input, &self.attention)
                 }
-                if model.embed_tokens.is_require_grad() {
-                    let embedded = model.embed(batch.ids);
-                    let mut grads = (embedded * Tensor::from_inner(grad)).sum().backward();
-                    hand_on::<B, _>(model, &mut grads, sink);
-                }
+            };
+            let seed = (graph.output * Tensor::from_inner(grad.clone())).sum();
+            let mut grads = seed.backward();
+            if let Some(of_input) = graph.input.grad_remove(&mut grads) {
+                grad = of_input;
             }
+            let group = Group::Block(layer);
+            hand_on::<B, _>(block, table.group(group).start, &mut grads, receiver);
+            receiver.done(group);
         }
+        let embeddings = table.group(Group::Embeddings).start;
+        if table.all()[embeddings].trained {
+            let vocab = model.embed_tokens.dims()[0];
+            let of_weight = Inner::<B>::embed_backward(grad, &self.ids, vocab);
+            receiver.take(embeddings, to_f32(of_weight.reshape([-1])));
+        }
+        receiver.done(Group::Embeddings);
     }
 }
 
-/// The model without gradients, on the training backend: the inner backend may fuse operations
-/// that autodiff composes, and would differ in the last digit.
-pub(super) fn frozen<B: AutodiffBackend>(model: &Llama<B>) -> Llama<B> {
-    model.clone().no_grad()
-}
-
-type Boundaries<B> = (
-    Vec<Tensor<<B as AutodiffBackend>::InnerBackend, 2>>,
-    Tensor<<B as AutodiffBackend>::InnerBackend, 2>,
-    RopeRows<B>,
-);
-
-/// The input of every block, the output of the last one, and the rotary factors.
-fn boundaries<B: AutodiffBackend>(model: &Llama<B>, batch: &PackedBatch<B>) -> Boundaries<B> {
-    let frozen = frozen(model);
-    let rope = frozen.rope_rows(batch);
-    let mut hidden = frozen.embed(batch.ids.clone());
-    let mut boundaries = Vec::with_capacity(frozen.layers.len());
-    for block in &frozen.layers {
-        boundaries.push(hidden.clone().inner());
-        hidden = block.forward(hidden, &rope, batch);
-    }
-    (boundaries, hidden.inner(), rope)
-}
-
-/// Gradient of the weighted sum by the head's input `[rows, hidden]`; the head's own goes to
-/// `sink`.
-fn head_backward<B: AutodiffBackend>(
-    head: Head<B>,
+/// The gradient by the last block's output `last`; the head's own go to `receiver`.
+fn head_backward<B: TrainingOps>(
     model: &Llama<B>,
-    targets: &Targets<B>,
-    weights: &[f64],
-    sink: &mut dyn Sink<B::InnerBackend>,
-) -> Tensor<B::InnerBackend, 2> {
-    let weights = targets.spread(weights, &model.device());
-    let mut finish = |leaf: Tensor<B, 2>, logps: Tensor<B, 1>, weights: Tensor<B, 1>| {
-        let mut grads = (logps * weights).sum().backward();
-        let grad = leaf.grad_remove(&mut grads);
-        hand_on::<B, _>(model, &mut grads, sink);
-        grad.unwrap_or_else(|| Tensor::zeros_like(&leaf.inner()))
-    };
-    match head {
-        Head::Graph(leaf, logps) => finish(leaf, logps, weights),
-        Head::Again(picked) => {
-            let chunks = targets.chunks(model.embed_tokens.dims()[0]);
-            let parts = chunks.iter().map(|range| {
-                let rows = picked.clone().slice([range.clone()]);
-                let leaf = Tensor::<B, 2>::from_inner(rows).require_grad();
-                let logps = targets.logps(model, leaf.clone(), range);
-                finish(leaf, logps, weights.clone().slice([range.clone()]))
-            });
-            Tensor::cat(parts.collect(), 0)
+    last: Tensor<Inner<B>, 2>,
+    mut known: Option<HeadPass<B>>,
+    targets: &Targets<Inner<B>>,
+    weights: Tensor<Inner<B>, 1>,
+    receiver: &mut dyn GradientReceiver<Inner<B>>,
+) -> Tensor<Inner<B>, 2> {
+    let table = &model.parameters;
+    let mut grad = Tensor::zeros_like(&last);
+    for range in targets.chunks(model.vocab_size()) {
+        let rows = targets.rows.clone().slice([range.clone()]);
+        let head = known.take().unwrap_or_else(|| {
+            let picked = last.clone().select(0, rows.clone());
+            HeadPass::forward(model, picked, targets.tokens.slice(range.clone()))
+        });
+        let weights = Tensor::from_inner(weights.clone().slice([range]));
+        let mut grads = (head.logps * weights).sum().backward();
+        if let Some(of_input) = head.input.grad_remove(&mut grads) {
+            grad = grad.select_assign(0, rows, of_input, IndexingUpdateOp::Add);
+        }
+        let norm = table.group(Group::Head).start;
+        hand_on::<B, _>(&model.norm, norm, &mut grads, receiver);
+        match &model.lm_head {
+            Some(linear) => hand_on::<B, _>(linear, norm + 1, &mut grads, receiver),
+            None => {
+                let embeddings = table.group(Group::Embeddings).start;
+                hand_on::<B, _>(&model.embed_tokens, embeddings, &mut grads, receiver);
+            }
         }
     }
+    grad
 }

@@ -1,41 +1,35 @@
-//! Optimizers in torch's form on flat f32 tensors, and learning-rate schedules.
+//! Optimizers from their configuration, and learning-rate schedules.
 
-mod host;
 mod schedule;
-mod update;
 
-pub(crate) use host::sum_of_squares;
 pub use schedule::Schedule;
-pub use update::{AdamW, Optimizer, RmsProp, Sgd};
+pub use sppo_model::ops::{AdamW, Optimizer, RmsProp, Sgd};
 
 use crate::config;
 
-impl From<&config::Train> for Optimizer {
-    fn from(config: &config::Train) -> Self {
-        let weight_decay = config.weight_decay;
-        match config.optimizer {
-            config::Optimizer::RmsProp => Self::RmsProp(RmsProp {
-                alpha: config.alpha,
-                eps: config.eps,
-                weight_decay,
-            }),
-            config::Optimizer::AdamW => Self::AdamW(AdamW {
-                beta1: config.beta1,
-                beta2: config.beta2,
-                eps: config.eps,
-                weight_decay,
-            }),
-            config::Optimizer::Sgd => Self::Sgd(Sgd { weight_decay }),
-        }
+/// The optimizer of `[train]`.
+pub fn of_train(config: &config::Train) -> Optimizer {
+    let weight_decay = config.weight_decay;
+    match config.optimizer {
+        config::Optimizer::RmsProp => Optimizer::RmsProp(RmsProp {
+            alpha: config.alpha,
+            eps: config.eps,
+            weight_decay,
+        }),
+        config::Optimizer::AdamW => Optimizer::AdamW(AdamW {
+            beta1: config.beta1,
+            beta2: config.beta2,
+            eps: config.eps,
+            weight_decay,
+        }),
+        config::Optimizer::Sgd => Optimizer::Sgd(Sgd { weight_decay }),
     }
 }
 
-impl From<&config::Sft> for Optimizer {
-    /// With the defaults of preference training for all that `[sft]` does not set.
-    fn from(config: &config::Sft) -> Self {
-        Self::from(&config::Train {
-            optimizer: config.optimizer,
-            ..Default::default()
-        })
-    }
+/// The optimizer of `[sft]`, with the defaults of preference training for all that it does not set.
+pub fn of_sft(config: &config::Sft) -> Optimizer {
+    of_train(&config::Train {
+        optimizer: config.optimizer,
+        ..Default::default()
+    })
 }

@@ -1,13 +1,13 @@
 //! What a batch comes to, in numbers.
 
-use sppo_model::llama::layout::{PackedSize, packed_size};
+use sppo_model::packed_batch::{PackedBatch, PackedSize};
 
 use crate::tokenise::TokenisedSequence;
 
 /// Size of a batch as the model computes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Tokens that are computed, and the rectangles of attention.
+    /// Tokens that are computed, and attention's padded batches.
     pub packed: PackedSize,
     pub response_tokens: usize,
     /// Pairs of a token and one that it attends to.
@@ -20,7 +20,7 @@ impl Batch {
         let ids: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
         let length = |s: &&TokenisedSequence| s.ids.len();
         Self {
-            packed: packed_size(&ids),
+            packed: PackedBatch::new(&ids).size(),
             response_tokens: sequences.iter().map(|s| s.response().len()).sum(),
             attended: sequences.iter().map(length).map(|l| l * (l + 1) / 2).sum(),
         }

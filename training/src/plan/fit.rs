@@ -7,7 +7,7 @@ use sppo_model::llama::LlamaConfig;
 use super::memory::Training;
 use super::rows::{Rows, most_that};
 use crate::config::{Config, Recompute};
-use crate::optimizer::Optimizer;
+use crate::optimizer;
 
 /// Cards by what they are sold as, and their memory in MiB as drivers report it.
 const CARDS: [(&str, u64); 3] = [("24 GB", 24_564), ("80 GB", 81_559), ("141 GB", 143_771)];
@@ -33,7 +33,7 @@ pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Ve
         config: model.clone(),
         dtype: DType::BF16,
         recompute: Recompute::Layer,
-        optimizer_slots: Optimizer::from(train).slots(),
+        optimizer_slots: optimizer::of_train(train).slots(),
         lora: None,
         accumulates: true,
         host: false,

@@ -17,7 +17,7 @@ pub use fit::Fit;
 pub use shapes::published;
 
 use crate::config::{Config, ModelSource, Recompute};
-use crate::optimizer::Optimizer;
+use crate::optimizer;
 use crate::stages::StageError;
 use memory::{GenerationMemory, Training, TrainingMemory};
 use rows::Rows;
@@ -216,7 +216,7 @@ fn fine_tuning(config: &Config, model: &LlamaConfig, host: bool) -> Option<Train
         config: model.clone(),
         dtype: burn::tensor::DType::F32,
         recompute: Recompute::None,
-        optimizer_slots: Optimizer::from(sft).slots(),
+        optimizer_slots: optimizer::of_sft(sft).slots(),
         lora: None,
         accumulates: sft.gradient_accumulation > 1,
         host,

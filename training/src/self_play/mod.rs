@@ -5,9 +5,8 @@
 mod report;
 mod stage;
 
+use sppo_model::ops::TrainingOps;
 use std::path::{Path, PathBuf};
-
-use burn::tensor::backend::AutodiffBackend;
 
 pub use report::{IterationReport, Report};
 
@@ -32,7 +31,7 @@ struct Made {
 }
 
 /// Runs the whole loop of `config`, or the rest of it.
-pub fn run<B: AutodiffBackend>(
+pub fn run<B: TrainingOps>(
     config: &Config,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -106,7 +105,7 @@ struct Run<'a, D> {
 
 impl<D> Run<'_, D> {
     /// The model that self-play starts from: given or fresh, then fine-tuned if `[sft]` says so.
-    fn first_model<B: AutodiffBackend<Device = D>>(&self) -> Result<Made, StageError> {
+    fn first_model<B: TrainingOps<Device = D>>(&self) -> Result<Made, StageError> {
         let config = self.config;
         let dir = &config.output_dir;
         let base = match config.model.source()? {
@@ -160,7 +159,7 @@ impl<D> Run<'_, D> {
     }
 
     /// One round of self-play; gives the trained model and the number of pairs.
-    fn iteration<B: AutodiffBackend<Device = D>>(
+    fn iteration<B: TrainingOps<Device = D>>(
         &self,
         policy: &Made,
         prompts: &[PromptRow],
@@ -250,7 +249,7 @@ impl<D> Run<'_, D> {
     }
 
     /// The policy with its trained adapters added, which `key` says all of.
-    fn merged<B: AutodiffBackend<Device = D>>(
+    fn merged<B: TrainingOps<Device = D>>(
         &self,
         policy: &Made,
         adapter: &Path,
@@ -273,7 +272,7 @@ impl<D> Run<'_, D> {
     }
 
     /// A model's answers to the held-out prompts.
-    fn answers<B: AutodiffBackend<Device = D>>(
+    fn answers<B: TrainingOps<Device = D>>(
         &self,
         model: &Made,
         out: &Path,
@@ -309,7 +308,7 @@ impl<D> Run<'_, D> {
     }
 
     /// The judge; it reads prompts as the policy does unless the configuration says otherwise.
-    fn judge<B: AutodiffBackend<Device = D>>(
+    fn judge<B: TrainingOps<Device = D>>(
         &self,
         policy: &Made,
     ) -> Result<Box<dyn Judge>, StageError> {

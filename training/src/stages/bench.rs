@@ -1,12 +1,12 @@
 //! Throughput of training and generation on random rows.
 
+use sppo_model::ops::{DeviceError, ModelOps, TrainingOps};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::DType;
-use burn::tensor::backend::{AutodiffBackend, Backend};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use serde::Serialize;
@@ -84,7 +84,7 @@ struct Timed {
 }
 
 /// Measures a model folder.
-pub fn bench<B: AutodiffBackend>(
+pub fn bench<B: TrainingOps>(
     job: Bench<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -163,7 +163,7 @@ fn given_pairs(
     Ok(tokenise_pairs(&rows, None, usize::MAX, vocab, context)?)
 }
 
-fn time_training<B: AutodiffBackend>(
+fn time_training<B: TrainingOps>(
     job: Bench<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -195,7 +195,7 @@ fn time_training<B: AutodiffBackend>(
     });
     let model = match &lora {
         None => policy.model,
-        Some(lora) => policy.model.with_new_adapters(lora, 0)?,
+        Some(lora) => policy.model.with_new_adapters(&policy.config, lora, 0)?,
     };
     let mut learner = Learner::new(model, optimizer, job.recompute, None);
     let mut step = |number: usize| {
@@ -230,7 +230,7 @@ fn time_training<B: AutodiffBackend>(
     })
 }
 
-fn time_generation<B: AutodiffBackend>(
+fn time_generation<B: TrainingOps>(
     job: Bench<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -264,14 +264,7 @@ fn time_generation<B: AutodiffBackend>(
             4 * job.generate,
         ),
     };
-    let plan = plan::<B::InnerBackend>(
-        &policy.config,
-        &timed,
-        job.generate,
-        None,
-        job.dtype,
-        device,
-    )?;
+    let plan = plan::<B::InnerBackend>(&policy.config, &timed, job.generate, None, job.dtype)?;
     let decoder = Arc::new(Decoder::new(policy.model, &policy.config));
     let run = |requests: VecDeque<(usize, Request)>| {
         let mut engine = Engine::new(decoder.clone(), plan, None);
@@ -299,8 +292,8 @@ fn time_generation<B: AutodiffBackend>(
     Ok(best)
 }
 
-fn sync<B: Backend>(device: &B::Device) -> Result<(), StageError> {
+fn sync<B: ModelOps>(device: &B::Device) -> Result<(), StageError> {
     B::sync(device)
-        .map_err(|e| crate::learner::LearnerError::Device(e.to_string()))
+        .map_err(|e| DeviceError(e.to_string()))
         .map_err(StageError::from)
 }

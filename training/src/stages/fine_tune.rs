@@ -1,16 +1,16 @@
 //! Prompt/response rows → fine-tuned model.
 
+use sppo_model::ops::TrainingOps;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use burn::tensor::backend::AutodiffBackend;
 
 use super::learning::{Start, learn, refuse_own_output};
 use super::{Policy, StageError};
 use crate::config::{self, Rows};
 use crate::data::{SftRow, read_rows};
 use crate::monitor::Monitor;
-use crate::optimizer::Schedule;
+use crate::optimizer::{self, Schedule};
 use crate::trainer::{
     SupervisedObjective, TrainSettings, clear_remains, fingerprint, finished_model,
     latest_checkpoint, model_fingerprint, tokenise_supervised,
@@ -27,7 +27,7 @@ pub struct FineTuning<'a> {
 }
 
 /// Fine-tunes on prompt/response rows; gives the folder of the model.
-pub fn fine_tune<B: AutodiffBackend>(
+pub fn fine_tune<B: TrainingOps>(
     job: FineTuning<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -62,7 +62,7 @@ pub fn fine_tune<B: AutodiffBackend>(
         model: job.model,
         dtype: DType::F32,
         adapters: None,
-        optimizer: config.into(),
+        optimizer: optimizer::of_sft(config),
         recompute: config::Recompute::None,
         max_grad_norm: config.max_grad_norm,
         resumed,

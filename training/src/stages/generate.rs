@@ -1,5 +1,6 @@
 //! Prompts → responses.
 
+use sppo_model::ops::ModelOps;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,7 +55,7 @@ fn ahead_of(out: &Path) -> PathBuf {
 /// Rows stand in the order of prompts. One that is finished before its turn is kept in
 /// [`ahead_of`] the output, so that nothing finished is lost when the run stops, and the file is
 /// the same however often it did.
-pub fn generate<B: Backend>(
+pub fn generate<B: ModelOps>(
     job: Generation<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -77,7 +78,6 @@ pub fn generate<B: Backend>(
         wanted,
         job.cache_memory_mib,
         job.dtype,
-        device,
     )?;
     let Policy {
         config,
@@ -129,17 +129,16 @@ pub fn generate<B: Backend>(
 }
 
 /// Slots and lanes for `requests`: the most that the budget holds, one lane a core on a CPU.
-pub(super) fn plan<B: Backend>(
+pub(super) fn plan<B: ModelOps>(
     config: &LlamaConfig,
     requests: &VecDeque<(usize, Request)>,
     wanted: usize,
     budget_mib: Option<usize>,
     dtype: DType,
-    device: &B::Device,
 ) -> Result<Plan, StageError> {
     let context = config.max_position_embeddings;
     let tokens = requests.iter().map(|(_, r)| r.most_tokens(context)).max();
-    let lanes = match sppo_model::host::is_host::<B>(device) {
+    let lanes = match B::ON_HOST {
         true => std::thread::available_parallelism().map_or(1, |n| n.get()),
         false => 1,
     };
@@ -168,7 +167,7 @@ struct Run<B: Backend> {
     responses: usize,
 }
 
-impl<B: Backend> Run<B> {
+impl<B: ModelOps> Run<B> {
     /// One token for everyone; the prompts that are complete now.
     fn step(&mut self) -> Result<Vec<(usize, Vec<Sample>)>, StageError> {
         let mut finished = Vec::new();

@@ -1,9 +1,9 @@
 //! A small Llama from scratch, written as a checkpoint folder.
 
+use sppo_model::ops::ModelOps;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use burn::tensor::backend::Backend;
 use serde_json::{Map, Value, json};
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::tokenizer::Tokenizer;
@@ -13,7 +13,7 @@ use crate::config::{Config, Init, ModelSource};
 use crate::trainer::write_aside;
 
 /// Writes `dir` with random weights drawn by `seed`, and the tokenizer files of `init.tokenizer`.
-pub fn init_model<B: Backend>(
+pub fn init_model<B: ModelOps>(
     init: &Init,
     seed: u64,
     dir: &Path,
@@ -35,7 +35,10 @@ pub fn init_config(init: &Init) -> Result<LlamaConfig, StageError> {
 
 /// The folder of the model that `config` starts from; a model from scratch is written to
 /// `<output_dir>/init` first (the same weights each time).
-pub fn start_model<B: Backend>(config: &Config, device: &B::Device) -> Result<PathBuf, StageError> {
+pub fn start_model<B: ModelOps>(
+    config: &Config,
+    device: &B::Device,
+) -> Result<PathBuf, StageError> {
     match config.model.source()? {
         ModelSource::Folder(path) => Ok(path),
         ModelSource::Init(init) => {

@@ -1,9 +1,9 @@
 //! Responses → judged rows → pairs.
 
+use sppo_model::ops::ModelOps;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use burn::tensor::backend::Backend;
 use sppo_model::llama::RewardModel;
 use sppo_model::pairrm::PairRm;
 
@@ -19,7 +19,7 @@ use crate::preference::{Ties, judged_to_pair};
 use crate::trainer::model_fingerprint;
 
 /// The judge that `[judge]` describes, its model loaded on `device`.
-pub fn build_judge<B: Backend>(
+pub fn build_judge<B: ModelOps>(
     config: &config::Judge,
     device: &B::Device,
 ) -> Result<Box<dyn Judge>, StageError> {
@@ -57,7 +57,7 @@ fn estimate(config: &config::Judge) -> Estimate {
     }
 }
 
-fn pairrm<B: Backend>(
+fn pairrm<B: ModelOps>(
     config: &config::Judge,
     estimate: Estimate,
     device: &B::Device,
@@ -80,7 +80,7 @@ fn pairrm<B: Backend>(
     ))
 }
 
-fn reward<B: Backend>(
+fn reward<B: ModelOps>(
     config: &config::Judge,
     estimate: Estimate,
     device: &B::Device,

@@ -1,9 +1,9 @@
 //! What all trainings share: where they start, and that they do not replace their own start.
 
+use sppo_model::ops::TrainingOps;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use burn::tensor::backend::AutodiffBackend;
 use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::llama::{Llama, LlamaConfig};
 
@@ -31,7 +31,7 @@ pub(super) struct Start<'a> {
 }
 
 /// Trains to the end from the newest checkpoint or the start; gives the folder of the model.
-pub(super) fn learn<B: AutodiffBackend, O: Objective<B>>(
+pub(super) fn learn<B: TrainingOps, O: Objective<B>>(
     start: Start<'_>,
     config: &LlamaConfig,
     mut objective: O,
@@ -74,7 +74,7 @@ pub(super) fn learn<B: AutodiffBackend, O: Objective<B>>(
 }
 
 /// The model with which the first step begins.
-fn starting_weights<B: AutodiffBackend>(
+fn starting_weights<B: TrainingOps>(
     start: &Start<'_>,
     device: &B::Device,
 ) -> Result<Llama<B>, StageError> {
@@ -85,9 +85,9 @@ fn starting_weights<B: AutodiffBackend>(
     };
     let (config, base) = load(start.model)?;
     Ok(match resumed {
-        None => base.with_new_adapters(&adapters.lora, adapters.seed)?,
+        None => base.with_new_adapters(&config, &adapters.lora, adapters.seed)?,
         Some(dir) => {
-            let folder = AdapterFolder::open::<B>(dir, start.model, &config)?;
+            let folder = AdapterFolder::open(dir, start.model, &config)?;
             base.with_saved_adapters(&folder)?
         }
     })

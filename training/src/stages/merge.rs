@@ -1,9 +1,9 @@
 //! A base model and its adapters → a whole model.
 
+use sppo_model::ops::ModelOps;
 use std::path::Path;
 
 use burn::tensor::DType;
-use burn::tensor::backend::Backend;
 use sppo_model::llama::lora::{Merge, Merged};
 
 use super::StageError;
@@ -21,11 +21,11 @@ pub struct Merging<'a> {
 }
 
 /// Writes the whole model, beside its name and renamed; refuses adapters of another base.
-pub fn merge_adapters<B: Backend>(
+pub fn merge_adapters<B: ModelOps>(
     job: Merging<'_>,
     device: &B::Device,
 ) -> Result<Merged, StageError> {
-    let merge = Merge::open::<B>(job.base, job.adapter)?;
+    let merge = Merge::open(job.base, job.adapter)?;
     if let Some(trained_on) = base_of_adapters(job.adapter)
         && trained_on != weights_fingerprint(job.base)?
     {

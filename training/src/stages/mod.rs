@@ -15,7 +15,6 @@ mod train;
 
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use sppo_model::chat_template::{ChatTemplate, TemplateError};
@@ -39,10 +38,10 @@ pub use train::{PairTraining, train_pairs};
 use crate::config::{ConfigError, Rows};
 use crate::data::DataError;
 use crate::judge::JudgeError;
-use crate::learner::LearnerError;
 use crate::preference::PreferenceError;
 use crate::tokenise::{RowTokeniser, TokeniseError};
 use crate::trainer::TrainError;
+use sppo_model::ops::DeviceError;
 
 /// Why a stage ended.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +76,7 @@ pub enum StageError {
     #[error(transparent)]
     Train(#[from] TrainError),
     #[error(transparent)]
-    Learner(#[from] LearnerError),
+    Device(#[from] DeviceError),
     #[error("{0}")]
     Input(String),
     #[error("cannot {action} {path}: {source}", path = path.display())]
@@ -122,7 +121,7 @@ impl StageError {
                 _ => false,
             },
             Self::Io { source, .. } => io_is_input(source),
-            Self::Learner(_) | Self::Interrupted => false,
+            Self::Device(_) | Self::Interrupted => false,
         }
     }
 
@@ -206,14 +205,6 @@ impl<B: Backend> Policy<B> {
             model,
             text,
         })
-    }
-
-    /// The same without gradients.
-    pub fn frozen(self) -> Self {
-        Self {
-            model: self.model.no_grad(),
-            ..self
-        }
     }
 
     /// Makes rows of text; `None` where the folder cannot (no tokenizer or template).

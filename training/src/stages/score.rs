@@ -1,9 +1,9 @@
 //! Pairs → summed response log-probabilities.
 
+use sppo_model::ops::ModelOps;
 use std::path::Path;
 
 use burn::tensor::DType;
-use burn::tensor::backend::Backend;
 
 use super::{Policy, StageError};
 use crate::config::Rows;
@@ -25,9 +25,9 @@ pub struct Scoring<'a> {
     pub batch: usize,
 }
 
-/// Scores the rows behind those that `out` holds already; on a training backend the values are
-/// those that training sees, to the last digit.
-pub fn score<B: Backend>(
+/// Scores the rows behind those that `out` holds already; the values are those that training sees,
+/// to the last digit.
+pub fn score<B: ModelOps>(
     job: Scoring<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -43,7 +43,7 @@ pub fn score<B: Backend>(
             rows.len()
         )));
     }
-    let policy = Policy::<B>::load(job.model, DType::F32, device)?.frozen();
+    let policy = Policy::<B>::load(job.model, DType::F32, device)?;
     let tokeniser = policy.row_tokeniser(job.rows, job.max_length, job.max_prompt_length)?;
     let pairs = tokenise_pairs(
         &rows,

@@ -1,16 +1,14 @@
 //! Pairs → trained model.
 
+use sppo_model::ops::{ModelOps, TrainingOps};
 use std::path::{Path, PathBuf};
-
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use sppo_model::host::is_host;
 
 use super::learning::{Start, learn, refuse_own_output};
 use super::{Policy, StageError};
 use crate::config::{self, OnNonFinite};
 use crate::data::{PairRow, check_probabilities, read_rows};
 use crate::monitor::Monitor;
-use crate::optimizer::Schedule;
+use crate::optimizer::{self, Schedule};
 use crate::plan::Batch;
 use crate::plan::memory::Training;
 use crate::trainer::{
@@ -30,7 +28,7 @@ pub struct PairTraining<'a> {
 
 /// Trains on pairs; gives the folder of the trained model, or of its adapters. A finished training of the same
 /// inputs is not repeated, an unfinished one goes on from its newest checkpoint.
-pub fn train_pairs<B: AutodiffBackend>(
+pub fn train_pairs<B: TrainingOps>(
     job: PairTraining<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -52,14 +50,13 @@ pub fn train_pairs<B: AutodiffBackend>(
     }
     let dtype = config.precision.dtype();
     let resumed = latest_checkpoint(job.output_dir, &key);
-    // On the training backend, so that the first step finds no difference between the two.
-    let reference = Policy::<B>::load(job.model, dtype, device)?.frozen();
+    let reference = Policy::<B::InnerBackend>::load(job.model, dtype, device)?;
     let pairs = tokenise(&rows, &reference, config)?;
     let held_out = match &config.eval_data {
         Some(path) => tokenise(&read_pairs(path, config)?, &reference, config)?,
         None => Vec::new(),
     };
-    let room = room(config, &reference, device, &pairs)?;
+    let room = room(config, &reference, &pairs)?;
     let cut = Cut {
         batch_size: config.batch_size,
         room: room.clone(),
@@ -94,7 +91,7 @@ pub fn train_pairs<B: AutodiffBackend>(
         model: job.model,
         dtype,
         adapters,
-        optimizer: config.into(),
+        optimizer: optimizer::of_train(config),
         recompute: config.recompute,
         max_grad_norm: config.max_grad_norm,
         resumed,
@@ -104,17 +101,16 @@ pub fn train_pairs<B: AutodiffBackend>(
 }
 
 /// The bound on memory, where one is given; an error where a pair does not fit by itself.
-fn room<B: Backend>(
+fn room<B: ModelOps>(
     config: &config::Train,
     policy: &Policy<B>,
-    device: &B::Device,
     pairs: &[PreferencePair],
 ) -> Result<Option<Room>, StageError> {
     let Some(mib) = config.memory_mib else {
         return Ok(None);
     };
     let room = Room {
-        training: Training::of(config, &policy.config, is_host::<B>(device)),
+        training: Training::of(config, &policy.config, B::ON_HOST),
         bytes: (mib as u64) << 20,
     };
     for pair in pairs {
@@ -189,7 +185,7 @@ fn read_pairs(path: &Path, config: &config::Train) -> Result<Vec<PairRow>, Stage
     Ok(rows)
 }
 
-fn tokenise<B: Backend>(
+fn tokenise<B: ModelOps>(
     rows: &[PairRow],
     policy: &Policy<B>,
     config: &config::Train,
@@ -205,7 +201,7 @@ fn tokenise<B: Backend>(
     )?)
 }
 
-fn reference_pass<B: Backend>(
+fn reference_pass<B: ModelOps>(
     reference: &Policy<B>,
     model_key: &str,
     pairs: &[PreferencePair],

@@ -4,17 +4,15 @@
 //! trained; `trainer/` in it holds f32 masters, optimizer state and the position.
 //! `<output_dir>/model/` is the trained model, or the adapters.
 
-use std::collections::HashMap;
+use sppo_model::ops::TrainingOps;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use burn::module::ParamId;
-use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend};
+use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sppo_model::checkpoint::{Checkpoint, LazyTensor, write_file};
-use sppo_model::llama::hf::trained_parameters;
 
 use super::{Adapters, ModelFiles, TrainError, TrainSettings};
 use crate::config::model_name;
@@ -178,7 +176,7 @@ fn step_folders(output_dir: &Path) -> Vec<PathBuf> {
 }
 
 /// An update can overflow where loss and gradient were finite; such weights are never saved.
-pub(super) fn refuse_broken<B: AutodiffBackend>(
+pub(super) fn refuse_broken<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
     step: usize,
@@ -193,7 +191,7 @@ pub(super) fn refuse_broken<B: AutodiffBackend>(
 }
 
 /// Writes a checkpoint behind `step` steps; older ones go only once it is whole.
-pub(super) fn save<B: AutodiffBackend>(
+pub(super) fn save<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
     files: ModelFiles<'_>,
@@ -218,7 +216,7 @@ pub(super) fn save<B: AutodiffBackend>(
 }
 
 /// Writes the trained model and gives its folder.
-pub(super) fn save_final<B: AutodiffBackend>(
+pub(super) fn save_final<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
     files: ModelFiles<'_>,
@@ -233,7 +231,7 @@ pub(super) fn save_final<B: AutodiffBackend>(
     Ok(target)
 }
 
-fn write_model<B: AutodiffBackend>(
+fn write_model<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
     files: ModelFiles<'_>,
@@ -270,7 +268,7 @@ fn model_card(settings: &TrainSettings) -> String {
     )
 }
 
-fn write_saved<B: AutodiffBackend>(
+fn write_saved<B: TrainingOps>(
     path: &Path,
     learner: &Learner<B>,
     settings: &TrainSettings,
@@ -291,13 +289,11 @@ fn write_saved<B: AutodiffBackend>(
     fs::write(path, text).map_err(io("write", path))
 }
 
-fn write_optimizer<B: AutodiffBackend>(
-    learner: &Learner<B>,
-    path: &Path,
-) -> Result<(), TrainError> {
+fn write_optimizer<B: TrainingOps>(learner: &Learner<B>, path: &Path) -> Result<(), TrainError> {
     let mut tensors = Vec::new();
-    for (id, name) in trained_parameters(learner.model()) {
-        let Some(state) = learner.state().get(&id) else {
+    for (index, parameter) in learner.parameters().trained() {
+        let name = &parameter.name;
+        let Some(state) = &learner.state()[index] else {
             continue;
         };
         let masters = state.master.iter().map(|t| (format!("{name}.master"), t));
@@ -316,7 +312,7 @@ fn write_optimizer<B: AutodiffBackend>(
 
 /// Puts the optimizer state of a checkpoint folder into `learner`, whose trained weights were
 /// loaded from that folder.
-pub fn restore<B: AutodiffBackend>(
+pub fn restore<B: TrainingOps>(
     learner: &mut Learner<B>,
     dir: &Path,
     saved: &Saved,
@@ -330,8 +326,11 @@ pub fn restore<B: AutodiffBackend>(
             .map_err(|e| TrainError::Checkpoint(e.into()))?;
         Ok(data.map(|data: TensorData| Tensor::from_data(data, (&device, DType::F32))))
     };
-    let mut state: HashMap<ParamId, ParamState<B::InnerBackend>> = HashMap::new();
-    for (id, name) in trained_parameters(learner.model()) {
+    let table = learner.parameters();
+    let mut state: Vec<Option<ParamState<B::InnerBackend>>> = Vec::new();
+    state.resize_with(table.all().len(), || None);
+    for (index, parameter) in table.trained() {
+        let name = &parameter.name;
         let master = load(&format!("{name}.master"))?;
         let mut slots = Vec::new();
         while let Some(slot) = load(&format!("{name}.slot{}", slots.len()))? {
@@ -343,7 +342,7 @@ pub fn restore<B: AutodiffBackend>(
                 message: format!("the optimizer state of {name} is not complete"),
             });
         }
-        state.insert(id, ParamState { master, slots });
+        state[index] = Some(ParamState { master, slots });
     }
     learner.restore(saved.updates, state);
     Ok(())

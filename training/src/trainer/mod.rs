@@ -10,11 +10,11 @@ mod preference;
 mod reference;
 mod supervised;
 
+use sppo_model::ops::{DeviceError, TrainingOps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::DType;
-use burn::tensor::backend::AutodiffBackend;
 use sppo_model::llama::{CheckpointError, LlamaConfig, Lora};
 
 pub use checkpoint::{
@@ -28,7 +28,7 @@ pub use reference::reference_logps;
 pub use supervised::{SupervisedObjective, tokenise_supervised};
 
 use crate::data::DataError;
-use crate::learner::{Learner, LearnerError, StepReport};
+use crate::learner::{Learner, StepReport};
 use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
 use crate::tokenise::TokeniseError;
@@ -38,7 +38,7 @@ use metrics::MetricsFile;
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     #[error(transparent)]
-    Learner(#[from] LearnerError),
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
@@ -165,7 +165,7 @@ pub enum Outcome {
 
 /// Runs `objective` on `learner` to the end, from step `start`; writes metrics, checkpoints and
 /// the trained model.
-pub fn train<B: AutodiffBackend, O: Objective<B>>(
+pub fn train<B: TrainingOps, O: Objective<B>>(
     learner: &mut Learner<B>,
     objective: &mut O,
     settings: &TrainSettings,
@@ -220,7 +220,7 @@ pub fn train<B: AutodiffBackend, O: Objective<B>>(
 }
 
 /// Keeps the weights of the step before for a second try; says what there is to go on from.
-fn keep<B: AutodiffBackend>(
+fn keep<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
     files: ModelFiles<'_>,
@@ -242,7 +242,7 @@ fn keep<B: AutodiffBackend>(
     "the weights of the step before are kept in checkpoints/"
 }
 
-fn one_step<B: AutodiffBackend, O: Objective<B>>(
+fn one_step<B: TrainingOps, O: Objective<B>>(
     learner: &mut Learner<B>,
     objective: &mut O,
     settings: &TrainSettings,
@@ -287,7 +287,7 @@ fn one_step<B: AutodiffBackend, O: Objective<B>>(
 
 /// The rows of a window whose gradients are not finite by themselves; all of them where it is only
 /// their sum.
-fn offenders<B: AutodiffBackend, O: Objective<B>>(
+fn offenders<B: TrainingOps, O: Objective<B>>(
     learner: &mut Learner<B>,
     objective: &mut O,
     window: &[usize],
@@ -308,7 +308,7 @@ fn offenders<B: AutodiffBackend, O: Objective<B>>(
 
 /// Ends the training at a step that is not finite, or lets it be skipped where the weights are
 /// sound.
-fn refuse<B: AutodiffBackend>(
+fn refuse<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
     step: usize,

@@ -1,8 +1,7 @@
 //! What a trainer maximises.
 
+use sppo_model::ops::TrainingOps;
 use std::ops::Range;
-
-use burn::tensor::backend::AutodiffBackend;
 
 use super::TrainError;
 use super::metrics::PairMetrics;
@@ -75,7 +74,7 @@ impl Cut {
 }
 
 /// Rows and the loss they are trained with.
-pub trait Objective<B: AutodiffBackend> {
+pub trait Objective<B: TrainingOps> {
     /// Number of rows.
     fn rows(&self) -> usize;
 

@@ -1,8 +1,7 @@
 //! Preference pairs as a training objective.
 
+use sppo_model::ops::TrainingOps;
 use std::ops::Range;
-
-use burn::tensor::backend::AutodiffBackend;
 
 use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
 use crate::config::Loss;
@@ -185,7 +184,7 @@ fn by_pair(chosen: &[f64], rejected: &[f64], scale: f64) -> Vec<f64> {
     pairs.flat_map(|(c, r)| [c * scale, r * scale]).collect()
 }
 
-impl<B: AutodiffBackend> Objective<B> for PreferenceObjective {
+impl<B: TrainingOps> Objective<B> for PreferenceObjective {
     fn rows(&self) -> usize {
         self.pairs.len()
     }

@@ -1,9 +1,9 @@
 //! Reference log-probabilities: computed once before training, kept on disk.
 
+use sppo_model::ops::ModelOps;
 use std::ops::Range;
 use std::path::Path;
 
-use burn::tensor::backend::Backend;
 use sppo_model::llama::Llama;
 
 use super::{Cut, PreferencePair, TrainError, fingerprint};
@@ -16,7 +16,7 @@ use crate::plan::Batch;
 /// `<dir>/reference-<hash of model and rows>.jsonl` as far as that file goes.
 ///
 /// `None` where the user interrupted; what was computed stays on disk.
-pub fn reference_logps<B: Backend>(
+pub fn reference_logps<B: ModelOps>(
     model: &Llama<B>,
     model_key: &str,
     pairs: &[PreferencePair],

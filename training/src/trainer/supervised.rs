@@ -1,8 +1,7 @@
 //! Supervised fine-tuning as a training objective: cross-entropy of the response tokens.
 
+use sppo_model::ops::TrainingOps;
 use std::ops::Range;
-
-use burn::tensor::backend::AutodiffBackend;
 
 use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
 use crate::data::SftRow;
@@ -52,7 +51,7 @@ impl SupervisedObjective {
     }
 }
 
-impl<B: AutodiffBackend> Objective<B> for SupervisedObjective {
+impl<B: TrainingOps> Objective<B> for SupervisedObjective {
     fn rows(&self) -> usize {
         self.examples.len()
     }

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::DType;
-use burn::tensor::backend::AutodiffBackend;
+
 use burn_autodiff::Autodiff;
 use serde_json::{Value, json};
 use sppo_model::generate::{Engine, Plan, Request, SamplingParams};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig, Lora};
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::Recompute;
 use sppo_training::learner::Learner;
 use sppo_training::optimizer::{Optimizer, RmsProp, Sgd};
@@ -46,7 +47,7 @@ fn config(shape: Shape) -> LlamaConfig {
     LlamaConfig::from_map(fields).unwrap()
 }
 
-fn load<B: AutodiffBackend>(config: &LlamaConfig, dtype: DType, device: &B::Device) -> Llama<B> {
+fn load<B: TrainingOps>(config: &LlamaConfig, dtype: DType, device: &B::Device) -> Llama<B> {
     let model = Llama::<B>::init(config, 1, device).unwrap();
     if dtype == DType::F32 {
         return model;
@@ -85,7 +86,7 @@ struct Case {
 }
 
 /// The peak over the second step, in which the optimizer has its state.
-fn counted<B: AutodiffBackend>(case: &Case, sequences: &[TokenisedSequence]) -> u64 {
+fn counted<B: TrainingOps>(case: &Case, sequences: &[TokenisedSequence]) -> u64 {
     let device = B::Device::default();
     let before = ALLOCATED.current_usage();
     let Training {
@@ -96,7 +97,7 @@ fn counted<B: AutodiffBackend>(case: &Case, sequences: &[TokenisedSequence]) -> 
     } = &case.training;
     let mut model = load::<B>(config, *dtype, &device);
     if let Some(lora) = &case.training.lora {
-        model = model.with_new_adapters(lora, 3).unwrap();
+        model = model.with_new_adapters(config, lora, 3).unwrap();
     }
     let optimizer = match case.training.optimizer_slots {
         0 => Optimizer::Sgd(Sgd { weight_decay: 0.0 }),

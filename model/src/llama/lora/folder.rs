@@ -1,19 +1,22 @@
 //! Adapter folders in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::Path;
 
 use burn::tensor::{DType, backend::Backend};
 use serde_json::{Map, Value, json};
 
-use super::{Lora, PEFT_PREFIX, expected_adapter, last_part, targets};
+use super::Lora;
+use super::error::{AdapterError, WEIGHTS};
+use super::targets::{last_part, targets};
 use crate::checkpoint::{Checkpoint, LazyTensor, write_file};
 use crate::config_json::ADAPTER_CONFIG;
+use crate::llama::config::LlamaConfig;
 use crate::llama::hf::{copy_files, lazy_tensors};
-use crate::llama::{Llama, LlamaConfig};
+use crate::llama::model::Llama;
+use crate::llama::parameters::{Parameter, ParameterTable, peft_name};
 use crate::tokenizer;
 use crate::weights::{CheckpointError, check_tensors};
-
-const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Settings of PEFT that change what an adapter computes, and all that is computed here.
 const NEUTRAL: &[(&str, &[&str])] = &[
@@ -42,66 +45,18 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Why a folder cannot be used as an adapter.
-#[derive(Debug, thiserror::Error)]
-pub enum AdapterError {
-    #[error(
-        "{dir} holds no {ADAPTER_CONFIG}; expected an adapter as PEFT saves it, or as `sppo train` with [train.lora] does",
-        dir = dir.display()
-    )]
-    NotAdapter { dir: PathBuf },
-    #[error("{dir} holds no {WEIGHTS}; other formats are not read, save the adapter as safetensors", dir = dir.display())]
-    NoWeights { dir: PathBuf },
-    #[error("cannot read {path}: {source}", path = path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{path} is no JSON object of settings: {message}", path = path.display())]
-    Json { path: PathBuf, message: String },
-    #[error("{path}: {key} is {found}; {wanted}", path = path.display())]
-    Value {
-        path: PathBuf,
-        key: &'static str,
-        found: String,
-        wanted: String,
-    },
-    #[error("{path}: {key} = {found} is not supported; {hint}", path = path.display())]
-    Unsupported {
-        path: PathBuf,
-        key: &'static str,
-        found: String,
-        hint: &'static str,
-    },
-    #[error(
-        "{path} does not fit the base model {base}:\n  {}",
-        problems.join("\n  "),
-        path = path.display(),
-        base = base.display()
-    )]
-    Misfit {
-        path: PathBuf,
-        base: PathBuf,
-        problems: Vec<String>,
-    },
-}
-
 /// An adapter folder whose settings and tensors fit a base model.
 pub struct AdapterFolder {
     pub lora: Lora,
-    /// Paths of the layers that it changes, `layers.N.…`.
-    pub(super) layers: Vec<String>,
+    /// The base's parameters and its own.
+    pub(super) parameters: ParameterTable,
     pub(super) weights: Checkpoint,
 }
 
 impl AdapterFolder {
     /// Opens `dir` for the model in the folder `base`, whose configuration is `config`; refuses
     /// what is not computed here and lists every tensor that does not fit.
-    pub fn open<B: Backend>(
-        dir: &Path,
-        base: &Path,
-        config: &LlamaConfig,
-    ) -> Result<Self, CheckpointError> {
+    pub fn open(dir: &Path, base: &Path, config: &LlamaConfig) -> Result<Self, CheckpointError> {
         let path = dir.join(ADAPTER_CONFIG);
         if !path.is_file() {
             return Err(AdapterError::NotAdapter { dir: dir.into() }.into());
@@ -117,17 +72,18 @@ impl AdapterFolder {
         }
         let weights = Checkpoint::open_file(&file)?;
         let mut lora = settings.lora()?;
-        let layers = match lora.targets.is_empty() {
+        let parameters = match lora.targets.is_empty() {
             // Targets that are a pattern: the tensors say which layers it met.
-            true => layers_in(&weights),
-            false => lora.layers(config),
+            true => met_by_pattern(config, &lora, &weights),
+            false => lora.parameters(config),
         };
+        let adapters = || parameters.all().iter().filter(|p| p.is_adapter());
         if lora.targets.is_empty() {
-            let met = |target: &&str| layers.iter().any(|path| last_part(path) == *target);
+            let met = |target: &&str| adapters().any(|p| p.layer.map(last_part) == Some(*target));
             lora.targets = targets().filter(met).map(String::from).collect();
         }
-        let expected = expected_adapter::<B>(config, lora.rank, &layers)?;
-        check_tensors(&weights, |_| false, &expected).map_err(|error| match error {
+        let expected = adapters().map(Parameter::name_and_shape);
+        check_tensors(&weights, |_| false, expected).map_err(|error| match error {
             CheckpointError::Mismatch { path, problems } => AdapterError::Misfit {
                 path,
                 base: base.into(),
@@ -138,23 +94,18 @@ impl AdapterFolder {
         })?;
         Ok(Self {
             lora,
-            layers,
+            parameters,
             weights,
         })
     }
 }
 
-/// Layers that an adapter file holds tensors of.
-fn layers_in(weights: &Checkpoint) -> Vec<String> {
-    let prefix = format!("{PEFT_PREFIX}model.");
-    let layer = |name: &str| {
-        let path = name.strip_prefix(&prefix)?.strip_suffix(".lora_A.weight")?;
-        Some(path.to_string())
-    };
-    weights
-        .shapes()
-        .filter_map(|(name, _)| layer(name))
-        .collect()
+/// The parameters of a model with an adapter at each layer that the file holds one for.
+fn met_by_pattern(config: &LlamaConfig, lora: &Lora, weights: &Checkpoint) -> ParameterTable {
+    let names: HashSet<&str> = weights.shapes().map(|(name, _)| name).collect();
+    ParameterTable::with_adapters(config, lora.rank, |block, layer| {
+        names.contains(peft_name(block, layer, 'A').as_str())
+    })
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, AdapterError> {
@@ -254,9 +205,8 @@ impl<B: Backend> Llama<B> {
         base: &str,
         template: &Path,
     ) -> Result<(), CheckpointError> {
-        let tensors = lazy_tensors(self, DType::F32);
-        let is_adapter = |tensor: &&LazyTensor<'_>| tensor.name.starts_with(PEFT_PREFIX);
-        let tensors: Vec<&LazyTensor<'_>> = tensors.iter().filter(is_adapter).collect();
+        let tensors = lazy_tensors(self, DType::F32, Parameter::is_adapter);
+        let tensors: Vec<&LazyTensor<'_>> = tensors.iter().collect();
         write_file(&dir.join(WEIGHTS), &tensors)?;
         let path = dir.join(ADAPTER_CONFIG);
         let text = format!("{:#}\n", config_json(lora, base));

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
-use super::{AdapterFolder, peft_name};
+use super::folder::AdapterFolder;
 use crate::checkpoint::{Checkpoint, LazyTensor};
-use crate::host;
-use crate::llama::LlamaConfig;
-use crate::llama::hf::{expected_tensors, open, write_folder};
+use crate::llama::config::LlamaConfig;
+use crate::llama::hf::{open, write_folder};
+use crate::llama::parameters::{Group, Kind, Parameter, ParameterTable, peft_name};
 use crate::nn::Adapter;
-use crate::weights::{CheckpointError, FromCheckpoint, Source};
+use crate::ops::to_host;
+use crate::weights::{CheckpointError, FromCheckpoint, TensorReader};
 
 /// What a merge came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,9 +34,9 @@ pub struct Merge {
 
 impl Merge {
     /// Opens both folders; refuses what does not fit, and reads no weights.
-    pub fn open<B: Backend>(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
-        let (config, weights) = open::<B>(base)?;
-        let adapter = AdapterFolder::open::<B>(adapter, base, &config)?;
+    pub fn open(base: &Path, adapter: &Path) -> Result<Self, CheckpointError> {
+        let (config, weights) = open(base)?;
+        let adapter = AdapterFolder::open(adapter, base, &config)?;
         Ok(Self {
             base: base.into(),
             config,
@@ -62,18 +63,17 @@ impl Merge {
             asked: Cell::new(0.0),
             kept: Cell::new(0.0),
         };
-        let tensors = expected_tensors::<B>(&self.config)?.into_iter();
-        let tensors: Vec<LazyTensor<'_>> = tensors
-            .map(|(name, shape)| LazyTensor {
-                name: name.clone(),
-                shape: shape.clone(),
+        let table = ParameterTable::new(&self.config);
+        let mut tensors = Vec::with_capacity(table.all().len());
+        for parameter in table.all() {
+            let merging = &merging;
+            tensors.push(LazyTensor {
+                name: parameter.name.clone(),
+                shape: parameter.shape.clone(),
                 dtype,
-                fetch: Box::new({
-                    let merging = &merging;
-                    move || merging.fetch(&name, &shape)
-                }),
-            })
-            .collect();
+                fetch: Box::new(move || merging.fetch(parameter)),
+            });
+        }
         let written = write_folder(dir, &tensors, &self.config, dtype, &self.base);
         drop(tensors);
         if let Some(error) = merging.failed.into_inner() {
@@ -104,10 +104,10 @@ struct Merging<'a, B: Backend> {
 }
 
 impl<B: Backend> Merging<'_, B> {
-    fn fetch(&self, name: &str, shape: &[usize]) -> TensorData {
+    fn fetch(&self, parameter: &Parameter) -> TensorData {
         let found = match self.failed.borrow().is_some() {
             true => Ok(None),
-            false => self.merged(name),
+            false => self.merged(parameter),
         };
         found
             .unwrap_or_else(|error| {
@@ -115,38 +115,48 @@ impl<B: Backend> Merging<'_, B> {
                 None
             })
             .unwrap_or_else(|| {
-                TensorData::zeros::<f32, _>(shape.to_vec()).convert_dtype(self.dtype)
+                TensorData::zeros::<f32, _>(parameter.shape.clone()).convert_dtype(self.dtype)
             })
     }
 
-    /// The tensor `name` of the merged model.
-    fn merged(&self, name: &str) -> Result<Option<TensorData>, CheckpointError> {
-        let layers = &self.adapter.layers;
-        let path = name.strip_prefix("model.");
-        let path = path.and_then(|path| path.strip_suffix(".weight"));
-        let Some(path) = path.filter(|path| layers.iter().any(|layer| layer == path)) else {
+    /// A tensor of the merged model.
+    fn merged(&self, parameter: &Parameter) -> Result<Option<TensorData>, CheckpointError> {
+        let name = parameter.name.as_str();
+        let Some(factors) = self.factors(parameter) else {
             return Ok(self.weights.load(name, self.dtype)?);
         };
         let Some(weight) = self.weights.load(name, DType::F32)? else {
             return Ok(None);
         };
-        let (rank, output, input) = (self.adapter.lora.rank, weight.shape[0], weight.shape[1]);
-        let mut source = FromCheckpoint::<B> {
+        let source = FromCheckpoint {
             checkpoint: &self.adapter.weights,
             dtype: DType::F32,
-            device: self.device,
         };
+        let list = factors.iter().map(|p| p.name_and_shape());
+        let mut reader = TensorReader::<B, _>::new(list, source, self.device);
         let change = Adapter {
-            lora_a: source.param(&peft_name(path, 'A'), [rank, input])?,
-            lora_b: source.param(&peft_name(path, 'B'), [output, rank])?,
+            lora_a: reader.param()?,
+            lora_b: reader.param()?,
             scale: self.adapter.lora.scale(),
         }
         .change();
         let base = Tensor::<B, 2>::from_data(weight.clone(), (self.device, DType::F32));
         let merged = (base + change.clone()).into_data();
         let merged = merged.convert_dtype(self.dtype);
-        self.count(&host::take(change), weight, merged.clone());
+        let change = to_host(change)?;
+        self.count(&change, weight, merged.clone());
         Ok(Some(merged))
+    }
+
+    /// The factors of the adapter of the layer whose weight it is, where it has one.
+    fn factors(&self, weight: &Parameter) -> Option<&[Parameter]> {
+        let (Group::Block(block), Some(layer)) = (weight.group, weight.layer) else {
+            return None;
+        };
+        let name = peft_name(block, layer, 'A');
+        let all = self.adapter.parameters.all();
+        let first = all.iter().position(|p| p.name == name)?;
+        (weight.kind == Kind::Weight).then(|| &all[first..first + 2])
     }
 
     /// Adds up what rounding left of a change.

@@ -6,11 +6,11 @@ use burn_autodiff::Autodiff;
 use serde_json::{Map, Value, json};
 use sppo_model::llama::{Llama, LlamaConfig};
 
-use super::Learner;
-use crate::config::{Loss, Recompute};
-use crate::loss::{PairLogps, PairProbabilities};
-use crate::optimizer::{Optimizer, Sgd};
-use crate::tokenise::TokenisedSequence;
+use sppo_training::config::{Loss, Recompute};
+use sppo_training::learner::Learner;
+use sppo_training::loss::{PairLogps, PairProbabilities};
+use sppo_training::optimizer::{Optimizer, Sgd};
+use sppo_training::tokenise::TokenisedSequence;
 
 type Flex = Autodiff<burn_flex::Flex<f32, i32>>;
 
@@ -122,7 +122,7 @@ fn self_play(kind: Loss, beta: f64, rate: f64) -> Vec<[[f64; 3]; 2]> {
     path
 }
 
-/// `cargo test -p sppo-training nash -- --nocapture` prints the path; scripts/plot_nash.py draws it.
+/// `cargo test --test main theorem -- --nocapture` prints the path; scripts/plot_nash.py draws it.
 #[test]
 fn self_play_approaches_the_equilibrium() {
     let sppo = self_play(Loss::Sppo, 1.0, 0.05);

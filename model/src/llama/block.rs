@@ -1,0 +1,50 @@
+//! One decoder block.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::attention::{Attention, AttentionContext};
+use crate::nn::{Linear, RmsNorm};
+use crate::ops::ModelOps;
+
+/// Attention and feed-forward, each behind a norm and added to its input.
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    pub input_layernorm: RmsNorm<B>,
+    pub self_attn: Attention<B>,
+    pub post_attention_layernorm: RmsNorm<B>,
+    pub mlp: Mlp<B>,
+}
+
+/// SwiGLU feed-forward.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    pub gate_proj: Linear<B>,
+    pub up_proj: Linear<B>,
+    pub down_proj: Linear<B>,
+}
+
+impl<B: ModelOps> Block<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`, as layer `layer` of its model.
+    pub fn forward(
+        &self,
+        hidden: Tensor<B, 2>,
+        layer: usize,
+        context: &mut impl AttentionContext<B>,
+    ) -> Tensor<B, 2> {
+        let normed = self.input_layernorm.forward(hidden.clone());
+        let hidden = hidden + self.self_attn.forward(normed, layer, context);
+        let normed = self.post_attention_layernorm.forward(hidden.clone());
+        hidden + self.mlp.forward(normed)
+    }
+}
+
+impl<B: ModelOps> Mlp<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let gate = self.gate_proj.forward(x.clone());
+        let up = self.up_proj.forward(x);
+        self.down_proj.forward(B::swiglu(gate, up))
+    }
+}

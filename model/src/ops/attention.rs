@@ -1,0 +1,602 @@
+//! Causal attention within the sequences of a packed batch.
+//!
+//! Tokens are gathered into padded batches `[rows, longest]` of sequences of similar length. Padding
+//! stands on the right, so that the causal mask alone hides it. The queries of a group of heads lie
+//! below each other as rows of one matrix, so that keys and values are never copied per head.
+
+use std::sync::Arc;
+
+use burn::tensor::activation::softmax;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops};
+use rayon::prelude::*;
+
+use super::ModelOps;
+use super::device::{ints, mask};
+use super::host::{softmax_backward_used, softmax_used};
+use super::memory::{HostMemory, HostTensor, cast, from_host, map, primitive, tensor, to_f32};
+use super::rotary::Rotation;
+use crate::packed_batch::PackedBatch;
+
+/// The heads of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heads {
+    /// Of queries.
+    pub queries: usize,
+    /// Of keys and values; as many queries share each.
+    pub kv: usize,
+    /// Width of a head.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Queries that share keys and values.
+    pub fn group(&self) -> usize {
+        self.queries / self.kv
+    }
+
+    /// What scores are multiplied by.
+    pub fn scale(&self) -> f64 {
+        (self.dim as f64).sqrt().recip()
+    }
+}
+
+/// Where attention finds the tokens of a packed batch, and how far it rotates them.
+#[derive(Clone, Debug)]
+pub struct PackedAttention<B: Backend> {
+    heads: Heads,
+    rotation: Rotation<B>,
+    places: Arc<Places>,
+    /// Where attention is no pass over the host's memory.
+    indices: Option<Indices<B>>,
+}
+
+/// Which tokens lie in which cells of the padded batches.
+#[derive(Debug)]
+struct Places {
+    padded: Vec<Padded>,
+    /// For each token its cells, by padded batch; the first one's output is the token's.
+    cells_of: Vec<Vec<(usize, usize)>>,
+}
+
+/// One padded batch `[rows, longest]`.
+#[derive(Debug)]
+struct Padded {
+    longest: usize,
+    /// Of its rows.
+    lengths: Vec<usize>,
+    /// For each cell its token; none where it is padding.
+    tokens: Vec<Option<usize>>,
+}
+
+/// The same on the device.
+#[derive(Clone, Debug)]
+struct Indices<B: Backend> {
+    padded: Vec<PaddedIndices<B>>,
+    /// For each token its first cell, counted through all padded batches; none where the cells are
+    /// the tokens.
+    scatter: Option<Tensor<B, 1, Int>>,
+}
+
+#[derive(Clone, Debug)]
+struct PaddedIndices<B: Backend> {
+    rows: usize,
+    longest: usize,
+    /// For each cell the token it holds (any token where it is padding); none where the cells are
+    /// the tokens.
+    gather: Option<Tensor<B, 1, Int>>,
+    /// Additive causal mask, f32 `[longest, longest]`.
+    mask: Tensor<B, 2>,
+}
+
+/// What attention's backward step needs of its forward step.
+#[derive(Clone, Debug)]
+pub struct Attended<B: Backend>(Vec<AttendedBatch<B>>);
+
+/// The same of one padded batch.
+#[derive(Clone, Debug)]
+struct AttendedBatch<B: Backend> {
+    /// `[rows, kv_heads, group · longest, head_dim]`.
+    queries: Tensor<B, 4>,
+    /// `[rows, kv_heads, longest, head_dim]`.
+    keys: Tensor<B, 4>,
+    values: Tensor<B, 4>,
+    /// `[rows, kv_heads, group · longest, longest]`.
+    weights: Tensor<B, 4>,
+}
+
+impl<B: ModelOps> PackedAttention<B> {
+    /// Over the tokens of `batch`, by heads in `dtype`.
+    pub fn new(
+        batch: &PackedBatch,
+        frequencies: &[f32],
+        heads: Heads,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Self {
+        let places = Places::new(batch);
+        Self {
+            heads,
+            rotation: Rotation::new(frequencies, &batch.positions, dtype, device),
+            indices: (!B::in_passes(dtype)).then(|| Indices::new(&places, device)),
+            places: Arc::new(places),
+        }
+    }
+}
+
+impl<B: Backend> PackedAttention<B> {
+    fn indices(&self, device: &B::Device) -> Indices<B> {
+        let known = self.indices.clone();
+        known.unwrap_or_else(|| Indices::new(&self.places, device))
+    }
+}
+
+impl<B: AutodiffBackend> PackedAttention<B> {
+    /// The same for a graph.
+    pub fn from_inner(inner: PackedAttention<B::InnerBackend>) -> Self {
+        PackedAttention {
+            heads: inner.heads,
+            rotation: Rotation::from_inner(inner.rotation),
+            places: inner.places,
+            indices: inner.indices.map(Indices::from_inner),
+        }
+    }
+
+    pub(super) fn inner(&self) -> PackedAttention<B::InnerBackend> {
+        PackedAttention {
+            heads: self.heads,
+            rotation: self.rotation.inner(),
+            places: self.places.clone(),
+            indices: self.indices.clone().map(Indices::inner),
+        }
+    }
+}
+
+impl<B: AutodiffBackend> Indices<B> {
+    fn from_inner(inner: Indices<B::InnerBackend>) -> Self {
+        let padded = inner.padded.into_iter().map(|padded| PaddedIndices {
+            rows: padded.rows,
+            longest: padded.longest,
+            gather: padded.gather.map(Tensor::from_inner),
+            mask: Tensor::from_inner(padded.mask),
+        });
+        Self {
+            padded: padded.collect(),
+            scatter: inner.scatter.map(Tensor::from_inner),
+        }
+    }
+
+    fn inner(self) -> Indices<B::InnerBackend> {
+        let padded = self.padded.into_iter().map(|padded| PaddedIndices {
+            rows: padded.rows,
+            longest: padded.longest,
+            gather: padded.gather.map(Tensor::inner),
+            mask: padded.mask.inner(),
+        });
+        Indices {
+            padded: padded.collect(),
+            scatter: self.scatter.map(Tensor::inner),
+        }
+    }
+}
+
+impl Places {
+    fn new(batch: &PackedBatch) -> Self {
+        let mut cells_of = vec![Vec::new(); batch.tokens()];
+        let mut padded: Vec<Padded> = Vec::with_capacity(batch.padded.len());
+        for one in &batch.padded {
+            let lengths: Vec<usize> = one.rows.iter().map(|&i| batch.places[i].len()).collect();
+            padded.push(Padded {
+                longest: one.longest,
+                tokens: vec![None; lengths.len() * one.longest],
+                lengths,
+            });
+        }
+        let rows = batch.padded.iter().enumerate().flat_map(|(number, one)| {
+            let rows = one.rows.iter().enumerate();
+            rows.map(move |(row, &sequence)| (sequence, number, row))
+        });
+        let mut rows: Vec<(usize, usize, usize)> = rows.collect();
+        // A token's first cell lies in the sequence that laid it down.
+        rows.sort_unstable();
+        for (sequence, number, row) in rows {
+            let (places, padded) = (&batch.places[sequence], &mut padded[number]);
+            for (i, token) in places.tokens().enumerate() {
+                let cell = row * padded.longest + i;
+                padded.tokens[cell] = Some(token);
+                cells_of[token].push((number, cell));
+            }
+        }
+        Self { padded, cells_of }
+    }
+}
+
+impl Padded {
+    fn rows(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// How many keys row `row` of all scores sees, `each` a sequence: its own position and what
+    /// stands before it.
+    fn visible(&self, row: usize, each: usize) -> usize {
+        let (sequence, at) = (row / each, row % self.longest);
+        match at < self.lengths[sequence] {
+            true => at + 1,
+            false => 0,
+        }
+    }
+}
+
+impl<B: Backend> Indices<B> {
+    fn new(places: &Places, device: &B::Device) -> Self {
+        let cells: usize = places.padded.iter().map(|p| p.tokens.len()).sum();
+        let moved = places.padded.len() > 1 || cells != places.cells_of.len();
+        let mut first_cells = Vec::with_capacity(places.padded.len());
+        let mut next = 0;
+        for padded in &places.padded {
+            first_cells.push(next);
+            next += padded.tokens.len();
+        }
+        let scatter = moved.then(|| {
+            let first = places.cells_of.iter().map(|cells| {
+                let (number, cell) = cells.first().copied().unwrap_or_default();
+                (first_cells[number] + cell) as i64
+            });
+            ints(first.collect(), device)
+        });
+        let padded = places.padded.iter().map(|padded| PaddedIndices {
+            rows: padded.rows(),
+            longest: padded.longest,
+            gather: moved.then(|| {
+                let tokens = padded.tokens.iter();
+                ints(tokens.map(|t| t.unwrap_or(0) as i64).collect(), device)
+            }),
+            mask: mask(padded.longest, padded.longest, |row| row + 1, device),
+        });
+        Self {
+            padded: padded.collect(),
+            scatter,
+        }
+    }
+
+    /// Cells of all padded batches `[cells, width]` → `[tokens, width]`: each token's first one.
+    fn first_of_tokens(&self, mut cells: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let all = match cells.len() {
+            1 => cells.remove(0),
+            _ => Tensor::cat(cells, 0),
+        };
+        match &self.scatter {
+            Some(scatter) => all.select(0, scatter.clone()),
+            None => all,
+        }
+    }
+
+    /// The transpose: `[tokens, width]` → for each padded batch `[cells, width]`, zero in all cells
+    /// but the tokens' first.
+    fn to_first_cells(&self, x: Tensor<B, 2>) -> Vec<Tensor<B, 2>> {
+        let Some(scatter) = &self.scatter else {
+            return vec![x];
+        };
+        let cells = self.padded.iter().map(|p| p.rows * p.longest);
+        let empty = Tensor::zeros([cells.clone().sum(), x.dims()[1]], (&x.device(), x.dtype()));
+        let all = empty.select_assign(0, scatter.clone(), x, IndexingUpdateOp::Add);
+        let mut first = 0;
+        let part = |count: usize| {
+            let part = all.clone().narrow(0, first, count);
+            first += count;
+            part
+        };
+        cells.map(part).collect()
+    }
+
+    /// Tokens `[tokens, width]` → for each padded batch `[cells, width]`.
+    fn to_cells(&self, x: &Tensor<B, 2>) -> Vec<Tensor<B, 2>> {
+        let cells = |padded: &PaddedIndices<B>| match &padded.gather {
+            Some(gather) => x.clone().select(0, gather.clone()),
+            None => x.clone(),
+        };
+        self.padded.iter().map(cells).collect()
+    }
+
+    /// The transpose: each token's sum over its cells `[tokens, width]`, in f32. Padded cells must be
+    /// zero.
+    fn sum_of_cells(&self, cells: Vec<Tensor<B, 2>>, shape: [usize; 2]) -> Tensor<B, 2> {
+        let device = cells.first().map(Tensor::device).unwrap_or_default();
+        let mut sums = Tensor::zeros(shape, (&device, DType::F32));
+        for (padded, cells) in self.padded.iter().zip(cells) {
+            let cells = to_f32(cells);
+            sums = match &padded.gather {
+                Some(gather) => sums.select_assign(0, gather.clone(), cells, IndexingUpdateOp::Add),
+                // There is one padded batch, whose cells are the tokens.
+                None => cells,
+            };
+        }
+        sums
+    }
+}
+
+impl<B: Backend> PaddedIndices<B> {
+    /// `[cells, heads · dim]` → `[rows, kv, heads / kv · longest, dim]`.
+    fn split(&self, x: Tensor<B, 2>, kv: usize, dim: usize) -> Tensor<B, 4> {
+        let group = x.dims()[1] / dim / kv;
+        x.reshape([self.rows, self.longest, kv, group, dim])
+            .permute([0, 2, 3, 1, 4])
+            .reshape([self.rows, kv, group * self.longest, dim])
+    }
+
+    /// The way back.
+    fn join(&self, x: Tensor<B, 4>) -> Tensor<B, 2> {
+        let [rows, kv, below, dim] = x.dims();
+        let group = below / self.longest;
+        x.reshape([rows, kv, group, self.longest, dim])
+            .permute([0, 3, 1, 2, 4])
+            .reshape([rows * self.longest, kv * group * dim])
+    }
+}
+
+pub(super) fn forward<B: ModelOps>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    over: &PackedAttention<B>,
+) -> (Tensor<B, 2>, Attended<B>) {
+    let (dtype, heads) = (q.dtype(), over.heads);
+    let tokens = q.dims()[0];
+    let indices = over.indices(&q.device());
+    let rotated = |x: Tensor<B, 2>| {
+        let across = x.dims()[1];
+        let x = x.reshape([tokens, across / heads.dim, heads.dim]);
+        over.rotation.apply(x, 1.0).reshape([tokens, across])
+    };
+    let q = indices.to_cells(&rotated(q));
+    let k = indices.to_cells(&rotated(k));
+    let v = indices.to_cells(&v);
+    let (mut mixed, mut attended) = (Vec::new(), Vec::new());
+    for (((q, k), v), padded) in q.into_iter().zip(k).zip(v).zip(&indices.padded) {
+        let split = |x| padded.split(x, heads.kv, heads.dim);
+        let (queries, keys, values) = (split(q), split(k), split(v));
+        let scores = to_f32(queries.clone().matmul(keys.clone().transpose())) * heads.scale();
+        let masked = add_mask(scores, padded.mask.clone(), heads.group());
+        let weights = cast(softmax(masked, 3), dtype);
+        mixed.push(padded.join(weights.clone().matmul(values.clone())));
+        attended.push(AttendedBatch {
+            queries,
+            keys,
+            values,
+            weights,
+        });
+    }
+    (indices.first_of_tokens(mixed), Attended(attended))
+}
+
+/// Adds a mask `[longest, longest]` to scores `[rows, kv, group · longest, longest]`.
+fn add_mask<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 2>, group: usize) -> Tensor<B, 4> {
+    let [rows, kv, queries, columns] = scores.dims();
+    // One row of a matrix for all: the broadcast that CPU backends do fast.
+    let mask = mask.repeat_dim(0, group).reshape([1, queries * columns]);
+    let flat = scores.reshape([rows * kv, queries * columns]) + mask;
+    flat.reshape([rows, kv, queries, columns])
+}
+
+pub(super) fn backward<B: ModelOps>(
+    grad: Tensor<B, 2>,
+    attended: Attended<B>,
+    over: &PackedAttention<B>,
+) -> [Tensor<B, 2>; 3] {
+    let (tokens, dtype, heads) = (grad.dims()[0], grad.dtype(), over.heads);
+    let indices = over.indices(&grad.device());
+    let grads = indices.to_first_cells(grad);
+    let mut found = [Vec::new(), Vec::new(), Vec::new()];
+    for ((saved, grad), padded) in attended.0.into_iter().zip(grads).zip(&indices.padded) {
+        let grad = padded.split(grad, heads.kv, heads.dim);
+        let weights = to_f32(saved.weights.clone());
+        let of_values = saved.weights.transpose().matmul(grad.clone());
+        let of_weights = to_f32(grad.matmul(saved.values.transpose()));
+        let along = (of_weights.clone() * weights.clone()).sum_dim(3);
+        let of_scores = cast(weights * (of_weights - along) * heads.scale(), dtype);
+        let of_queries = of_scores.clone().matmul(saved.keys);
+        let of_keys = of_scores.transpose().matmul(saved.queries);
+        for (found, part) in found.iter_mut().zip([of_queries, of_keys, of_values]) {
+            found.push(padded.join(part));
+        }
+    }
+    let [of_queries, of_keys, of_values] = found;
+    let sum = |cells, heads_of: usize| indices.sum_of_cells(cells, [tokens, heads_of * heads.dim]);
+    let back = |x: Tensor<B, 2>| {
+        let across = x.dims()[1];
+        let x = x.reshape([tokens, across / heads.dim, heads.dim]);
+        cast(
+            over.rotation.apply(x, -1.0).reshape([tokens, across]),
+            dtype,
+        )
+    };
+    [
+        back(sum(of_queries, heads.queries)),
+        back(sum(of_keys, heads.kv)),
+        cast(sum(of_values, heads.kv), dtype),
+    ]
+}
+
+/// How heads go between tokens and the cells of padded batches on the host.
+#[derive(Clone, Copy)]
+enum Move {
+    /// As they are, to every cell of their token.
+    Plain,
+    /// Rotated to their positions and scaled.
+    Rotated(f32),
+    /// The token's first cell only.
+    First,
+}
+
+impl<B: ModelOps + HostMemory> PackedAttention<B> {
+    /// Heads of tokens `[tokens, heads · dim]` → for each padded batch
+    /// `[rows, kv, group · longest, dim]`; zeros for padding.
+    fn to_padded(&self, x: Tensor<B, 2>, how: Move) -> Vec<Tensor<B, 4>> {
+        let (across, device) = (x.dims()[1], x.device());
+        let x = HostTensor::new(x);
+        let x = x.values();
+        let fill = |(number, padded): (usize, &Padded)| {
+            let values = self.fill(&x, across, number, how);
+            let group = across / self.heads.dim / self.heads.kv;
+            let (rows, kv) = (padded.rows(), self.heads.kv);
+            let shape = [rows, kv, group * padded.longest, self.heads.dim];
+            from_host(values, shape, &device)
+        };
+        self.places.padded.iter().enumerate().map(fill).collect()
+    }
+
+    /// The values of padded batch `number`, `[rows, heads, longest, dim]`.
+    fn fill(&self, x: &[f32], across: usize, number: usize, how: Move) -> Vec<f32> {
+        let width = self.heads.dim;
+        let padded = &self.places.padded[number];
+        let mut values = vec![0f32; padded.tokens.len() * across];
+        let fill = |(row, values): (usize, &mut [f32])| {
+            for i in 0..padded.lengths[row] {
+                let cell = row * padded.longest + i;
+                let Some(token) = padded.tokens[cell] else {
+                    continue;
+                };
+                if matches!(how, Move::First) && self.places.cells_of[token][0] != (number, cell) {
+                    continue;
+                }
+                let from = &x[token * across..(token + 1) * across];
+                for (head, from) in from.chunks_exact(width).enumerate() {
+                    let to = &mut values[(head * padded.longest + i) * width..][..width];
+                    match how {
+                        Move::Rotated(scale) => {
+                            self.rotation.angles().rotate(to, from, token, scale, 1.0);
+                        }
+                        Move::Plain | Move::First => to.copy_from_slice(from),
+                    }
+                }
+            }
+        };
+        let row = padded.longest * across;
+        values.par_chunks_mut(row.max(1)).enumerate().for_each(fill);
+        values
+    }
+
+    /// The way back, `[rows, kv, group · longest, dim]` of each padded batch →
+    /// `[tokens, heads · dim]`: the transpose of [`Self::to_padded`] in the same manner.
+    fn to_tokens(
+        &self,
+        padded: Vec<Tensor<B, 4>>,
+        heads: usize,
+        how: Move,
+        device: &B::Device,
+    ) -> Tensor<B, 2> {
+        let tokens = self.places.cells_of.len();
+        let width = self.heads.dim;
+        let across = heads * width;
+        let padded: Vec<HostTensor<B>> = padded.into_iter().map(HostTensor::new).collect();
+        let padded: Vec<_> = padded.iter().map(HostTensor::values).collect();
+        let mut out = vec![0f32; tokens * across];
+        let fill = |rotated: &mut Vec<f32>, (token, out): (usize, &mut [f32])| {
+            let cells = match how {
+                Move::First => &self.places.cells_of[token][..1],
+                Move::Plain | Move::Rotated(_) => &self.places.cells_of[token][..],
+            };
+            for (head, out) in out.chunks_exact_mut(width).enumerate() {
+                for &(number, cell) in cells {
+                    let longest = self.places.padded[number].longest;
+                    let (row, i) = (cell / longest, cell % longest);
+                    let at = ((row * heads + head) * longest + i) * width;
+                    let from = &padded[number][at..at + width];
+                    out.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+                }
+                if let Move::Rotated(scale) = how {
+                    self.rotation
+                        .angles()
+                        .rotate(rotated, out, token, scale, -1.0);
+                    out.copy_from_slice(rotated);
+                }
+            }
+        };
+        out.par_chunks_mut(across)
+            .with_min_len((tokens / 64).max(1))
+            .enumerate()
+            .for_each_init(|| vec![0f32; width], fill);
+        from_host(out, [tokens, across], device)
+    }
+}
+
+pub(super) fn forward_on_host<B: ModelOps + HostMemory>(
+    q: Tensor<B, 2>,
+    k: Tensor<B, 2>,
+    v: Tensor<B, 2>,
+    over: &PackedAttention<B>,
+) -> (Tensor<B, 2>, Attended<B>) {
+    let (device, heads) = (q.device(), over.heads);
+    let queries = over.to_padded(q, Move::Rotated(heads.scale() as f32));
+    let keys = over.to_padded(k, Move::Rotated(1.0));
+    let values = over.to_padded(v, Move::Plain);
+    let (mut mixed, mut attended) = (Vec::new(), Vec::new());
+    let parts = queries.into_iter().zip(keys).zip(values);
+    for (((queries, keys), values), padded) in parts.zip(&over.places.padded) {
+        let scores = queries.clone().matmul(keys.clone().transpose());
+        let each = heads.queries * padded.longest;
+        let weights = map(scores, |scores| {
+            softmax_used(scores, padded.longest, |row| padded.visible(row, each));
+        });
+        mixed.push(weights.clone().matmul(values.clone()));
+        attended.push(AttendedBatch {
+            queries,
+            keys,
+            values,
+            weights,
+        });
+    }
+    let mixed = over.to_tokens(mixed, heads.queries, Move::First, &device);
+    (mixed, Attended(attended))
+}
+
+pub(super) fn backward_on_host<B: ModelOps + HostMemory>(
+    grad: Tensor<B, 2>,
+    attended: Attended<B>,
+    over: &PackedAttention<B>,
+) -> [Tensor<B, 2>; 3] {
+    let (device, heads) = (grad.device(), over.heads);
+    let grads = over.to_padded(grad, Move::First);
+    let (mut of_queries, mut of_keys, mut of_values) = (Vec::new(), Vec::new(), Vec::new());
+    for ((saved, grad), padded) in attended.0.into_iter().zip(grads).zip(&over.places.padded) {
+        of_values.push(saved.weights.clone().transpose().matmul(grad.clone()));
+        let of_weights = grad.matmul(saved.values.transpose());
+        let weights = HostTensor::new(saved.weights);
+        let each = heads.queries * padded.longest;
+        let of_scores = map(of_weights, |of_weights| {
+            softmax_backward_used(of_weights, &weights.values(), padded.longest, |row| {
+                padded.visible(row, each)
+            });
+        });
+        of_queries.push(of_scores.clone().matmul(saved.keys));
+        of_keys.push(of_scores.transpose().matmul(saved.queries));
+    }
+    let scale = heads.scale() as f32;
+    [
+        over.to_tokens(of_queries, heads.queries, Move::Rotated(scale), &device),
+        over.to_tokens(of_keys, heads.kv, Move::Rotated(1.0), &device),
+        over.to_tokens(of_values, heads.kv, Move::Plain, &device),
+    ]
+}
+
+/// The backward step of attention.
+#[derive(Debug)]
+pub(super) struct AttentionStep;
+
+impl<B: ModelOps> Backward<B, 3> for AttentionStep {
+    type State = (Attended<B>, PackedAttention<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let (attended, over) = ops.state;
+        let found = B::packed_attention_backward(grad, attended, &over);
+        for (node, gradient) in ops.parents.into_iter().zip(found) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, primitive(gradient));
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Attention of new tokens over cached keys and values: prefill and decoding.
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
+use burn::tensor::backend::Backend;
+
+use super::device::mask;
+use super::host::softmax_used;
+use super::memory::{HostMemory, cast, map, to_f32};
+
+/// How many of the columns each query sees, from the first.
+#[derive(Clone, Debug)]
+pub enum Visible {
+    /// A prompt's next tokens behind `before` others: query `i` of each head's `new` sees
+    /// `before + i + 1`.
+    Causal {
+        /// Tokens that are cached already.
+        before: usize,
+        /// Queries of a head.
+        new: usize,
+    },
+    /// One new token for each sequence of a batch, behind so many others.
+    Behind(Vec<usize>),
+}
+
+impl Visible {
+    /// Of the query in row `row`, counted through a batch entry's heads, `each` rows a batch entry.
+    fn columns(&self, row: usize, each: usize) -> usize {
+        match self {
+            Self::Causal { before, new } => before + row % new + 1,
+            Self::Behind(lengths) => lengths[row / each] + 1,
+        }
+    }
+}
+
+pub(super) fn forward<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    visible: &Visible,
+) -> Tensor<B, 4> {
+    let (dtype, device) = (q.dtype(), q.device());
+    let scores = to_f32(q.matmul(k));
+    let [batch, _, rows, columns] = scores.dims();
+    // One mask for all heads of a batch entry, or for all of everything.
+    let mask: Tensor<B, 4> = match visible {
+        Visible::Causal { .. } => {
+            let mask = mask(rows, columns, |row| visible.columns(row, rows), &device);
+            mask.reshape([1, 1, rows, columns])
+        }
+        Visible::Behind(_) => {
+            let mask = mask(batch, columns, |entry| visible.columns(entry, 1), &device);
+            mask.reshape([batch, 1, 1, columns])
+        }
+    };
+    cast(softmax(scores + mask, 3), dtype).matmul(v)
+}
+
+pub(super) fn forward_on_host<B: HostMemory>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    visible: &Visible,
+) -> Tensor<B, 4> {
+    let scores = q.matmul(k);
+    let [_, heads, rows, columns] = scores.dims();
+    let weights = map(scores, |scores| {
+        softmax_used(scores, columns, |row| visible.columns(row, heads * rows));
+    });
+    weights.matmul(v)
+}

@@ -1,0 +1,17 @@
+//! GPUs through CubeCL, with and without kernel fusion: the default bodies.
+
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_fusion::{Fusion, FusionBackend};
+
+use super::ModelOps;
+
+impl<R, F, I, BT> ModelOps for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+}
+
+impl<B: FusionBackend> ModelOps for Fusion<B> {}

@@ -1,0 +1,254 @@
+//! The operations that the models are made of, each fused where a backend allows.
+//!
+//! [`ModelOps`] is an extension of Burn's [`Backend`]. Its default bodies are tensor operations,
+//! which run on any backend in any dtype. Flex and NdArray, whose tensors lie in the host's memory,
+//! do in one pass on all cores what the default bodies do one operation after the other, in f32
+//! (`host`). Autodiff takes an operation as one node of its graph, whose backward step is written
+//! by hand (`autodiff`). Kernels for GPUs have their place beside those.
+//!
+//! A file an operation: its default body, its host pass and its backward step stand together.
+
+mod attention;
+mod autodiff;
+mod cached_attention;
+#[cfg(feature = "cubecl")]
+mod cube;
+mod device;
+mod embedding;
+mod feed_forward;
+mod host;
+mod linear;
+mod memory;
+mod norm;
+mod optimizer;
+mod relative_attention;
+mod rotary;
+mod sampling;
+mod target_logps;
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor};
+
+pub use attention::{Attended, Heads, PackedAttention};
+pub use cached_attention::Visible;
+pub(crate) use device::ints;
+pub use embedding::TokenIds;
+pub use memory::{cast, edit_bytes, to_f32, to_host};
+pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep};
+pub use relative_attention::RelativePositions;
+pub use rotary::Rotation;
+
+/// What went wrong on a device.
+#[derive(Debug, thiserror::Error)]
+#[error("reading from the device failed: {0}")]
+pub struct DeviceError(pub String);
+
+/// A backend with the operations of a Llama step, of generation, and of PairRM.
+pub trait ModelOps: Backend {
+    /// Whether tensors lie in the host's memory.
+    const ON_HOST: bool = false;
+
+    /// Whether operations on `dtype` are passes over the host's memory.
+    fn in_passes(dtype: DType) -> bool {
+        Self::ON_HOST && dtype == DType::F32
+    }
+
+    /// `x · weightᵀ + bias`: `[rows, in]`, `[out, in]`, `[out]` → `[rows, out]`.
+    fn linear_layer(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        linear::forward(x, weight, bias)
+    }
+
+    /// The gradient by the weight `[out, in]`, given the one by the output `[rows, out]` and the
+    /// input `[rows, in]`.
+    fn linear_layer_weight_gradient(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        grad.transpose().matmul(x)
+    }
+
+    /// A weight `[out, in]` in the layout in memory that products of few rows read fastest.
+    fn for_few_rows(weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        weight
+    }
+
+    /// RMSNorm of rows `[rows, width]`: in f32, cast back, then scaled by `weight` `[width]` (the
+    /// order of transformers).
+    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
+        norm::rms_norm(x, weight, eps)
+    }
+
+    /// The gradients by input and weight.
+    fn rms_norm_backward(
+        grad: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 1>) {
+        norm::rms_norm_backward(grad, x, weight, eps)
+    }
+
+    /// LayerNorm of `x`, or of `x + residual`, rows `[rows, width]`, in f32.
+    fn residual_layer_norm(
+        x: Tensor<Self, 2>,
+        residual: Option<Tensor<Self, 2>>,
+        weight: Tensor<Self, 1>,
+        bias: Tensor<Self, 1>,
+        eps: f64,
+    ) -> Tensor<Self, 2> {
+        norm::layer_norm(x, residual, weight, bias, eps)
+    }
+
+    /// gate · σ(gate) · up, `[rows, width]`.
+    fn swiglu(gate: Tensor<Self, 2>, up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        feed_forward::swiglu(gate, up)
+    }
+
+    /// The gradients by gate and up.
+    fn swiglu_backward(
+        grad: Tensor<Self, 2>,
+        gate: Tensor<Self, 2>,
+        up: Tensor<Self, 2>,
+    ) -> [Tensor<Self, 2>; 2] {
+        feed_forward::swiglu_backward(grad, gate, up)
+    }
+
+    /// The GELU by the error function.
+    fn exact_gelu(x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        burn::tensor::activation::gelu(x)
+    }
+
+    /// Rows of `weight` `[vocab, hidden]` → `[tokens, hidden]`.
+    fn embed(weight: Tensor<Self, 2>, ids: &TokenIds<Self>) -> Tensor<Self, 2> {
+        weight.select(0, ids.on_device())
+    }
+
+    /// The gradient by the weight `[vocab, hidden]`.
+    fn embed_backward(
+        grad: Tensor<Self, 2>,
+        ids: &TokenIds<Self>,
+        vocab: usize,
+    ) -> Tensor<Self, 2> {
+        embedding::backward(grad, ids, vocab)
+    }
+
+    /// Queries and keys of heads `[tokens, heads · head_dim]` rotated to their positions (the
+    /// rotate-half layout) and multiplied by `scale` → `[tokens, heads, head_dim]`.
+    fn rotate(x: Tensor<Self, 2>, rotation: &Rotation<Self>, scale: f64) -> Tensor<Self, 3> {
+        rotary::rotate(x, rotation, scale)
+    }
+
+    /// Causal attention within each sequence of a packed batch, queries and keys not rotated yet:
+    /// `[tokens, heads · head_dim]`, twice `[tokens, kv_heads · head_dim]` → as the queries.
+    fn packed_attention(
+        q: Tensor<Self, 2>,
+        k: Tensor<Self, 2>,
+        v: Tensor<Self, 2>,
+        over: &PackedAttention<Self>,
+    ) -> Tensor<Self, 2> {
+        Self::packed_attention_saving(q, k, v, over).0
+    }
+
+    /// The same, with what the backward step needs.
+    fn packed_attention_saving(
+        q: Tensor<Self, 2>,
+        k: Tensor<Self, 2>,
+        v: Tensor<Self, 2>,
+        over: &PackedAttention<Self>,
+    ) -> (Tensor<Self, 2>, Attended<Self>) {
+        attention::forward(q, k, v, over)
+    }
+
+    /// The gradients by queries, keys and values.
+    fn packed_attention_backward(
+        grad: Tensor<Self, 2>,
+        attended: Attended<Self>,
+        over: &PackedAttention<Self>,
+    ) -> [Tensor<Self, 2>; 3] {
+        attention::backward(grad, attended, over)
+    }
+
+    /// Attention over cached keys and values: `[batch, kv_heads, rows, head_dim]` of queries, rotated
+    /// and scaled, `[batch, kv_heads, head_dim, columns]`, `[batch, kv_heads, columns, head_dim]` → as
+    /// the queries. Each query sees the first columns, as many as `visible` says.
+    fn cached_attention(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        visible: &Visible,
+    ) -> Tensor<Self, 4> {
+        cached_attention::forward(q, k, v, visible)
+    }
+
+    /// Log-probabilities f32 `[rows]` of a token for each row of `x` `[rows, hidden]`: projection by
+    /// `weight` `[vocab, hidden]`, log-softmax in f32, gather.
+    fn target_logps(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> Tensor<Self, 1> {
+        Self::target_logps_saving(x, weight, targets).0
+    }
+
+    /// The same, with the probabilities f32 `[rows, vocab]` that the backward step needs.
+    fn target_logps_saving(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        target_logps::forward(x, weight, targets)
+    }
+
+    /// The gradient by the logits f32 `[rows, vocab]`, given the one by the log-probabilities `[rows]`.
+    fn target_logps_backward(
+        grad: Tensor<Self, 1>,
+        probabilities: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> Tensor<Self, 2> {
+        target_logps::backward(grad, probabilities, targets)
+    }
+
+    /// Weights of attention with relative positions (DeBERTa's): softmax of
+    /// (contents + to + from) · scale, contents `[heads, sequences, length, length]`, the two tables
+    /// `[heads, sequences · length, rows]` read where `positions` says.
+    fn relative_attention_weights(
+        contents: Tensor<Self, 4>,
+        to: Tensor<Self, 3>,
+        from: Tensor<Self, 3>,
+        positions: &RelativePositions<Self>,
+        scale: f64,
+    ) -> Tensor<Self, 4> {
+        relative_attention::weights(contents, to, from, positions, scale)
+    }
+
+    /// Updates flat f32 weights `[n]` by their gradient `[n]`; `slots` are the optimizer's own tensors
+    /// `[n]`, none before the first step. Gives the weights and the slots.
+    fn update(
+        optimizer: &Optimizer,
+        step: UpdateStep,
+        weights: Tensor<Self, 1>,
+        grad: Tensor<Self, 1>,
+        slots: Vec<Tensor<Self, 1>>,
+    ) -> (Tensor<Self, 1>, Vec<Tensor<Self, 1>>) {
+        optimizer::update(optimizer, step, weights, grad, slots)
+    }
+
+    /// Σ x² of each tensor f32 `[n]`, whose squares may overflow f32.
+    fn sums_of_squares(tensors: Vec<Tensor<Self, 1>>) -> Result<Vec<f64>, DeviceError> {
+        optimizer::sums_of_squares(tensors)
+    }
+
+    /// The largest logits of each row of `[rows, vocab]` and their tokens, `[rows, count]` in any
+    /// order.
+    fn likeliest(logits: Tensor<Self, 2>, count: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
+        sampling::likeliest(logits, count)
+    }
+}
+
+/// A backend that trains: autodiff over a backend with the same operations.
+pub trait TrainingOps: ModelOps + AutodiffBackend<InnerBackend: ModelOps> {}
+
+impl<B: ModelOps + AutodiffBackend<InnerBackend: ModelOps>> TrainingOps for B {}

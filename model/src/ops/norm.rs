@@ -1,0 +1,194 @@
+//! RMSNorm and LayerNorm of rows.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops};
+use rayon::prelude::*;
+
+use super::ModelOps;
+use super::host::{dot, rows_of_a_thread};
+use super::memory::{HostMemory, HostTensor, cast, from_host, map, primitive, tensor, to_f32};
+
+pub(super) fn rms_norm<B: Backend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    let x = to_f32(x);
+    let root = row_roots(&x, eps);
+    cast(x / root, dtype) * weight.unsqueeze()
+}
+
+/// √(mean x² + ε) of f32 rows, `[rows, 1]`.
+fn row_roots<B: Backend>(x: &Tensor<B, 2>, eps: f64) -> Tensor<B, 2> {
+    let mean_square = x.clone().powi_scalar(2).mean_dim(1);
+    (mean_square + eps).sqrt()
+}
+
+/// With n = x / r and r = √(mean x² + ε): ∂x = (g − n · mean(g · n)) / r for g = grad · weight.
+pub(super) fn rms_norm_backward<B: Backend>(
+    grad: Tensor<B, 2>,
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> (Tensor<B, 2>, Tensor<B, 1>) {
+    let dtype = x.dtype();
+    let (grad, x) = (to_f32(grad), to_f32(x));
+    let root = row_roots(&x, eps);
+    let normed = x / root.clone();
+    let of_weight = (grad.clone() * normed.clone()).sum_dim(0).squeeze_dim(0);
+    let grad = grad * to_f32(weight).unsqueeze();
+    let along = (grad.clone() * normed.clone()).mean_dim(1);
+    let of_x = (grad - normed * along) / root;
+    (cast(of_x, dtype), cast(of_weight, dtype))
+}
+
+pub(super) fn layer_norm<B: Backend>(
+    x: Tensor<B, 2>,
+    residual: Option<Tensor<B, 2>>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, 2> {
+    let x = match residual {
+        Some(residual) => x + residual,
+        None => x,
+    };
+    let dtype = x.dtype();
+    let x = to_f32(x);
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().powi_scalar(2).mean_dim(1);
+    let scaled = centred / (variance + eps).sqrt() * to_f32(weight).unsqueeze();
+    cast(scaled + to_f32(bias).unsqueeze(), dtype)
+}
+
+pub(super) fn rms_norm_on_host<B: HostMemory>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, 2> {
+    let weight = HostTensor::new(weight);
+    let weight = weight.values();
+    let width = weight.len();
+    map(x, |x| {
+        x.par_chunks_mut(rows_of_a_thread(width) * width)
+            .for_each(|rows| {
+                for row in rows.chunks_mut(width) {
+                    let scale = row_scale(row, eps as f32);
+                    for (x, weight) in row.iter_mut().zip(&*weight) {
+                        *x = *x * scale * weight;
+                    }
+                }
+            });
+    })
+}
+
+fn row_scale(row: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt()
+}
+
+pub(super) fn rms_norm_backward_on_host<B: HostMemory>(
+    grad: Tensor<B, 2>,
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> (Tensor<B, 2>, Tensor<B, 1>) {
+    let device = grad.device();
+    let (x, weight) = (HostTensor::new(x), HostTensor::new(weight));
+    let (x, weight) = (x.values(), weight.values());
+    let width = weight.len();
+    let block = rows_of_a_thread(width) * width;
+    let mut of_weight = vec![0f32; width];
+    let grad = map(grad, |grad| {
+        let blocks = grad.par_chunks_mut(block).zip(x.par_chunks(block));
+        let sums: Vec<Vec<f32>> = blocks
+            .map(|(grad, x)| rows_backward(grad, x, &weight, eps as f32))
+            .collect();
+        // In the order of the rows, so that the sum is the same each time.
+        for sum in sums {
+            of_weight.iter_mut().zip(sum).for_each(|(all, x)| *all += x);
+        }
+    });
+    (grad, from_host(of_weight, [width], &device))
+}
+
+/// Turns the gradient by the output of some rows into the one by their input; gives the one by the
+/// weight.
+fn rows_backward(grad: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let width = weight.len();
+    let mut of_weight = vec![0f32; width];
+    let mut behind = vec![0f32; width];
+    for (grad, x) in grad.chunks_mut(width).zip(x.chunks(width)) {
+        let scale = row_scale(x, eps);
+        for ((sum, grad), x) in of_weight.iter_mut().zip(&*grad).zip(x) {
+            *sum += grad * x * scale;
+        }
+        for ((behind, grad), weight) in behind.iter_mut().zip(&*grad).zip(weight) {
+            *behind = grad * weight;
+        }
+        let along = dot(&behind, x) / width as f32 * scale * scale;
+        for ((grad, behind), x) in grad.iter_mut().zip(&behind).zip(x) {
+            *grad = scale * (behind - x * along);
+        }
+    }
+    of_weight
+}
+
+pub(super) fn layer_norm_on_host<B: HostMemory>(
+    x: Tensor<B, 2>,
+    residual: Option<Tensor<B, 2>>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, 2> {
+    let (weight, bias) = (HostTensor::new(weight), HostTensor::new(bias));
+    let (weight, bias) = (weight.values(), bias.values());
+    let residual = residual.map(HostTensor::new);
+    let residual = residual.as_ref().map(HostTensor::values);
+    let width = weight.len();
+    let block = rows_of_a_thread(width) * width;
+    let normalise = |row: &mut [f32]| {
+        let mean = row.iter().sum::<f32>() / width as f32;
+        row.iter_mut().for_each(|x| *x -= mean);
+        let variance = row.iter().map(|x| x * x).sum::<f32>() / width as f32;
+        let scale = 1.0 / (variance + eps as f32).sqrt();
+        for ((x, weight), bias) in row.iter_mut().zip(&*weight).zip(&*bias) {
+            *x = *x * scale * weight + bias;
+        }
+    };
+    map(x, |x| {
+        x.par_chunks_mut(block)
+            .enumerate()
+            .for_each(|(number, rows)| {
+                if let Some(residual) = &residual {
+                    let residual = &residual[number * block..][..rows.len()];
+                    rows.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
+                }
+                rows.chunks_mut(width).for_each(normalise);
+            });
+    })
+}
+
+/// The backward step of RMSNorm.
+#[derive(Debug)]
+pub(super) struct RmsNormStep;
+
+impl<B: ModelOps> Backward<B, 2> for RmsNormStep {
+    type State = (Tensor<B, 2>, Tensor<B, 1>, f64);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let (x, weight, eps) = ops.state;
+        let (x_gradient, weight_gradient) = B::rms_norm_backward(grad, x, weight, eps);
+        let [of_x, of_weight] = ops.parents;
+        if let Some(node) = of_weight {
+            grads.register::<B>(node.id, primitive(weight_gradient));
+        }
+        if let Some(node) = of_x {
+            grads.register::<B>(node.id, primitive(x_gradient));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Rotary position embedding in Hugging Face's rotate-half layout.
+
+use std::sync::Arc;
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::ModelOps;
+use super::memory::{HostMemory, HostTensor, cast, from_host};
+
+/// How far each token's heads are rotated.
+#[derive(Clone, Debug)]
+pub struct Rotation<B: Backend> {
+    angles: Arc<Angles>,
+    /// Where rotations are no pass over the host's memory.
+    factors: Option<Factors<B>>,
+}
+
+/// Cosines and sines `[tokens, head_dim]`; both halves of a head turn by the same angles, the first
+/// with a negative sine.
+#[derive(Debug)]
+pub(super) struct Angles {
+    pub cos: Vec<f32>,
+    pub sin: Vec<f32>,
+    pub head_dim: usize,
+}
+
+/// The same on the device, f32 `[tokens, 1, head_dim]`.
+#[derive(Clone, Debug)]
+struct Factors<B: Backend> {
+    cos: Tensor<B, 3>,
+    sin: Tensor<B, 3>,
+}
+
+impl Angles {
+    /// `positions` times the inverse `frequencies` `[head_dim / 2]`; each position is computed once.
+    fn new(frequencies: &[f32], positions: &[u32]) -> Self {
+        let half = frequencies.len();
+        let head_dim = 2 * half;
+        let count = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let mut table: Vec<Option<Vec<(f32, f32)>>> = vec![None; count];
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        cos.reserve_exact(positions.len() * head_dim);
+        sin.reserve_exact(positions.len() * head_dim);
+        for &position in positions {
+            let turn = |frequency: &f32| {
+                let angle = position as f32 * frequency;
+                (angle.cos(), angle.sin())
+            };
+            let turns = table[position as usize]
+                .get_or_insert_with(|| frequencies.iter().map(turn).collect());
+            cos.extend(turns.iter().chain(turns.iter()).map(|turn| turn.0));
+            sin.extend(turns.iter().map(|turn| -turn.1));
+            sin.extend(turns.iter().map(|turn| turn.1));
+        }
+        Self { cos, sin, head_dim }
+    }
+
+    /// Rotates one head of token `token`, or back with `sign` −1.
+    pub fn rotate(&self, to: &mut [f32], from: &[f32], token: usize, scale: f32, sign: f32) {
+        let (width, half) = (self.head_dim, self.head_dim / 2);
+        let cos = &self.cos[token * width..][..width];
+        let sin = &self.sin[token * width..][..width];
+        for i in 0..half {
+            let (a, b) = (from[i], from[i + half]);
+            to[i] = (a * cos[i] + sign * b * sin[i]) * scale;
+            to[i + half] = (b * cos[i + half] + sign * a * sin[i + half]) * scale;
+        }
+    }
+}
+
+impl<B: ModelOps> Rotation<B> {
+    /// Of tokens at `positions` by the inverse `frequencies` `[head_dim / 2]`, for heads in `dtype`.
+    pub fn new(frequencies: &[f32], positions: &[u32], dtype: DType, device: &B::Device) -> Self {
+        let angles = Angles::new(frequencies, positions);
+        let factors = (!B::in_passes(dtype)).then(|| Factors::new(&angles, device));
+        Self {
+            angles: Arc::new(angles),
+            factors,
+        }
+    }
+
+    pub(super) fn angles(&self) -> &Angles {
+        &self.angles
+    }
+
+    fn factors(&self, device: &B::Device) -> Factors<B> {
+        let known = self.factors.clone();
+        known.unwrap_or_else(|| Factors::new(&self.angles, device))
+    }
+
+    /// Heads `[tokens, heads, head_dim]` rotated, or back with `sign` −1.
+    pub(super) fn apply(&self, x: Tensor<B, 3>, sign: f64) -> Tensor<B, 3> {
+        let [tokens, heads, width] = x.dims();
+        let (dtype, half) = (x.dtype(), width / 2);
+        let Factors { cos, sin } = self.factors(&x.device());
+        // CPU backends multiply equal shapes many times faster than broadcast ones.
+        let spread = |x: Tensor<B, 3>| match B::ON_HOST {
+            true => cast(x, dtype).repeat_dim(1, heads),
+            false => cast(x, dtype),
+        };
+        let first = x.clone().slice([0..tokens, 0..heads, 0..half]);
+        let second = x.clone().slice([0..tokens, 0..heads, half..width]);
+        let swapped = Tensor::cat(vec![second, first], 2);
+        x * spread(cos) + swapped * spread(sin * sign)
+    }
+}
+
+impl<B: AutodiffBackend> Rotation<B> {
+    pub(super) fn from_inner(inner: Rotation<B::InnerBackend>) -> Self {
+        Self {
+            angles: inner.angles,
+            factors: inner.factors.map(|factors| Factors {
+                cos: Tensor::from_inner(factors.cos),
+                sin: Tensor::from_inner(factors.sin),
+            }),
+        }
+    }
+
+    pub(super) fn inner(&self) -> Rotation<B::InnerBackend> {
+        Rotation {
+            angles: self.angles.clone(),
+            factors: self.factors.clone().map(|factors| Factors {
+                cos: factors.cos.inner(),
+                sin: factors.sin.inner(),
+            }),
+        }
+    }
+}
+
+impl<B: Backend> Factors<B> {
+    fn new(angles: &Angles, device: &B::Device) -> Self {
+        let table = |values: &Vec<f32>| {
+            let shape = [values.len() / angles.head_dim, 1, angles.head_dim];
+            from_host(values.clone(), shape, device)
+        };
+        Self {
+            cos: table(&angles.cos),
+            sin: table(&angles.sin),
+        }
+    }
+}
+
+pub(super) fn rotate<B: ModelOps>(
+    x: Tensor<B, 2>,
+    rotation: &Rotation<B>,
+    scale: f64,
+) -> Tensor<B, 3> {
+    let width = rotation.angles.head_dim;
+    let [tokens, across] = x.dims();
+    let rotated = rotation.apply(x.reshape([tokens, across / width, width]), 1.0);
+    match scale == 1.0 {
+        true => rotated,
+        false => rotated * scale,
+    }
+}
+
+pub(super) fn rotate_on_host<B: ModelOps + HostMemory>(
+    x: Tensor<B, 2>,
+    rotation: &Rotation<B>,
+    scale: f64,
+) -> Tensor<B, 3> {
+    let ([tokens, across], device) = (x.dims(), x.device());
+    let angles = rotation.angles();
+    let width = angles.head_dim;
+    let x = HostTensor::new(x);
+    let x = x.values();
+    let mut out = vec![0f32; x.len()];
+    let rows = out.par_chunks_mut(across).zip(x.par_chunks(across));
+    rows.enumerate()
+        .with_min_len(64)
+        .for_each(|(token, (to, from))| {
+            for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(width)) {
+                angles.rotate(to, from, token, scale as f32, 1.0);
+            }
+        });
+    from_host(out, [tokens, across / width, width], &device)
+}

@@ -1,0 +1,717 @@
+//! Every operation against plain tensor operations in f64, and its gradients against those that
+//! Burn's autodiff gives in f64.
+//!
+//! Bounds are relative to the largest entry; "seen" is the most over Flex and NdArray, with AVX-512 and
+//! with AVX2.
+
+use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_autodiff::Autodiff;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+
+use super::*;
+use crate::packed_batch::PackedBatch;
+
+type Flex = burn_flex::Flex<f32, i32>;
+type NdArray = burn_ndarray::NdArray<f32, i64, i8>;
+/// f64 by dtype: NdArray<f64> would share its device's default dtype with NdArray<f32>.
+type Double = Autodiff<Flex>;
+
+/// Numbers within ±1 and their shape, the same each time.
+#[derive(Clone)]
+struct Numbers<const D: usize>(Vec<f32>, [usize; D]);
+
+fn numbers<const D: usize>(seed: u64, shape: [usize; D]) -> Numbers<D> {
+    let mut generator = ChaCha12Rng::seed_from_u64(seed);
+    let count = shape.iter().product();
+    let values = (0..count).map(|_| generator.random_range(-1.0f32..1.0));
+    Numbers(values.collect(), shape)
+}
+
+impl<const D: usize> Numbers<D> {
+    fn f32<B: Backend>(&self) -> Tensor<B, D> {
+        let data = TensorData::new(self.0.clone(), self.1);
+        Tensor::from_data(data, (&Default::default(), DType::F32))
+    }
+
+    fn f64(&self) -> Tensor<Double, D> {
+        let values: Vec<f64> = self.0.iter().map(|&x| x.into()).collect();
+        let data = TensorData::new(values, self.1);
+        Tensor::from_data(data, (&Default::default(), DType::F64))
+    }
+}
+
+fn exact<const D: usize>(x: Tensor<Double, D>) -> Vec<f64> {
+    x.into_data().to_vec().unwrap()
+}
+
+fn values<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
+    x.into_data().to_vec().unwrap()
+}
+
+#[track_caller]
+fn near(found: &[f32], exact: &[f64], bound: f64) {
+    assert_eq!(found.len(), exact.len());
+    let largest = exact.iter().fold(0f64, |m, x| m.max(x.abs()));
+    let gaps = found
+        .iter()
+        .zip(exact)
+        .map(|(a, b)| (f64::from(*a) - b).abs());
+    let gap = gaps.fold(0.0, f64::max);
+    if gap > 0.0 && std::env::var_os("SPPO_SHOW_ERRORS").is_some() {
+        let at = std::panic::Location::caller();
+        println!(
+            "error {:.4} of {bound:e} {}:{}",
+            gap / largest / bound,
+            at.file(),
+            at.line()
+        );
+    }
+    assert!(gap <= bound * largest, "{gap:e} of {largest}");
+}
+
+/// Output and gradients of an operation with `N` matrices, its output weighted by `weights`.
+struct Outcome<const N: usize> {
+    out: Vec<f32>,
+    gradients: [Vec<f32>; N],
+}
+
+/// The same in f64, by autodiff of plain operations.
+fn plain<const N: usize, const D: usize>(
+    inputs: &[Numbers<2>; N],
+    weights: &Numbers<D>,
+    run: impl Fn(&[Tensor<Double, 2>; N]) -> Tensor<Double, D>,
+) -> (Vec<f64>, [Vec<f64>; N]) {
+    let leaves = inputs.each_ref().map(|x| x.f64().require_grad());
+    let out = run(&leaves);
+    let mut grads = (out.clone() * weights.f64()).sum().backward();
+    let gradients = leaves.map(|leaf| {
+        let gradient = leaf.grad_remove(&mut grads).unwrap();
+        gradient.into_data().to_vec().unwrap()
+    });
+    (exact(out), gradients)
+}
+
+/// By the backend's operation under autodiff.
+fn tracked<B: Backend, const N: usize, const D: usize>(
+    inputs: &[Numbers<2>; N],
+    weights: &Numbers<D>,
+    run: impl Fn(&[Tensor<Autodiff<B>, 2>; N]) -> Tensor<Autodiff<B>, D>,
+) -> Outcome<N> {
+    let leaves = inputs
+        .each_ref()
+        .map(|x| x.f32::<Autodiff<B>>().require_grad());
+    let out = run(&leaves);
+    let mut grads = (out.clone() * weights.f32()).sum().backward();
+    Outcome {
+        out: values(out),
+        gradients: leaves.map(|leaf| values(leaf.grad_remove(&mut grads).unwrap())),
+    }
+}
+
+#[track_caller]
+fn compare<const N: usize>(
+    found: Outcome<N>,
+    (out, gradients): &(Vec<f64>, [Vec<f64>; N]),
+    bound: f64,
+) {
+    near(&found.out, out, bound);
+    for (found, exact) in found.gradients.iter().zip(gradients) {
+        near(found, exact, bound);
+    }
+}
+
+/// More rows than one thread takes, of an odd width; and one row.
+const SHAPES: [[usize; 2]; 3] = [[300, 67], [1, 33], [7, 1]];
+
+#[test]
+fn rms_norm_and_its_gradients() {
+    let eps = 1e-5;
+    for [rows, width] in SHAPES {
+        let inputs = [numbers(1, [rows, width]), numbers(2, [1, width])];
+        let weights = numbers(3, [rows, width]);
+        let expected = plain(&inputs, &weights, |[x, weight]| {
+            let root = ((x.clone() * x.clone()).mean_dim(1) + eps).sqrt();
+            x.clone() / root * weight.clone()
+        });
+        fn run<B: ModelOps>([x, weight]: &[Tensor<B, 2>; 2]) -> Tensor<B, 2> {
+            B::rms_norm(x.clone(), weight.clone().squeeze_dim(0), 1e-5)
+        }
+        // Seen: 3.0e-7. A row of one number has almost no gradient, which is a difference.
+        let bound = if width == 1 { 2e-3 } else { 2e-6 };
+        compare(
+            tracked::<Flex, 2, 2>(&inputs, &weights, run),
+            &expected,
+            bound,
+        );
+        compare(
+            tracked::<NdArray, 2, 2>(&inputs, &weights, run),
+            &expected,
+            bound,
+        );
+        let [x, weight] = &inputs;
+        let weight: Tensor<Flex, 1> = weight.f32().squeeze_dim(0);
+        let out = norm::rms_norm(x.f32::<Flex>(), weight.clone(), eps);
+        let (of_x, of_weight) = norm::rms_norm_backward(weights.f32(), x.f32(), weight, eps);
+        let found = Outcome {
+            out: values(out),
+            gradients: [values(of_x), values(of_weight)],
+        };
+        compare(found, &expected, bound);
+    }
+}
+
+#[test]
+fn swiglu_and_its_gradients() {
+    for [rows, width] in [[300, 67], [1, 33], [7, 1]] {
+        let mut inputs = [numbers(1, [rows, width]), numbers(2, [rows, width])];
+        // Far out, too, where σ is 0 or 1.
+        inputs[0].0.iter_mut().for_each(|x| *x *= 20.0);
+        inputs[0].0[0] = -90.0;
+        let weights = numbers(3, [rows, width]);
+        let expected = plain(&inputs, &weights, |[gate, up]| {
+            silu(gate.clone()) * up.clone()
+        });
+        fn run<B: ModelOps>([gate, up]: &[Tensor<B, 2>; 2]) -> Tensor<B, 2> {
+            B::swiglu(gate.clone(), up.clone())
+        }
+        // Seen: 8.2e-7, of few numbers of which none is large.
+        let bound = 3e-6;
+        compare(
+            tracked::<Flex, 2, 2>(&inputs, &weights, run),
+            &expected,
+            bound,
+        );
+        compare(
+            tracked::<NdArray, 2, 2>(&inputs, &weights, run),
+            &expected,
+            bound,
+        );
+        let [gate, up] = inputs.map(|x| x.f32::<Flex>());
+        let found = Outcome {
+            out: values(feed_forward::swiglu(gate.clone(), up.clone())),
+            gradients: feed_forward::swiglu_backward(weights.f32(), gate, up).map(values),
+        };
+        compare(found, &expected, bound);
+    }
+}
+
+#[test]
+fn linear_layers_and_their_gradients() {
+    for [rows, width] in SHAPES {
+        let inputs = [
+            numbers(1, [rows, width]),
+            numbers(2, [41, width]),
+            numbers(3, [1, 41]),
+        ];
+        let weights = numbers(4, [rows, 41]);
+        let expected = plain(&inputs, &weights, |[x, weight, bias]| {
+            x.clone().matmul(weight.clone().transpose()) + bias.clone()
+        });
+        fn run<B: ModelOps>([x, weight, bias]: &[Tensor<B, 2>; 3]) -> Tensor<B, 2> {
+            let bias = bias.clone().squeeze_dim(0);
+            B::linear_layer(x.clone(), weight.clone(), Some(bias))
+        }
+        // Seen: 4.9e-7.
+        compare(
+            tracked::<Flex, 3, 2>(&inputs, &weights, run),
+            &expected,
+            2e-6,
+        );
+        compare(
+            tracked::<NdArray, 3, 2>(&inputs, &weights, run),
+            &expected,
+            2e-6,
+        );
+    }
+}
+
+/// Nothing is computed, and nothing kept, for what has no gradient.
+#[test]
+fn frozen_weights_have_no_gradient() {
+    let x = numbers(1, [3, 5]).f32::<Autodiff<Flex>>().require_grad();
+    let weight = numbers(2, [4, 5]).f32::<Autodiff<Flex>>();
+    let mut grads = Autodiff::<Flex>::linear_layer(x.clone(), weight.clone(), None)
+        .sum()
+        .backward();
+    assert!(x.grad_remove(&mut grads).is_some());
+    assert!(weight.grad_remove(&mut grads).is_none());
+}
+
+#[test]
+fn embeddings_and_their_gradient() {
+    let ids = [3, 0, 3, 9, 9, 9, 2];
+    let inputs = [numbers(1, [10, 5])];
+    let weights = numbers(2, [ids.len(), 5]);
+    let indices: Tensor<Double, 1, Int> = ints(ids.map(i64::from).to_vec(), &Default::default());
+    let expected = plain(&inputs, &weights, |[x]| {
+        x.clone().select(0, indices.clone())
+    });
+    fn run<B: ModelOps>(x: &Tensor<B, 2>, ids: &[u32]) -> Tensor<B, 2> {
+        B::embed(x.clone(), &TokenIds::new(ids, &Default::default()))
+    }
+    let found = tracked::<Flex, 1, 2>(&inputs, &weights, |[x]| run(x, &ids));
+    compare(found, &expected, 1e-7);
+    let found = tracked::<NdArray, 1, 2>(&inputs, &weights, |[x]| run(x, &ids));
+    compare(found, &expected, 1e-7);
+    let ids = TokenIds::<Flex>::new(&ids, &Default::default());
+    near(
+        &values(embedding::backward(weights.f32(), &ids, 10)),
+        &expected.1[0],
+        1e-7,
+    );
+}
+
+#[test]
+fn target_logps_and_their_gradients() {
+    let tokens = [5, 0, 5, 30, 17];
+    // Logits of up to ±40.
+    let mut inputs = [numbers(1, [tokens.len(), 16]), numbers(2, [31, 16])];
+    inputs[0].0.iter_mut().for_each(|x| *x *= 10.0);
+    let weights = numbers(3, [tokens.len()]);
+    let indices = ints::<Double>(tokens.map(i64::from).to_vec(), &Default::default());
+    let expected = plain(&inputs, &weights, |[x, weight]| {
+        let all = log_softmax(x.clone().matmul(weight.clone().transpose()), 1);
+        all.gather(1, indices.clone().unsqueeze_dim(1))
+            .squeeze_dim(1)
+    });
+    fn run<B: ModelOps>([x, weight]: &[Tensor<B, 2>; 2], tokens: &[u32]) -> Tensor<B, 1> {
+        let targets = TokenIds::new(tokens, &Default::default());
+        B::target_logps(x.clone(), weight.clone(), &targets)
+    }
+    // Seen: 3.1e-7.
+    let found = tracked::<Flex, 2, 1>(&inputs, &weights, |x| run(x, &tokens));
+    compare(found, &expected, 2e-6);
+    let found = tracked::<NdArray, 2, 1>(&inputs, &weights, |x| run(x, &tokens));
+    compare(found, &expected, 2e-6);
+    let targets = TokenIds::<Flex>::new(&tokens, &Default::default());
+    let [x, weight] = inputs.map(|x| x.f32::<Flex>());
+    let (out, probabilities) = target_logps::forward(x.clone(), weight.clone(), &targets);
+    let of_logits = target_logps::backward(weights.f32(), probabilities, &targets);
+    let found = Outcome {
+        out: values(out),
+        gradients: [
+            values(of_logits.clone().matmul(weight)),
+            values(of_logits.transpose().matmul(x)),
+        ],
+    };
+    compare(found, &expected, 2e-6);
+}
+
+/// Sequences to attend over: several lengths, some with common beginnings.
+fn batches() -> Vec<Vec<Vec<u32>>> {
+    let sequence = |seed: u32, shared: u32, count: u32| -> Vec<u32> {
+        let begin = 0..shared;
+        begin
+            .chain((shared..count).map(|i| 1000 * seed + i))
+            .collect()
+    };
+    vec![
+        vec![vec![7]],
+        vec![sequence(1, 0, 9)],
+        // One prompt twice, another sequence, and one that is all prefix.
+        vec![
+            sequence(1, 8, 11),
+            sequence(2, 8, 17),
+            sequence(3, 0, 5),
+            sequence(4, 8, 8),
+        ],
+        // So different that they attend in padded batches of their own.
+        vec![
+            sequence(1, 0, 300),
+            sequence(2, 0, 20),
+            sequence(3, 0, 310),
+            sequence(4, 15, 22),
+        ],
+    ]
+}
+
+/// Rows turned to `positions`, plainly in f64.
+fn rotated(x: Tensor<Double, 2>, positions: &[u32], frequencies: &[f32]) -> Tensor<Double, 2> {
+    let [count, width] = x.dims();
+    let half = width / 2;
+    let table = |of: fn(f64) -> f64| -> Tensor<Double, 2> {
+        let at = |i: usize| {
+            let angle = positions[i / width] as f32 * frequencies[i % width % half];
+            of(f64::from(angle))
+        };
+        let values: Vec<f64> = (0..count * width).map(at).collect();
+        let data = TensorData::new(values, [count, width]);
+        Tensor::from_data(data, (&Default::default(), DType::F64))
+    };
+    let (first, second) = (
+        x.clone().narrow(1, 0, half),
+        x.clone().narrow(1, half, half),
+    );
+    let swapped = Tensor::cat(vec![-second, first], 1);
+    x * table(f64::cos) + swapped * table(f64::sin)
+}
+
+/// Attention sequence by sequence and head by head.
+fn plain_attention(
+    [q, k, v]: &[Tensor<Double, 2>; 3],
+    batch: &PackedBatch,
+    frequencies: &[f32],
+    heads: Heads,
+) -> Tensor<Double, 2> {
+    let device = Default::default();
+    let mut rows: Vec<Option<Tensor<Double, 2>>> = vec![None; batch.tokens()];
+    for places in &batch.places {
+        let tokens: Vec<usize> = places.tokens().collect();
+        let count = tokens.len();
+        let index = ints::<Double>(tokens.iter().map(|&t| t as i64).collect(), &device);
+        let positions: Vec<u32> = (0..count as u32).collect();
+        let of_head = |x: &Tensor<Double, 2>, head: usize| {
+            let x = x.clone().select(0, index.clone());
+            x.narrow(1, head * heads.dim, heads.dim)
+        };
+        let hidden = (0..count * count).map(|i| i % count > i / count);
+        let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), [count, count]);
+        let hidden = Tensor::from_data(hidden, &device);
+        let mixed = (0..heads.queries).map(|head| {
+            let kv = head / heads.group();
+            let query = rotated(of_head(q, head), &positions, frequencies);
+            let key = rotated(of_head(k, kv), &positions, frequencies);
+            let scores = query.matmul(key.transpose()) * heads.scale();
+            softmax(scores.mask_fill(hidden.clone(), -1e30), 1).matmul(of_head(v, kv))
+        });
+        let mixed = Tensor::cat(mixed.collect(), 1);
+        for (i, &token) in tokens.iter().enumerate() {
+            // A shared token's output is the same in each of its sequences; the first one's counts.
+            rows[token].get_or_insert_with(|| mixed.clone().narrow(0, i, 1));
+        }
+    }
+    Tensor::cat(rows.into_iter().flatten().collect(), 0)
+}
+
+#[test]
+fn packed_attention_and_its_gradients() {
+    let shapes = [(4, 2, 8), (3, 3, 2), (6, 1, 10), (1, 1, 64)];
+    for (sequences, (queries, kv, dim)) in batches().into_iter().zip(shapes.into_iter().cycle()) {
+        let heads = Heads { queries, kv, dim };
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let batch = PackedBatch::new(&sequences);
+        let frequencies: Vec<f32> = (0..dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
+        let tokens = batch.tokens();
+        let inputs = [
+            numbers(1, [tokens, queries * dim]),
+            numbers(2, [tokens, kv * dim]),
+            numbers(3, [tokens, kv * dim]),
+        ];
+        let weights = numbers(4, [tokens, queries * dim]);
+        let expected = plain(&inputs, &weights, |x| {
+            plain_attention(x, &batch, &frequencies, heads)
+        });
+        fn over<B: ModelOps>(
+            batch: &PackedBatch,
+            frequencies: &[f32],
+            heads: Heads,
+        ) -> PackedAttention<B> {
+            PackedAttention::new(batch, frequencies, heads, DType::F32, &Default::default())
+        }
+        fn run<B: AutodiffBackend<InnerBackend: ModelOps> + ModelOps>(
+            [q, k, v]: &[Tensor<B, 2>; 3],
+            over: PackedAttention<B::InnerBackend>,
+        ) -> Tensor<B, 2> {
+            let over = PackedAttention::from_inner(over);
+            B::packed_attention(q.clone(), k.clone(), v.clone(), &over)
+        }
+        // Seen: 1.1e-6.
+        let bound = 4e-6;
+        let on_flex = over::<Flex>(&batch, &frequencies, heads);
+        let found = tracked::<Flex, 3, 2>(&inputs, &weights, |x| run(x, on_flex.clone()));
+        compare(found, &expected, bound);
+        let on_ndarray = over::<NdArray>(&batch, &frequencies, heads);
+        let found = tracked::<NdArray, 3, 2>(&inputs, &weights, |x| run(x, on_ndarray.clone()));
+        compare(found, &expected, bound);
+        let [q, k, v] = inputs.map(|x| x.f32::<Flex>());
+        let (out, attended) = attention::forward(q, k, v, &on_flex);
+        let found = Outcome {
+            out: values(out),
+            gradients: attention::backward(weights.f32(), attended, &on_flex).map(values),
+        };
+        compare(found, &expected, bound);
+    }
+}
+
+#[test]
+fn layer_norm_gelu_and_rotation() {
+    fn all<B: ModelOps>() -> [Vec<f32>; 4] {
+        let (x, y) = (numbers(1, [300, 66]), numbers(2, [300, 66]));
+        let (weight, bias) = (numbers(3, [66]), numbers(4, [66]));
+        let norm =
+            |residual| B::residual_layer_norm(x.f32(), residual, weight.f32(), bias.f32(), 1e-7);
+        let frequencies: Vec<f32> = (0..11).map(|i| 0.5f32.powi(i)).collect();
+        let positions: Vec<u32> = (0..300).rev().collect();
+        let rotation = Rotation::new(&frequencies, &positions, DType::F32, &Default::default());
+        [
+            values(norm(None)),
+            values(norm(Some(y.f32()))),
+            values(B::exact_gelu(x.f32() * 5.0)),
+            values(B::rotate(x.f32(), &rotation, 0.3)),
+        ]
+    }
+    let (x, y) = (numbers(1, [300, 66]).f64(), numbers(2, [300, 66]).f64());
+    let norm = |x: Tensor<Double, 2>| {
+        let weight: Tensor<Double, 2> = numbers(3, [66]).f64().unsqueeze();
+        let bias: Tensor<Double, 2> = numbers(4, [66]).f64().unsqueeze();
+        let centred = x.clone() - x.mean_dim(1);
+        let variance = (centred.clone() * centred.clone()).mean_dim(1);
+        centred / (variance + 1e-7).sqrt() * weight + bias
+    };
+    let frequencies: Vec<f32> = (0..11).map(|i| 0.5f32.powi(i)).collect();
+    let positions: Vec<u32> = (0..300).rev().collect();
+    let heads = (0..3)
+        .map(|head| rotated(x.clone().narrow(1, 22 * head, 22), &positions, &frequencies) * 0.3);
+    let wide = x.clone() * 5.0;
+    let expected = [
+        exact(norm(x.clone())),
+        exact(norm(x.clone() + y)),
+        exact(wide.clone() * ((wide / 2f64.sqrt()).erf() + 1.0) / 2.0),
+        exact(Tensor::cat(heads.collect(), 1)),
+    ];
+    // Seen: 2.1e-7.
+    for found in [all::<Flex>(), all::<NdArray>()] {
+        for (found, expected) in found.iter().zip(&expected) {
+            near(found, expected, 2e-6);
+        }
+    }
+    let rotation = Rotation::<Flex>::new(&frequencies, &positions, DType::F32, &Default::default());
+    let x = numbers(1, [300, 66]).f32::<Flex>();
+    near(
+        &values(rotary::rotate(x.clone(), &rotation, 0.3)),
+        &expected[3],
+        2e-6,
+    );
+    let (weight, bias) = (numbers(3, [66]).f32::<Flex>(), numbers(4, [66]).f32());
+    let residual = Some(numbers(2, [300, 66]).f32());
+    near(
+        &values(norm::layer_norm(x, residual, weight, bias, 1e-7)),
+        &expected[1],
+        2e-6,
+    );
+}
+
+#[test]
+fn cached_attention_sees_what_it_should() {
+    for visible in [
+        Visible::Causal { before: 3, new: 4 },
+        Visible::Behind(vec![0, 5, 2]),
+    ] {
+        // Two heads of two queries, or of four new ones in two groups.
+        let (batch, rows, columns) = match &visible {
+            Visible::Causal { .. } => (1, 8, 7),
+            Visible::Behind(lengths) => (lengths.len(), 2, 6),
+        };
+        let q = numbers(1, [batch, 2, rows, 5]);
+        let k = numbers(2, [batch, 2, 5, columns]);
+        let v = numbers(3, [batch, 2, columns, 5]);
+        let hidden = (0..batch * 2 * rows * columns).map(|i| {
+            let (row, column) = (i / columns, i % columns);
+            let seen = match &visible {
+                Visible::Causal { before, new } => before + row % new + 1,
+                Visible::Behind(lengths) => lengths[row / (2 * rows)] + 1,
+            };
+            column >= seen
+        });
+        let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), [batch, 2, rows, columns]);
+        let hidden = Tensor::from_data(hidden, &Default::default());
+        let scores = q.f64().matmul(k.f64()).mask_fill(hidden, -1e30);
+        let expected = exact(softmax(scores, 3).matmul(v.f64()));
+        fn run<B: ModelOps>([q, k, v]: [&Numbers<4>; 3], visible: &Visible) -> Vec<f32> {
+            values(B::cached_attention(q.f32(), k.f32(), v.f32(), visible))
+        }
+        // Seen: 1.3e-7.
+        near(&run::<Flex>([&q, &k, &v], &visible), &expected, 1e-6);
+        near(&run::<NdArray>([&q, &k, &v], &visible), &expected, 1e-6);
+        let found = cached_attention::forward(q.f32::<Flex>(), k.f32(), v.f32(), &visible);
+        near(&values(found), &expected, 1e-6);
+    }
+}
+
+#[test]
+fn relative_attention_weights_are_those_of_the_formula() {
+    let (heads, sequences, length, rows, scale) = (2, 3, 5, 4, 0.4);
+    let by_distance: Vec<u32> = (0..2 * length as u32 - 1).map(|m| m * 7 % 4).collect();
+    let contents = numbers(1, [heads, sequences, length, length]);
+    let to = numbers(2, [heads, sequences * length, rows]);
+    let from = numbers(3, [heads, sequences * length, rows]);
+    let mut expected = Vec::new();
+    for matrix in 0..heads * sequences {
+        for i in 0..length {
+            let score = |j: usize| {
+                let place = by_distance[length - 1 - i + j] as usize;
+                let content = contents.0[(matrix * length + i) * length + j];
+                let to = to.0[(matrix * length + i) * rows + place];
+                let from = from.0[(matrix * length + j) * rows + place];
+                (f64::from(content) + f64::from(to) + f64::from(from)) * scale
+            };
+            let all: Vec<f64> = (0..length).map(|j| score(j).exp()).collect();
+            let sum: f64 = all.iter().sum();
+            expected.extend(all.into_iter().map(|x| x / sum));
+        }
+    }
+    fn positions<B: ModelOps>(by_distance: &[u32]) -> RelativePositions<B> {
+        RelativePositions::new(by_distance.to_vec(), 4, DType::F32, &Default::default())
+    }
+    // Seen: 2.4e-7.
+    let places = positions::<Flex>(&by_distance);
+    let found =
+        Flex::relative_attention_weights(contents.f32(), to.f32(), from.f32(), &places, scale);
+    near(&values(found), &expected, 1e-6);
+    let found = relative_attention::weights(contents.f32(), to.f32(), from.f32(), &places, scale);
+    near(&values(found), &expected, 1e-6);
+    let places = positions::<NdArray>(&by_distance);
+    let found =
+        NdArray::relative_attention_weights(contents.f32(), to.f32(), from.f32(), &places, scale);
+    near(&values(found), &expected, 1e-6);
+}
+
+/// An optimizer in f64, weight by weight.
+fn update_exactly(
+    optimizer: &Optimizer,
+    step: UpdateStep,
+    weights: &mut [f64],
+    grads: &[f32],
+    slots: &mut [Vec<f64>],
+) {
+    let UpdateStep {
+        rate,
+        number,
+        gradient_scale,
+    } = step;
+    for (i, (w, g)) in weights.iter_mut().zip(grads).enumerate() {
+        let g = f64::from(*g) * gradient_scale;
+        match optimizer {
+            Optimizer::RmsProp(o) => {
+                let g = g + o.weight_decay * *w;
+                let v = &mut slots[0][i];
+                *v = o.alpha * *v + (1.0 - o.alpha) * g * g;
+                *w -= rate * g / (v.sqrt() + o.eps);
+            }
+            Optimizer::AdamW(o) => {
+                slots[0][i] = o.beta1 * slots[0][i] + (1.0 - o.beta1) * g;
+                slots[1][i] = o.beta2 * slots[1][i] + (1.0 - o.beta2) * g * g;
+                let m = slots[0][i] / (1.0 - o.beta1.powi(number as i32));
+                let v = slots[1][i] / (1.0 - o.beta2.powi(number as i32));
+                *w -= rate * (o.weight_decay * *w + m / (v.sqrt() + o.eps));
+            }
+            Optimizer::Sgd(o) => *w -= rate * (g + o.weight_decay * *w),
+        }
+    }
+}
+
+/// Five steps, with weight decay and clipping, over more weights than one thread takes.
+#[test]
+fn updates_are_those_of_f64() {
+    let weight_decay = 0.01;
+    let optimizers = [
+        Optimizer::RmsProp(RmsProp {
+            alpha: 0.999,
+            eps: 1e-8,
+            weight_decay,
+        }),
+        Optimizer::AdamW(AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay,
+        }),
+        Optimizer::Sgd(Sgd { weight_decay }),
+    ];
+    let values_of = |seed: usize| -> Vec<f32> {
+        let value = |i: usize| ((i * 37 + seed * 11) % 1001) as f32 / 500.0 - 1.0;
+        (0..40_000).map(value).collect()
+    };
+    let tensor = |values: &[f32]| Tensor::<Flex, 1>::from_floats(values, &Default::default());
+    for optimizer in optimizers {
+        let (mut one, mut other) = (tensor(&values_of(1)), tensor(&values_of(1)));
+        let (mut slots, mut other_slots) = (Vec::new(), Vec::new());
+        let mut exact: Vec<f64> = values_of(1).iter().map(|&x| x.into()).collect();
+        let mut exact_slots = vec![vec![0.0; exact.len()]; optimizer.slots()];
+        for number in 1..=5 {
+            let step = UpdateStep {
+                rate: 0.01,
+                number,
+                gradient_scale: 0.5,
+            };
+            let grad = values_of(number + 1);
+            (one, slots) = Flex::update(&optimizer, step, one, tensor(&grad), slots);
+            (other, other_slots) =
+                optimizer::update(&optimizer, step, other, tensor(&grad), other_slots);
+            update_exactly(&optimizer, step, &mut exact, &grad, &mut exact_slots);
+        }
+        assert_eq!(
+            (slots.len(), other_slots.len()),
+            (optimizer.slots(), optimizer.slots())
+        );
+        for (weights, slots) in [(one, slots), (other, other_slots)] {
+            let found = std::iter::once(weights).chain(slots);
+            let exact = std::iter::once(&exact).chain(&exact_slots);
+            for (found, exact) in found.zip(exact) {
+                // Seen: 2.2e-7.
+                near(&values(found), exact, 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_squares_do_not_overflow() {
+    let rows = [
+        vec![3.0, 4.0],
+        vec![1e30, 1e30, 1e30],
+        vec![0.0],
+        vec![f32::NAN, 1.0],
+    ];
+    let exact = [25.0, 3e60, 0.0];
+    let tensors = || {
+        let tensor =
+            |x: &Vec<f32>| Tensor::<Flex, 1>::from_floats(x.as_slice(), &Default::default());
+        rows.iter().map(tensor).collect::<Vec<_>>()
+    };
+    for found in [
+        Flex::sums_of_squares(tensors()).unwrap(),
+        optimizer::sums_of_squares(tensors()).unwrap(),
+    ] {
+        for (found, exact) in found.iter().zip(exact) {
+            assert!(
+                (found - exact).abs() <= 1e-6 * exact,
+                "{found} is not {exact}"
+            );
+        }
+        assert!(found[3].is_nan());
+    }
+    assert!(
+        optimizer::sums_of_squares::<Flex>(Vec::new())
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn what_is_not_a_number_stays_so() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut row = [0.5, bad, -1.0, 0.0];
+        assert!(host::softmax_row(&mut row).is_nan());
+        assert!(row.iter().all(|x| x.is_nan()), "{row:?}");
+        let logps = target_logps::log_softmax_at(&mut [bad, 1.0, 2.0], 3, &[1]);
+        assert!(logps[0].is_nan());
+    }
+}
+
+#[test]
+fn exponentials_are_those_of_libm() {
+    for i in 0..870 {
+        let x = -(i as f32) / 10.0;
+        let relative = host::exp(x) / x.exp() - 1.0;
+        assert!(relative.abs() < 1e-6, "{x}: {relative}");
+    }
+    let mut rows = [1.0, 2.0, 9.0, 9.0, 3.0, 3.0, 3.0, 9.0, 5.0, 6.0, 7.0, 8.0];
+    host::softmax_used(&mut rows, 4, |row| [2, 3, 0][row]);
+    assert_eq!((rows[2], rows[3], rows[7]), (0.0, 0.0, 0.0));
+    assert!((rows[0] + rows[1] - 1.0).abs() < 1e-6 && (rows[4] - 1.0 / 3.0).abs() < 1e-6);
+    assert_eq!(rows[8..], [0.0; 4]);
+}

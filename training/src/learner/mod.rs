@@ -1,0 +1,147 @@
+//! The learner: a Llama, its optimizer, and gradients of summed response log-probabilities.
+//!
+//! A loss only has to say what one unit of each sequence's log-probability is worth; preference
+//! losses and the cross-entropy of supervised fine-tuning share everything else.
+
+mod gradients;
+mod logps;
+#[cfg(test)]
+mod oracle;
+mod pass;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use burn::module::AutodiffModule;
+use burn::tensor::{Tensor, backend::Backend};
+use sppo_model::llama::Llama;
+use sppo_model::llama::parameters::ParameterTable;
+use sppo_model::ops::{DeviceError, Optimizer, TrainingOps};
+
+use crate::config::Recompute;
+use crate::tokenise::TokenisedSequence;
+pub use gradients::{GradientReceiver, Gradients};
+pub use logps::{chunk_rows, sequence_logps};
+use pass::Pass;
+
+/// What one optimizer step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Global L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// False where the gradient was not finite and the weights were left alone.
+    pub updated: bool,
+}
+
+/// One parameter's optimizer state.
+#[derive(Clone, Debug)]
+pub struct ParamState<B: Backend> {
+    /// f32 master weights `[n]`, where the parameter itself has another dtype.
+    pub master: Option<Tensor<B, 1>>,
+    /// The optimizer's own tensors `[n]`, f32.
+    pub slots: Vec<Tensor<B, 1>>,
+}
+
+/// A model in training.
+pub struct Learner<B: TrainingOps> {
+    model: Llama<B>,
+    optimizer: Optimizer,
+    recompute: Recompute,
+    max_grad_norm: Option<f64>,
+    /// By place in the model's table; none before the first step, and for what is not trained.
+    state: Vec<Option<ParamState<B::InnerBackend>>>,
+    gradients: Gradients<B::InnerBackend>,
+    steps: usize,
+}
+
+impl<B: TrainingOps> Learner<B> {
+    /// A learner before its first step; it trains the parameters that the model's table says.
+    pub fn new(
+        model: Llama<B>,
+        optimizer: Optimizer,
+        recompute: Recompute,
+        max_grad_norm: Option<f64>,
+    ) -> Self {
+        let count = model.parameters.all().len();
+        Self {
+            model,
+            optimizer,
+            recompute,
+            max_grad_norm,
+            state: (0..count).map(|_| None).collect(),
+            gradients: Gradients::new(count),
+            steps: 0,
+        }
+    }
+
+    /// The model as it is now.
+    pub fn model(&self) -> &Llama<B> {
+        &self.model
+    }
+
+    /// The table of the model's parameters.
+    pub fn parameters(&self) -> &ParameterTable {
+        &self.model.parameters
+    }
+
+    /// The model on the inner backend, for evaluation.
+    pub fn valid(&self) -> Llama<B::InnerBackend> {
+        self.model.valid()
+    }
+
+    /// Optimizer steps taken.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// The optimizer and its settings.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Forgets the gradients gathered since the last step.
+    pub fn discard_gradients(&mut self) {
+        self.gradients.clear();
+    }
+
+    /// The gradients gathered since the last step.
+    pub fn gradients(&self) -> &Gradients<B::InnerBackend> {
+        &self.gradients
+    }
+
+    /// Optimizer state by place in the table.
+    pub fn state(&self) -> &[Option<ParamState<B::InnerBackend>>] {
+        &self.state
+    }
+
+    /// Goes on from a saved state, one entry a parameter; `model` given to `new` must be the one
+    /// saved with it.
+    pub fn restore(&mut self, steps: usize, state: Vec<Option<ParamState<B::InnerBackend>>>) {
+        debug_assert_eq!(state.len(), self.state.len());
+        self.steps = steps;
+        self.state = state;
+    }
+
+    /// Summed response log-probabilities of `sequences`, without gradients.
+    pub fn logps(&self, sequences: &[&TokenisedSequence]) -> Result<Vec<f64>, DeviceError> {
+        sequence_logps(&self.valid(), sequences)
+    }
+
+    /// Adds the gradient of Σ wᵢ · logpᵢ, where `weights` maps the summed response
+    /// log-probabilities to the wᵢ; gives the log-probabilities.
+    pub fn backward(
+        &mut self,
+        sequences: &[&TokenisedSequence],
+        weights: impl FnOnce(&[f64]) -> Vec<f64>,
+    ) -> Result<Vec<f64>, DeviceError> {
+        let pass = Pass::forward(&self.model, self.recompute, sequences)?;
+        let logps = pass.logps.clone();
+        pass.backward(&self.model, &weights(&logps), &mut self.gradients);
+        Ok(logps)
+    }
+
+    /// Global L2 norm of the gradients gathered since the last step.
+    pub fn grad_norm(&self) -> Result<f64, DeviceError> {
+        self.gradients.norm()
+    }
+}

@@ -1,0 +1,231 @@
+//! The learner against f64 (oracle.rs), on both CPU backends.
+
+use std::path::Path;
+
+use burn::module::Param;
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_autodiff::Autodiff;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+use sppo_model::llama::parameters::{Group, Kind, ParameterMapper, map_parameters};
+use sppo_model::llama::{Llama, LlamaConfig, Lora};
+
+use super::logps::SMALL_CHUNKS;
+use super::oracle::{Exact, exact};
+use super::pass::Pass;
+use super::*;
+
+type Flex = Autodiff<burn_flex::Flex<f32, i32>>;
+type NdArray = Autodiff<burn_ndarray::NdArray<f32, i64, i8>>;
+
+/// Pairs that share prompts, of several lengths.
+fn sequences() -> Vec<TokenisedSequence> {
+    let sequence = |seed: u32, prompt: usize, response: usize| {
+        let of_prompt = (0..prompt as u32).map(|i| (i * 7 + seed / 2) % 400);
+        let of_response = (0..response as u32).map(|i| (i * 11 + seed * 3) % 400);
+        TokenisedSequence {
+            ids: of_prompt.chain(of_response).collect(),
+            response_start: prompt,
+        }
+    };
+    [(2, 9, 5), (3, 9, 12), (4, 3, 4), (5, 3, 1), (6, 20, 7)]
+        .map(|(seed, prompt, response)| sequence(seed, prompt, response))
+        .to_vec()
+}
+
+const WEIGHTS: [f64; 5] = [0.7, -1.3, 0.2, 2.0, -0.4];
+
+fn golden<B: Backend>() -> (LlamaConfig, Llama<B>) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden/llama");
+    Llama::load(&dir, DType::F32, &Default::default()).unwrap()
+}
+
+/// A random model of the golden one's shape, otherwise configured.
+fn random<B: Backend>(change: impl Fn(&mut LlamaConfig)) -> (LlamaConfig, Llama<B>) {
+    let (mut config, _) = golden::<B>();
+    config.initializer_range = 0.1;
+    change(&mut config);
+    let model = Llama::<B>::init(&config, 3, &Default::default()).unwrap();
+    (config, disturbed(model, Kind::Bias))
+}
+
+/// The same model with noise within ±0.05 in all parameters of one kind, which begin at zero.
+fn disturbed<B: Backend>(model: Llama<B>, kind: Kind) -> Llama<B> {
+    struct Noise(Vec<Kind>, Kind, ChaCha12Rng);
+
+    impl<B: Backend> ParameterMapper<B> for Noise {
+        fn map<const D: usize>(
+            &mut self,
+            index: usize,
+            parameter: Param<Tensor<B, D>>,
+        ) -> Param<Tensor<B, D>> {
+            if self.0[index] != self.1 {
+                return parameter;
+            }
+            let (shape, device) = (parameter.dims(), parameter.val().device());
+            let count = shape.iter().product();
+            let values = (0..count).map(|_| self.2.random_range(-0.05f32..0.05));
+            let data = TensorData::new(values.collect::<Vec<f32>>(), shape);
+            Param::from_tensor(Tensor::from_data(data, (&device, DType::F32)))
+        }
+    }
+
+    let kinds = model.parameters.all().iter().map(|p| p.kind).collect();
+    let mut noise = Noise(kinds, kind, ChaCha12Rng::seed_from_u64(5));
+    map_parameters(model, 0, &mut noise)
+}
+
+/// Adapters that change something.
+fn with_adapters<B: Backend>(
+    (config, model): (LlamaConfig, Llama<B>),
+    targets: &[&str],
+) -> (LlamaConfig, Llama<B>) {
+    let lora = Lora {
+        rank: 3,
+        alpha: 5.0,
+        targets: targets.iter().map(|t| t.to_string()).collect(),
+        rank_stabilised: false,
+    };
+    let model = model.with_new_adapters(&config, &lora, 7).unwrap();
+    (config, disturbed(model, Kind::AdapterB))
+}
+
+fn all_targets() -> Vec<&'static str> {
+    sppo_model::llama::lora::targets().collect()
+}
+
+/// Log-probabilities, and the gradient of each parameter.
+type Outcome = (Vec<f64>, Vec<Option<Vec<f32>>>);
+
+fn by_learner<B: TrainingOps>(model: &Llama<B>, recompute: Recompute) -> Outcome {
+    let sequences = sequences();
+    let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
+    let pass = Pass::forward(model, recompute, &sequences).unwrap();
+    let count = model.parameters.all().len();
+    let mut gradients = Gradients::new(count);
+    let logps = pass.logps.clone();
+    pass.backward(model, &WEIGHTS, &mut gradients);
+    let values = |index| Some(gradients.remove(index)?.into_data().to_vec().unwrap());
+    (logps, (0..count).map(values).collect())
+}
+
+/// Both roads were up to 3.5e-6 away from f64 in a summed log-probability and up to 3.0e-6 of
+/// a parameter's largest gradient, with AVX-512 and with AVX2: bounds of three times that.
+#[track_caller]
+fn near(found: &Outcome, exact: &Exact) {
+    for (found, exact) in found.0.iter().zip(&exact.logps) {
+        assert!((found - exact).abs() < 1e-5, "{found} is not {exact}");
+    }
+    for (index, found) in found.1.iter().enumerate() {
+        let Some(found) = found else { continue };
+        let exact = &exact.gradients[index];
+        let largest = exact.iter().fold(0f64, |m, x| m.max(x.abs()));
+        assert_eq!(found.len(), exact.len());
+        let gaps = found
+            .iter()
+            .zip(exact)
+            .map(|(a, b)| (f64::from(*a) - b).abs());
+        let gap = gaps.fold(0.0, f64::max);
+        assert!(
+            gap <= 1e-5 * largest,
+            "parameter {index}: {gap} of {largest}"
+        );
+    }
+}
+
+fn agrees<B: TrainingOps>((config, model): (LlamaConfig, Llama<B>)) {
+    let sequences = sequences();
+    let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
+    let exact = exact(&model.valid(), &config, &sequences, &WEIGHTS);
+    let found = by_learner(&model, Recompute::None);
+    let given = found.1.iter().map(Option::is_some);
+    let trained = model.parameters.all().iter().map(|p| p.trained);
+    assert!(
+        given.eq(trained),
+        "gradients of what is trained, and of nothing else"
+    );
+    assert!(
+        by_learner(&model, Recompute::Layer) == found,
+        "recomputing changes bits"
+    );
+    near(&found, &exact);
+    let scored = sequence_logps(&model.valid(), &sequences).unwrap();
+    assert_eq!(scored, found.0, "scoring differs from training");
+    // Logits of five response tokens at a time instead of all.
+    SMALL_CHUNKS.set(Some(5));
+    for recompute in [Recompute::None, Recompute::Layer] {
+        near(&by_learner(&model, recompute), &exact);
+    }
+    SMALL_CHUNKS.set(None);
+}
+
+#[test]
+fn gradients_are_those_of_f64() {
+    agrees::<Flex>(golden());
+    agrees::<NdArray>(golden());
+}
+
+#[test]
+fn with_tied_embeddings() {
+    let tied = |config: &mut LlamaConfig| config.tie_word_embeddings = true;
+    agrees::<Flex>(random(tied));
+    agrees::<NdArray>(random(tied));
+}
+
+#[test]
+fn with_biases() {
+    agrees::<Flex>(random(|config| {
+        config.attention_bias = true;
+        config.mlp_bias = true;
+    }));
+}
+
+#[test]
+fn with_adapters_on_all_layers_or_some() {
+    agrees::<Flex>(with_adapters(golden(), &all_targets()));
+    agrees::<NdArray>(with_adapters(golden(), &["q_proj", "v_proj"]));
+    let biased = random(|config| config.attention_bias = true);
+    agrees::<Flex>(with_adapters(biased, &["k_proj", "down_proj"]));
+}
+
+/// Notes what arrives, and when.
+#[derive(Default)]
+struct Arrivals(Vec<Result<usize, Group>>);
+
+impl<B: Backend> GradientReceiver<B> for Arrivals {
+    fn take(&mut self, index: usize, _grad: Tensor<B, 1>) {
+        self.0.push(Ok(index));
+    }
+
+    fn done(&mut self, group: Group) {
+        self.0.push(Err(group));
+    }
+}
+
+/// A group's gradients are all there before the next group's come.
+#[test]
+fn gradients_arrive_group_by_group() {
+    let tied = random::<Flex>(|config| config.tie_word_embeddings = true).1;
+    let sequences = sequences();
+    let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
+    for model in [golden::<Flex>().1, tied] {
+        for recompute in [Recompute::None, Recompute::Layer] {
+            let mut arrivals = Arrivals::default();
+            let pass = Pass::forward(&model, recompute, &sequences).unwrap();
+            pass.backward(&model, &[1.0; 5], &mut arrivals);
+            let done: Vec<Group> = arrivals.0.iter().filter_map(|a| a.err()).collect();
+            let mut expected = vec![Group::Head];
+            expected.extend((0..model.layers.len()).rev().map(Group::Block));
+            expected.push(Group::Embeddings);
+            assert_eq!(done, expected);
+            let all = model.parameters.all();
+            let mut closed = Vec::new();
+            for arrival in arrivals.0 {
+                match arrival {
+                    Ok(index) => assert!(!closed.contains(&all[index].group), "{index}"),
+                    Err(group) => closed.push(group),
+                }
+            }
+        }
+    }
+}
