@@ -72,7 +72,7 @@ fn follow_rmsprop<B: Backend>(device: &B::Device, case: &Value) {
         Tensor::<B, 1>::from_floats(values.as_slice(), device)
     };
     let schedule = Schedule {
-        kind: config::Schedule::Linear,
+        kind: config::ScheduleKind::Linear,
         learning_rate: case["lr"].as_f64().unwrap(),
         warmup_steps: case["warmup_steps"].as_u64().unwrap() as usize,
         total_steps: case["total_steps"].as_u64().unwrap() as usize,
@@ -120,7 +120,7 @@ fn follow<B: AutodiffBackend>(device: &B::Device, run: &Value, recompute: Recomp
     let mut learner = Learner::new(model, rmsprop(), recompute, clip);
     let (loss, beta) = (kind(&run["loss_type"]), run["beta"].as_f64().unwrap());
     let schedule = Schedule {
-        kind: config::Schedule::Linear,
+        kind: config::ScheduleKind::Linear,
         learning_rate: run["learning_rate"].as_f64().unwrap(),
         warmup_steps: run["warmup_steps"].as_u64().unwrap() as usize,
         total_steps: 8,

@@ -1,3 +1,6 @@
+use proptest::prelude::*;
+use proptest::sample::Index;
+
 use super::*;
 
 fn parse(text: &str, overrides: &[&str]) -> Result<Config, ConfigError> {
@@ -57,9 +60,11 @@ fn the_resolved_configuration_loads_back_equal() {
         max_grad_norm = 1
         learning_rate = 1.0000000000000002e-7
         [judge.rubric]
-        length = { target = 20, weight = 0.5 }
-        [[judge.rubric.pattern]]
-        regex = "x"
+        length_unit = "characters"
+        forbidden = [{ pattern = '\bx"' }]
+        [[judge.rubric.required]]
+        pattern = "x"
+        weight = 0.5
     "#;
     for config in [parse(text, &[]).unwrap(), Config::default()] {
         let written = config.to_toml();
@@ -78,7 +83,7 @@ fn the_documentation_is_a_configuration_and_has_every_key() {
             assert!(!key.doc.is_empty(), "{}", key.key);
             let shown = |line: &str| {
                 let line = line.trim_start_matches("# ");
-                line.starts_with(&format!("{} = ", key.key)) || line.contains("[judge.rubric]")
+                line.starts_with(&format!("{} = ", key.key))
             };
             assert!(text.lines().any(shown), "{}", key.key);
         }
@@ -90,19 +95,27 @@ fn what_is_commented_out_can_be_given() {
     for section in Config::sections() {
         for key in section.keys {
             let Some(example) = key.example else { continue };
-            if key.key == "scores" || key.key == "tokenizer" {
-                continue;
-            }
-            // The rubric, which is the default, has no model.
-            let kind = match (section.name, key.key) {
-                ("judge", "model") => "kind = \"pairrm\"\n",
-                _ => "",
+            let name = key::join(&section.name, key.key);
+            let given = format!("{name}={example}");
+            // What the key needs beside it.
+            let beside: &[&str] = match name.as_str() {
+                "judge.model" => &["judge.kind=pairrm"],
+                "judge.scores" => &["judge.kind=scores"],
+                _ if section.name == "judge.http" => &HTTP,
+                _ => &[],
             };
-            let text = format!("[{}]\n{kind}{} = {example}\n", section.name, key.key);
-            parse(&text, &[]).unwrap_or_else(|error| panic!("{error}"));
+            let overrides = [beside, &[&given]].concat();
+            parse("", &overrides).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 }
+
+/// A judge behind an address.
+const HTTP: [&str; 3] = [
+    "judge.kind=http",
+    "judge.http.base_url=http://h",
+    "judge.http.model=m",
+];
 
 /// Bad file text, overrides, and what the message must be.
 const BAD: &[(&str, &[&str], &str)] = &[
@@ -212,9 +225,128 @@ const BAD: &[(&str, &[&str], &str)] = &[
         "run.toml line 3: train.beta and train.eta are both given; keep one of them",
     ),
     (
-        "[train]\nwarmup_ratio = 0.1",
-        &["train.warmup_steps=3"],
+        "",
+        &["train.warmup_ratio=0.2", "train.warmup_steps=3"],
         "--set: train.warmup_ratio and train.warmup_steps are both given; keep one of them",
+    ),
+    (
+        "[train]\nbeta = 0.1\neta = 10",
+        &["train.eta=3"],
+        "--set: train.beta and train.eta are both given; keep one of them",
+    ),
+    (
+        "[train]\nepochs = 10000001",
+        &[],
+        "run.toml line 2: train.epochs must be at most 10000000, found 10000001",
+    ),
+    (
+        "[judge.rubric]\nlenght_target = 3.0",
+        &[],
+        "run.toml line 2: unknown key judge.rubric.lenght_target; did you mean \
+         judge.rubric.length_target?",
+    ),
+    (
+        "[judge]\nlength_target = 3.0",
+        &[],
+        "run.toml line 2: unknown key judge.length_target; did you mean judge.rubric.length_target?",
+    ),
+    (
+        "[judge.rubric]\nlength_target = \"x\"",
+        &[],
+        "run.toml line 2: judge.rubric.length_target must be a finite number, found the string \"x\"",
+    ),
+    (
+        "[judge.rubric]\nlength_tolerance = nan",
+        &[],
+        "run.toml line 2: judge.rubric.length_tolerance must be a finite number, found NaN",
+    ),
+    (
+        "[judge.rubric]\ntemperature = 0",
+        &[],
+        "run.toml line 2: judge.rubric.temperature must be a number above 0, found 0",
+    ),
+    (
+        "[judge.rubric]\nending_weight = -1.0",
+        &[],
+        "run.toml line 2: judge.rubric.ending_weight must be a number, 0 or more, found -1",
+    ),
+    (
+        "[judge.rubric]\nrepetition_ngram = 0",
+        &[],
+        "run.toml line 2: judge.rubric.repetition_ngram must be 1 or more, found 0",
+    ),
+    (
+        "[judge.rubric]\nrequired = [\n  { pattern = 'a' },\n  { patern = 'b' },\n]",
+        &[],
+        "run.toml line 4: unknown key judge.rubric.required[1].patern; did you mean \
+         judge.rubric.required[1].pattern?",
+    ),
+    (
+        "[[judge.rubric.forbidden]]\npattern = 'a'\nweight = -1",
+        &[],
+        "run.toml line 3: judge.rubric.forbidden[0].weight must be a number, 0 or more, found -1",
+    ),
+    (
+        "[judge.rubric]\nrequired = [{ pattern = 'a', weight = \"much\" }]",
+        &[],
+        "run.toml line 2: judge.rubric.required[0].weight must be a finite number, found the \
+         string \"much\"",
+    ),
+    (
+        "[judge.rubric]\nrequired = ['a']",
+        &[],
+        "run.toml line 2: judge.rubric.required must be a list, each entry a table of pattern, \
+         weight, found an array; \"a\" does not fit",
+    ),
+    (
+        "",
+        &["judge.rubric.required=[{ pattern = '(a' }]"],
+        "--set: judge.rubric.required[0].pattern must be a regular expression, found the string \
+         \"(a\"; not a regular expression: unclosed group",
+    ),
+    (
+        "[judge.rubric]\nforbidden = [\n  { weight = 2 },\n]",
+        &[],
+        "run.toml line 3: judge.rubric.forbidden[0] needs pattern, a regular expression",
+    ),
+    (
+        "[judge.rubric]\nending_weight = 0\nlength_weight = 0\nrepetition_weight = 0",
+        &[],
+        "run.toml line 1: judge.rubric.ending_weight: all weights are 0, so every response would \
+         score the same; give one rule a weight",
+    ),
+    (
+        "[judge]\nkind = \"scores\"\nscores = \"s\"\n[judge.rubric]\nlength_target = 3",
+        &[],
+        "run.toml line 5: judge.rubric.length_target is given but judge.kind is \"scores\"; remove \
+         it or set judge.kind = \"rubric\"",
+    ),
+    (
+        "[judge.http]\nbase_url = \"http://h\"",
+        &[],
+        "run.toml line 2: judge.http.base_url is given but judge.kind is \"rubric\"; remove it or \
+         set judge.kind = \"http\"",
+    ),
+    (
+        "[judge]\nprecision = \"bf16\"",
+        &[],
+        "run.toml line 2: judge.precision is given but judge.kind is \"rubric\"; remove it or set \
+         judge.kind = \"pairrm\" or \"reward\"",
+    ),
+    (
+        "[judge]\nscores = \"s\"",
+        &[
+            "judge.kind=rubric",
+            "judge.rubric.length_target=3",
+            "judge.model=m",
+        ],
+        "--set: judge.model is given but judge.kind is \"rubric\"; remove it or set judge.kind = \
+         \"pairrm\" or \"reward\"",
+    ),
+    (
+        "[judge]\nkind = \"http\"\n[judge.http]\nmodel = \"m\"\nbase_url = \"http://h\"\ntie = \"A\"",
+        &[],
+        "run.toml: judge.http.first, second and tie must differ, found \"A\" twice",
     ),
     (
         "[model]\npath = \"m\"\n[model.init]\ntokenizer = \"t\"",
@@ -384,4 +516,253 @@ fn adapters_are_asked_for_by_their_section() {
     assert_eq!(again, config, "{}", config.to_toml());
     let targets = again.train.lora.unwrap().targets;
     assert_eq!(targets, [LoraTarget::V, LoraTarget::Q]);
+}
+
+/// Both sides of every pair of alternatives.
+const EITHER: [(&str, &str); 6] = [
+    ("train.beta=0.5", "train.eta=100"),
+    ("train.eta=8", "train.beta=0.25"),
+    ("train.warmup_ratio=0.5", "train.warmup_steps=7"),
+    ("train.warmup_steps=7", "train.warmup_ratio=0.5"),
+    ("model.path=m", "model.init.tokenizer=t"),
+    ("model.init.tokenizer=t", "model.path=m"),
+];
+
+#[test]
+fn an_override_takes_the_place_of_the_alternative_in_the_file() {
+    for (one, other) in EITHER {
+        let only = parse("", &[other]).unwrap();
+        let resolved = parse("", &[one]).unwrap().to_toml();
+        for file in [Config::documented(), resolved] {
+            let again = parse(&file, &[other]);
+            assert_eq!(
+                again.unwrap_or_else(|e| panic!("{e}")),
+                only,
+                "{one} {other}"
+            );
+        }
+    }
+    let pairs: Vec<_> = EITHER
+        .iter()
+        .map(|(one, other)| [*one, *other].join(" "))
+        .collect();
+    for (section, one, other) in check::ALTERNATIVES {
+        for (one, other) in [(one, other), (other, one)] {
+            let (one, other) = (key::join(section, one), key::join(section, other));
+            let both =
+                |pair: &&String| pair.starts_with(&one) && pair.contains(&format!(" {other}"));
+            assert_eq!(pairs.iter().filter(both).count(), 1, "{one} {other}");
+        }
+    }
+}
+
+#[test]
+fn an_override_of_the_kind_takes_the_place_of_other_judges_settings() {
+    let rules = "[judge]\nscores = \"s\"\n[judge.rubric]\nlength_target = 3\nrequired = [{ pattern = 'a' }]";
+    let config = parse(rules, &HTTP).unwrap();
+    assert_eq!(config, parse("", &HTTP).unwrap());
+    for kind in ["pairrm", "reward"] {
+        let kind = format!("judge.kind={kind}");
+        let set = [kind.as_str(), "judge.model=m"];
+        assert_eq!(
+            parse(&config.to_toml(), &set).unwrap(),
+            parse("", &set).unwrap()
+        );
+    }
+    // What is at its default is as good as absent.
+    assert_eq!(
+        parse("[judge.http]\nconcurrency = 8\n[judge.rubric]\n", &[]).unwrap(),
+        Config::default()
+    );
+}
+
+fn effective(section: &str, overrides: &[&str]) -> Effective {
+    let config = parse("", overrides).unwrap();
+    match section {
+        "train" => config.train.effective(),
+        "generate" => config.generate.effective(),
+        "judge" => config.judge.effective(),
+        _ => config.effective(),
+    }
+}
+
+#[test]
+fn the_effective_settings_are_those_that_change_the_result() {
+    let none = effective("train", &[]);
+    assert_eq!(none.to_string(), "settings 1\n");
+    for same in [
+        "train.beta2=0.5",
+        "train.learning_rate=0.0000005",
+        "train.eta=1000",
+        "train.memory_mib=5000",
+        "train.recompute=layer",
+        "train.data=p.jsonl",
+        "train.checkpoint_every=7",
+        "train.on_non_finite=skip",
+    ] {
+        assert_eq!(effective("train", &[same]), none, "{same}");
+    }
+    let sgd = ["train.optimizer=sgd"];
+    let with = |more| effective("train", &[sgd[0], more]);
+    assert_eq!(with("train.alpha=0.5"), effective("train", &sgd));
+    assert_eq!(with("train.eps=1e-6"), effective("train", &sgd));
+    assert_ne!(with("train.weight_decay=0.1"), effective("train", &sgd));
+    let adamw = [
+        "train.optimizer=adamw",
+        "train.beta2=0.5",
+        "train.alpha=0.5",
+    ];
+    let expected = "settings 1\nbeta2 = 0.5\noptimizer = \"adamw\"\n";
+    assert_eq!(effective("train", &adamw).to_string(), expected);
+    let greedy = [
+        "generate.temperature=0",
+        "generate.top_k=9",
+        "generate.batch=3",
+    ];
+    let expected = "settings 1\ntemperature = 0.0\n";
+    assert_eq!(effective("generate", &greedy).to_string(), expected);
+    assert_eq!(
+        effective("train", &["train.seed=1", "train.shuffle=false"]),
+        effective("train", &["train.shuffle=false"])
+    );
+}
+
+#[test]
+fn alternatives_are_one_effective_setting() {
+    let steps = effective("train", &["train.warmup_steps=7"]);
+    assert_eq!(steps.to_string(), "settings 1\nwarmup_steps = 7\n");
+    let ratio = effective("train", &["train.warmup_ratio=0.1"]);
+    assert_eq!(ratio, effective("train", &[]));
+    let beta = effective("train", &["train.beta=0.125"]);
+    assert_eq!(effective("train", &["train.eta=8"]), beta);
+    let mut config = Config::default();
+    config.train.warmup_ratio = None;
+    let off = config.train.effective().to_string();
+    assert_eq!(off, "settings 1\nwarmup_ratio = off\n");
+}
+
+#[test]
+fn sections_below_are_effective_by_their_names() {
+    let lora = effective("train", &["train.lora={}"]);
+    assert_eq!(lora.to_string(), "settings 1\nlora = on\n");
+    let lora = effective("train", &["train.lora.rank=4"]);
+    assert_eq!(lora.to_string(), "settings 1\nlora = on\nlora.rank = 4\n");
+    let required =
+        "judge.rubric.required=[{ pattern = 'a', weight = 1.0 }, { weight = 2, pattern = 'b' }]";
+    let rules = effective("judge", &[required, "judge.rubric.similarity_weight=1"]);
+    let expected = "settings 1\n\
+         rubric.required = [{ pattern = \"a\" }, { pattern = \"b\", weight = 2.0 }]\n\
+         rubric.similarity_weight = 1.0\n";
+    assert_eq!(rules.to_string(), expected);
+    // Settings of another kind can stand in a configuration that was not read from a file.
+    let mut judge = parse("", &[required]).unwrap().judge;
+    judge.kind = JudgeKind::Reward;
+    assert_eq!(
+        judge.effective().to_string(),
+        "settings 1\nkind = \"reward\"\n"
+    );
+    let json = serde_json::to_string(&lora).unwrap();
+    let again: Effective = serde_json::from_str(&json).unwrap();
+    assert_eq!(again, lora, "{json}");
+}
+
+#[test]
+fn ranges_and_effects_are_documented() {
+    let text = Config::documented();
+    for part in [
+        "# Highest learning rate.\n# A number above 0.\nlearning_rate = 5e-7\n",
+        "# A whole number, 1 or more. Does not change the result.\nbatch = 32\n",
+        "# A list, each entry a table of pattern, weight.\n\
+         # - pattern: In the syntax of the `regex` crate. A regular expression. (always given)\n\
+         # - weight: What a match is worth. A number, 0 or more. (1.0 unless given)\nrequired = []\n",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let sections = serde_json::to_value(Config::sections()).unwrap();
+    let find = |list: &serde_json::Value, by: &str, name: &str| {
+        let mut list = list.as_array().unwrap().iter();
+        list.find(|entry| entry[by] == name).unwrap().clone()
+    };
+    let train = find(&sections, "name", "train");
+    let rate = find(&train["keys"], "key", "learning_rate");
+    assert_eq!(
+        (&rate["expected"], &rate["affects"]),
+        (&"a number above 0".into(), &"result".into())
+    );
+    let data = find(&train["keys"], "key", "data");
+    assert_eq!(data["affects"], "nothing");
+    let rubric = find(&sections, "name", "judge.rubric");
+    let required = find(&rubric["keys"], "key", "required");
+    assert_eq!(required["entries"][1]["key"], "weight");
+}
+
+/// Numbers and text of which a value of any type can be made.
+type Raw = (Index, f64, u32, String);
+
+fn raw() -> impl Strategy<Value = Raw> {
+    let float = prop_oneof![0.0..1.0, 1e-9..1e4, any::<f64>()];
+    (any::<Index>(), float, 0..3000u32, any::<String>())
+}
+
+/// A value of the type of `shape`, the key's default or example.
+fn value(shape: &Value, key: &KeyDoc, (index, float, whole, text): &Raw) -> Value {
+    let words = key.expected.rsplit("one of ").next().unwrap_or_default();
+    let words: Vec<&str> = words.split(", ").collect();
+    match shape {
+        Value::Float(_) => Value::Float(*float),
+        Value::Integer(_) => Value::Integer((*whole).into()),
+        Value::Boolean(_) => Value::Boolean(whole % 2 == 0),
+        Value::Array(_) if !key.entries.is_empty() => {
+            let weight = ("weight".to_string(), Value::Float(*float));
+            let pattern = ("pattern".to_string(), regex::escape(text).into());
+            Value::Array(vec![Value::Table([weight, pattern].into_iter().collect())])
+        }
+        Value::Array(_) => Value::Array(vec![(*index.get(&words)).into()]),
+        _ if words.len() > 1 => (*index.get(&words)).into(),
+        _ => text.as_str().into(),
+    }
+}
+
+/// Puts a value into nested tables.
+fn put(table: &mut Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => drop(table.insert(path.into(), value)),
+        Some((section, rest)) => {
+            let below = table.entry(section).or_insert(Table::new().into());
+            put(below.as_table_mut().unwrap(), rest, value);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_configuration_loads_back_equal(
+        beside in 0..4usize,
+        given in proptest::collection::vec((any::<Index>(), raw()), 1..40),
+    ) {
+        let sections = Config::sections();
+        let keys: Vec<_> = sections.iter().flat_map(|section| &section.keys).collect();
+        let beside: &[&str] = [
+            &[][..],
+            &HTTP,
+            &["judge.kind=pairrm", "judge.model=m"],
+            &["judge.kind=scores", "judge.scores=s", "model.init.tokenizer=t"],
+        ][beside];
+        let mut table = Table::new();
+        let mut config = parse("", beside).unwrap();
+        for (index, raw) in given {
+            let key = index.get(&keys);
+            let shape = key.default.as_deref().or(key.example).unwrap();
+            let shape = format!("x = {shape}").parse::<Table>().unwrap()["x"].clone();
+            let mut next = table.clone();
+            put(&mut next, &key::join(&key.section, key.key), value(&shape, key, &raw));
+            // What is out of range or in conflict is for other tests.
+            if let Ok(found) = parse(&next.to_string(), beside) {
+                (table, config) = (next, found);
+            }
+        }
+        let written = config.to_toml();
+        let again = parse(&written, &[]).map_err(|error| error.to_string());
+        prop_assert_eq!(again, Ok(config), "{}", written);
+    }
 }

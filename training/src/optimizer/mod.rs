@@ -14,18 +14,18 @@ impl From<&config::Train> for Optimizer {
     fn from(config: &config::Train) -> Self {
         let weight_decay = config.weight_decay;
         match config.optimizer {
-            config::Optimizer::RmsProp => Self::RmsProp(RmsProp {
+            config::OptimizerKind::RmsProp => Self::RmsProp(RmsProp {
                 alpha: config.alpha,
                 eps: config.eps,
                 weight_decay,
             }),
-            config::Optimizer::AdamW => Self::AdamW(AdamW {
+            config::OptimizerKind::AdamW => Self::AdamW(AdamW {
                 beta1: config.beta1,
                 beta2: config.beta2,
                 eps: config.eps,
                 weight_decay,
             }),
-            config::Optimizer::Sgd => Self::Sgd(Sgd { weight_decay }),
+            config::OptimizerKind::Sgd => Self::Sgd(Sgd { weight_decay }),
         }
     }
 }

@@ -7,7 +7,7 @@ use sppo_model::host::is_host;
 
 use super::learning::{Start, learn, refuse_own_output};
 use super::{Policy, StageError};
-use crate::config::{self, OnNonFinite};
+use crate::config::{self, OnNonFinite, Section};
 use crate::data::{PairRow, check_probabilities, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::Schedule;
@@ -40,7 +40,7 @@ pub fn train_pairs<B: AutodiffBackend>(
     let rows = read_pairs(job.data, config)?;
     let model_key = model_fingerprint(job.model)?;
     let data = format!("{rows:?}");
-    let settings_text = format!("{:?}", config.that_matters());
+    let settings_text = config.effective().to_string();
     let key = fingerprint([
         ("pairs", data.as_bytes()),
         ("model", model_key.as_bytes()),
