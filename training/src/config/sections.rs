@@ -144,7 +144,7 @@ section! {
         /// Most memory for keys and values, in MiB; fewer sequences are generated together where
         /// it is short. Without it, `batch` alone is the bound.
         cache_memory_mib: Option<usize> = None => "16384", affects Speed;
-        /// Number format of weights, activations and cache: f32 or bf16.
+        /// Number format of weights, activations and cache.
         precision: Precision = Precision::F32;
     } {}
 }
@@ -169,7 +169,7 @@ section! {
             affects Nothing, when |j| j.kind == Scores;
         /// Tokens that the judge's model takes at a time.
         batch_tokens: usize = 8192, range COUNT, affects Speed;
-        /// Precision of the judge's model: f32 or bf16.
+        /// Precision of the judge's model.
         precision: Precision = Precision::F32, when |j| matches!(j.kind, PairRm | Reward);
         /// scores: P_ij = sigmoid((s_i - s_j) / temperature); comparisons: the mean over both
         /// orders of sigmoid(logit / temperature), for judges that compare pairs.

@@ -90,7 +90,7 @@ fn admitted(key: &KeyDoc) -> String {
         .flat_map(char::to_uppercase)
         .collect();
     let speed = match key.affects {
-        Affects::Speed => " Does not change the result.",
+        Affects::Speed => " Changes speed or memory; the result by rounding at most.",
         Affects::Result | Affects::Nothing => "",
     };
     format!("{first}{}.{speed}", letters.as_str())

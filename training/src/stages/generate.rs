@@ -408,3 +408,42 @@ fn requests(
         .map(request)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Precision;
+
+    #[test]
+    fn answers_are_drawn_as_eval_says_and_computed_as_generate_says() {
+        let mut config = Config::default();
+        config.generate.top_k = 7;
+        config.generate.batch = 3;
+        config.generate.cache_memory_mib = Some(9);
+        config.generate.precision = Precision::Bf16;
+        config.eval.samples = 2;
+        config.eval.temperature = 0.5;
+        config.eval.top_p = 0.25;
+        config.eval.max_new_tokens = 11;
+        let responses = Sampling {
+            samples: 5,
+            temperature: 0.7,
+            top_p: 0.9,
+            top_k: 7,
+            max_new_tokens: 2048,
+            batch: 3,
+            cache_memory_mib: Some(9),
+            dtype: DType::BF16,
+        };
+        assert_eq!(Sampling::from(&config.generate), responses);
+        let answers = Sampling {
+            samples: 2,
+            temperature: 0.5,
+            top_p: 0.25,
+            top_k: 0,
+            max_new_tokens: 11,
+            ..responses
+        };
+        assert_eq!(Sampling::of_answers(&config), answers);
+    }
+}
