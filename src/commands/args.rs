@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sppo_training::config::{Config, Generate, Precision};
+use sppo_training::config::{COUNT, Config, Generate, NOT_NEGATIVE, PROBABILITY, Precision, Range};
 
 use crate::backend::Device;
 use crate::errors::user;
@@ -88,6 +88,27 @@ pub struct SamplingArgs {
     /// Sequences generated together; does not change the result.
     #[arg(long, value_name = "N", default_value_t = Generate::default().batch, value_parser = count)]
     pub batch: usize,
+    /// Most memory for keys and values; fewer sequences are generated together where it is short.
+    #[arg(long, value_name = "MIB", value_parser = count)]
+    pub cache_memory_mib: Option<usize>,
+    /// Number format of weights, activations and cache: f32 or bf16.
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
+}
+
+impl From<&SamplingArgs> for Generate {
+    fn from(args: &SamplingArgs) -> Self {
+        Self {
+            samples: args.samples,
+            temperature: args.temperature,
+            top_p: args.top_p,
+            top_k: args.top_k,
+            max_new_tokens: args.max_new_tokens,
+            batch: args.batch,
+            cache_memory_mib: args.cache_memory_mib,
+            precision: args.precision,
+        }
+    }
 }
 
 /// One part of the rows, `I/N`: those whose number modulo N is I.
@@ -115,23 +136,25 @@ impl FromStr for Shard {
 
 /// A whole number above 0.
 pub fn count(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|n| *n > 0);
-    number.ok_or_else(|| "expected a whole number, 1 or more".into())
+    let number = text.parse().ok();
+    let number = number.filter(|n: &usize| COUNT.admits(*n as f64));
+    number.ok_or_else(|| format!("expected {COUNT}"))
 }
 
 /// A finite number that is 0 or more.
 pub fn not_negative(text: &str) -> Result<f64, String> {
-    let number = text
-        .parse()
-        .ok()
-        .filter(|x: &f64| x.is_finite() && *x >= 0.0);
-    number.ok_or_else(|| "expected a number, 0 or more".into())
+    real(text, NOT_NEGATIVE)
 }
 
 /// A number above 0 that is at most 1.
 pub fn probability(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|x: &f64| *x > 0.0 && *x <= 1.0);
-    number.ok_or_else(|| "expected a number above 0, at most 1".into())
+    real(text, PROBABILITY)
+}
+
+fn real(text: &str, range: Range) -> Result<f64, String> {
+    let number = text.parse().ok();
+    let number = number.filter(|x: &f64| x.is_finite() && range.admits(*x));
+    number.ok_or_else(|| format!("expected {range}"))
 }
 
 #[cfg(test)]

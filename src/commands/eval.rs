@@ -3,11 +3,12 @@
 use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use sppo_training::config::{Judge, resolve_model};
+use sppo_training::config::{JudgeConfig, Section, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::judge;
 use sppo_training::stages::{
-    Comparison, Evaluation, Generation, StageError, build_judge, compare_answers, generate,
+    Comparison, Evaluation, Generation, Sampling, StageError, build_judge, compare_answers,
+    generate,
 };
 use sppo_training::trainer::{fingerprint, model_fingerprint};
 
@@ -62,7 +63,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     for name in [&args.model, &args.against] {
         let model = resolve_model(name)?;
         // Named by what they depend on, so that a repeated evaluation finds its answers.
-        let settings = format!("{:?} {} {prompts:?}", config.eval, config.seed);
+        let settings = format!(
+            "{}{} {} {prompts:?}",
+            config.eval.effective(),
+            config.generate.precision,
+            config.seed
+        );
         let weights = model_fingerprint(&model).map_err(StageError::from)?;
         let key = fingerprint([("model", weights.as_bytes()), ("eval", settings.as_bytes())]);
         let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
@@ -70,15 +76,8 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
             model: &model,
             prompts: &prompts,
             out: &out,
-            samples: config.eval.samples,
-            temperature: config.eval.temperature,
-            top_p: config.eval.top_p,
-            top_k: 0,
-            max_new_tokens: config.eval.max_new_tokens,
+            sampling: Sampling::of_answers(&config),
             seed: config.seed,
-            batch: config.generate.batch,
-            cache_memory_mib: config.generate.cache_memory_mib,
-            dtype: config.generate.precision.dtype(),
             logprobs: false,
             label: "answering",
         };
@@ -117,7 +116,7 @@ fn text(evaluation: &Evaluation) -> String {
     )
 }
 
-struct Judging<'a>(&'a Judge);
+struct Judging<'a>(&'a JudgeConfig);
 
 impl WithBackend for Judging<'_> {
     type Output = Result<Box<dyn judge::Judge>, StageError>;

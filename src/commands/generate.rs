@@ -3,11 +3,11 @@
 use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
-use sppo_training::config::{Precision, resolve_model};
+use sppo_training::config::{self, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
-use sppo_training::stages::{Generation, StageError, generate};
+use sppo_training::stages::{Generation, Sampling, StageError, generate};
 
-use super::args::{DeviceArg, SamplingArgs, Shard, count, refuse_bf16_flag};
+use super::args::{DeviceArg, SamplingArgs, Shard, refuse_bf16_flag};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::OrUser;
 use crate::output;
@@ -38,19 +38,13 @@ pub struct Args {
     /// Adds the summed log-probability of each response under the model, in nats.
     #[arg(long)]
     pub logprobs: bool,
-    /// Most memory for keys and values; fewer sequences are generated together where it is short.
-    #[arg(long, value_name = "MIB", value_parser = count)]
-    pub cache_memory_mib: Option<usize>,
-    /// Number format of weights, activations and cache: f32 or bf16.
-    #[arg(long, default_value_t = Precision::F32)]
-    pub precision: Precision,
     #[command(flatten)]
     pub device: DeviceArg,
 }
 
 /// Samples responses.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    refuse_bf16_flag(args.precision, args.device.device)?;
+    refuse_bf16_flag(args.sampling.precision, args.device.device)?;
     let model = resolve_model(&args.model)?;
     let mut prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
     if let Some(shard) = args.shard {
@@ -61,20 +55,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
                 .is_some_and(|n: usize| n % shard.of == shard.index)
         });
     }
-    let sampling = args.sampling;
     let job = Generation {
         model: &model,
         prompts: &prompts,
         out: &args.out,
-        samples: sampling.samples,
-        temperature: sampling.temperature,
-        top_p: sampling.top_p,
-        top_k: sampling.top_k,
-        max_new_tokens: sampling.max_new_tokens,
-        seed: sampling.seed,
-        batch: sampling.batch,
-        cache_memory_mib: args.cache_memory_mib,
-        dtype: args.precision.dtype(),
+        sampling: Sampling::from(&config::Generate::from(&args.sampling)),
+        seed: args.sampling.seed,
         logprobs: args.logprobs,
         label: "generating",
     };

@@ -60,7 +60,7 @@ pub struct Args {
 
 impl Args {
     /// `[judge]` of the configuration with the flags of the command line above it.
-    fn judge(&self) -> anyhow::Result<config::Judge> {
+    fn judge(&self) -> anyhow::Result<config::JudgeConfig> {
         let mut overrides = vec![format!("judge.kind={}", self.judge)];
         let path = self.scores.as_ref().map(|path| path.display().to_string());
         let flags = [
@@ -99,7 +99,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
 }
 
 /// Prints what the http judge would ask.
-fn look(args: &Args, config: &config::Judge, json: bool) -> anyhow::Result<()> {
+fn look(args: &Args, config: &config::JudgeConfig, json: bool) -> anyhow::Result<()> {
     if args.judge != JudgeKind::Http {
         return Err(user(
             "--dry-run is for --judge http; the other judges cost nothing",
@@ -130,7 +130,7 @@ fn look(args: &Args, config: &config::Judge, json: bool) -> anyhow::Result<()> {
 
 struct JudgeResponses<'a> {
     args: &'a Args,
-    config: &'a config::Judge,
+    config: &'a config::JudgeConfig,
 }
 
 impl WithBackend for JudgeResponses<'_> {

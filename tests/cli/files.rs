@@ -475,6 +475,47 @@ fn the_configuration_that_is_printed_loads_again() {
 }
 
 #[test]
+fn what_is_printed_can_be_overridden() {
+    let place = Place::new();
+    place.write("my.toml", place.ok("config"));
+    place.write(
+        "one.toml",
+        place.ok("config --config my.toml --set train.eta=8"),
+    );
+    for file in ["my.toml", "one.toml"] {
+        let ran = place.sppo(&format!(
+            "config --config {file} --set train.eta=100 --json"
+        ));
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        let told = format!("--set train.eta takes the place of train.beta, {file} line ");
+        assert!(ran.stderr.contains(&told), "{}", ran.stderr);
+        let values: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(values["train"]["beta"], 0.01);
+        for set in [
+            "train.warmup_steps=5",
+            "model.path=m",
+            "model.init.tokenizer=t",
+            "judge.kind=pairrm --set judge.model=m",
+        ] {
+            place.ok(&format!("config --config {file} --set {set}"));
+        }
+    }
+    place.write(
+        "rules.toml",
+        "[judge.rubric]\nlength_target = 3\nending_weight = 2\n",
+    );
+    let ran = place.sppo("config --config rules.toml --set judge.kind=reward --set judge.model=m");
+    let told = "--set judge.kind = \"reward\" leaves judge.rubric.ending_weight and the like, \
+                rules.toml line 3, unused";
+    assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("length_target = 120.0"),
+        "{}",
+        ran.stdout
+    );
+}
+
+#[test]
 fn every_command_has_help_with_examples() {
     let place = Place::new();
     for command in [

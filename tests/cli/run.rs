@@ -172,11 +172,14 @@ fn the_whole_loop() {
         resolved,
         place.ok_json("config --config run.toml --set output_dir=out")
     );
-    // Done again, it finds everything done.
+    // Done again, it finds everything done, also where other settings make no difference.
     let before = results(&place, "out");
     let model = place.path("out/iteration-2/model/model.safetensors");
     let made = fs::metadata(&model).unwrap().modified().unwrap();
     assert_eq!(place.ok_json(&at("out")), line);
+    let same = "--set generate.batch=3 --set generate.top_p=0.9 --set sft.checkpoint_every=5 \
+                --set judge.rubric.length_unit=words --set train.beta2=0.5 --set eval.top_p=0.5";
+    assert_eq!(place.ok_json(&format!("{} {same}", at("out"))), line);
     assert_eq!(fs::metadata(&model).unwrap().modified().unwrap(), made);
     assert_same(results(&place, "out"), &before);
 }

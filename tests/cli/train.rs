@@ -475,17 +475,23 @@ fn a_training_does_not_replace_the_model_it_starts_from() {
 
 /// Settings that do not change the result do not train again.
 #[test]
-fn how_often_checkpoints_are_written_is_no_part_of_the_key() {
+fn what_leaves_the_result_as_it_is_is_no_part_of_the_key() {
     let place = place();
+    let made = || {
+        let metrics = fs::metadata(place.path("out/metrics.jsonl")).unwrap();
+        metrics.modified().unwrap()
+    };
     place.ok(TRAIN);
-    let before = fs::metadata(place.path("out/metrics.jsonl"))
-        .unwrap()
-        .modified()
-        .unwrap();
-    place.ok(&format!("{TRAIN} --set train.checkpoint_every=3"));
-    let after = fs::metadata(place.path("out/metrics.jsonl"))
-        .unwrap()
-        .modified()
-        .unwrap();
-    assert_eq!(before, after);
+    let before = made();
+    for same in [
+        "train.checkpoint_every=3",
+        "train.recompute=layer",
+        "train.beta2=0.5",
+        "train.weight_decay=0",
+    ] {
+        place.ok(&format!("{TRAIN} --set {same}"));
+        assert_eq!(before, made(), "{same}");
+    }
+    place.ok(&format!("{TRAIN} --set train.alpha=0.5"));
+    assert_ne!(before, made());
 }

@@ -74,7 +74,7 @@ fn follow_rmsprop<B: ModelOps>(device: &B::Device, case: &Value) {
         Tensor::<B, 1>::from_floats(values.as_slice(), device)
     };
     let schedule = Schedule {
-        kind: config::Schedule::Linear,
+        kind: config::ScheduleKind::Linear,
         learning_rate: case["lr"].as_f64().unwrap(),
         warmup_steps: case["warmup_steps"].as_u64().unwrap() as usize,
         total_steps: case["total_steps"].as_u64().unwrap() as usize,
@@ -127,7 +127,7 @@ fn follow<B: TrainingOps>(device: &B::Device, run: &Value, recompute: Recompute)
     let mut learner = Learner::new(model, rmsprop(), recompute, clip);
     let (loss, beta) = (kind(&run["loss_type"]), run["beta"].as_f64().unwrap());
     let schedule = Schedule {
-        kind: config::Schedule::Linear,
+        kind: config::ScheduleKind::Linear,
         learning_rate: run["learning_rate"].as_f64().unwrap(),
         warmup_steps: run["warmup_steps"].as_u64().unwrap() as usize,
         total_steps: 8,

@@ -175,7 +175,7 @@ fn follow<B: TrainingOps>(
     let mut learner = Learner::new(model, rmsprop(), recompute, None);
     let steps = run["steps"].as_array().unwrap();
     let schedule = Schedule {
-        kind: config::Schedule::Linear,
+        kind: config::ScheduleKind::Linear,
         learning_rate: run["learning_rate"].as_f64().unwrap(),
         warmup_steps: 1,
         total_steps: steps.len(),

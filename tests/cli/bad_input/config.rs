@@ -159,6 +159,12 @@ fn options_that_exclude_each_other() {
         "[judge]\nscores = \"s.jsonl\"",
         &["judge.scores is given but judge.kind is \"rubric\""],
     );
+    refused_config(
+        "[judge.http]\nmodel = \"m\"",
+        &[
+            "c.toml line 2: judge.http.model is given but judge.kind is \"rubric\"; remove it or set judge.kind = \"http\"",
+        ],
+    );
 }
 
 #[test]

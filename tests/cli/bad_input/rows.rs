@@ -266,27 +266,36 @@ fn rubrics_that_make_no_sense() {
         (
             "lenght_target = 3.0",
             [
-                "[judge.rubric]: unknown field `lenght_target`",
-                "length_target",
+                "c.toml line 2: unknown key judge.rubric.lenght_target",
+                "did you mean judge.rubric.length_target?",
             ],
         ),
-        ("length_target = \"x\"", ["[judge.rubric]", "length_target"]),
+        (
+            "length_target = \"x\"",
+            [
+                "c.toml line 2: judge.rubric.length_target must be a finite number",
+                "found the string \"x\"",
+            ],
+        ),
         (
             "required = [{ pattern = '(a', weight = 1.0 }]",
             [
-                "judge.rubric.required[0].pattern",
-                "not a regular expression",
+                "c.toml line 2: judge.rubric.required[0].pattern",
+                "not a regular expression: unclosed group",
             ],
         ),
         (
             "forbidden = [{ pattern = 'a', weight = -1.0 }]",
-            ["judge.rubric.forbidden[0].weight", "found -1"],
+            [
+                "c.toml line 2: judge.rubric.forbidden[0].weight",
+                "found -1",
+            ],
         ),
         (
             "temperature = 0.0",
             [
-                "judge.rubric.temperature",
-                "must be a finite number above 0, found 0",
+                "c.toml line 2: judge.rubric.temperature",
+                "must be a number above 0, found 0",
             ],
         ),
         (

@@ -1,38 +1,133 @@
-//! Ranges of numbers and options that exclude each other.
+//! Rules over several keys: what excludes what, what needs what, and how one bounds another.
+
+use std::collections::HashSet;
 
 use toml::Table;
 
-use super::source::Source;
-use super::{Config, ConfigError, Init, Judge, JudgeKind, LoraTarget, Probability, TrainLora};
+use super::choices::{JudgeKind, LoraTarget};
+use super::define::Section;
+use super::error::ConfigError;
+use super::key::join;
+use super::places::KeyPlaces;
+use super::sections::{Config, Init, JudgeConfig, JudgeHttp, RubricConfig, TrainLora};
 
-/// Refuses options of which only one may be given; `table` holds what was given.
-pub fn conflicts(table: &Table, source: &Source) -> Result<(), ConfigError> {
-    let pairs = [
-        ("model", "path", "init"),
-        ("train", "beta", "eta"),
-        ("train", "warmup_ratio", "warmup_steps"),
-    ];
-    for (section, one, other) in pairs {
-        let Some(given) = table.get(section).and_then(|value| value.as_table()) else {
+/// Keys of a section of which only one can be given.
+pub const ALTERNATIVES: [(&str, &str, &str); 3] = [
+    ("model", "path", "init"),
+    ("train", "beta", "eta"),
+    ("train", "warmup_ratio", "warmup_steps"),
+];
+
+/// Settles each pair of alternatives: one that `--set` gives takes the place of one that the file
+/// gives; two from the same side are refused. `table` holds what was given.
+pub fn alternatives(table: &mut Table, places: &KeyPlaces) -> Result<(), ConfigError> {
+    for (section, one, other) in ALTERNATIVES {
+        let Some(given) = table
+            .get_mut(section)
+            .and_then(|value| value.as_table_mut())
+        else {
             continue;
         };
-        if given.contains_key(one) && given.contains_key(other) {
-            return Err(ConfigError::Conflict {
-                at: source.at(&format!("{section}.{other}")),
-                message: format!(
-                    "{section}.{one} and {section}.{other} are both given; keep one of them"
-                ),
-            });
+        if !(given.contains_key(one) && given.contains_key(other)) {
+            continue;
         }
+        let [first, second] = [one, other].map(|key| join(section, key));
+        let (kept, dropped) = match (places.is_set(&first), places.is_set(&second)) {
+            (true, false) if !places.in_file(&first) => (&first, &second),
+            (false, true) if !places.in_file(&second) => (&second, &first),
+            _ => {
+                return Err(ConfigError::Conflict {
+                    at: places.at(&second),
+                    message: format!("{first} and {second} are both given; keep one of them"),
+                });
+            }
+        };
+        tracing::info!(
+            "--set {kept} takes the place of {dropped}, {}",
+            places.at(dropped)
+        );
+        given.remove(if *dropped == first { one } else { other });
     }
     Ok(())
 }
 
-/// Checks every number's range and the values that depend on each other.
-pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
-    let check = Check { source };
-    check.counts(config)?;
-    check.numbers(config)?;
+/// Settings that only other kinds of judge use: refused, or taken out of `table` where `--set`
+/// chose the kind and the file gave them. True where some were taken out.
+pub fn unused_by_judge(
+    judge: &JudgeConfig,
+    table: &mut Table,
+    places: &KeyPlaces,
+) -> Result<bool, ConfigError> {
+    let used = used_by(judge.kind);
+    let mut sections = Vec::new();
+    judge.settings("judge", true, &mut sections);
+    let mut taken = false;
+    for section in sections {
+        let given = section.settings.iter().filter(|setting| !setting.default);
+        let given = given.map(|setting| (setting.key, join(&section.name, setting.key)));
+        let unused: Vec<_> = given.filter(|(_, path)| !used.contains(path)).collect();
+        let replaced = |path: &str| places.is_set("judge.kind") && !places.is_set(path);
+        if let Some((_, path)) = unused.iter().find(|(_, path)| !replaced(path)) {
+            return Err(unused_key(path, judge.kind, places));
+        }
+        let Some((_, first)) = unused.first() else {
+            continue;
+        };
+        tracing::info!(
+            "--set judge.kind = {:?} leaves {first} and the like, {}, unused",
+            judge.kind.word(),
+            places.at(first)
+        );
+        for (key, _) in unused {
+            remove(table, &section.name, key);
+        }
+        taken = true;
+    }
+    Ok(taken)
+}
+
+/// The settings that a kind of judge takes, others at their default.
+fn used_by(kind: JudgeKind) -> HashSet<String> {
+    let mut sections = Vec::new();
+    let judge = JudgeConfig {
+        kind,
+        ..JudgeConfig::default()
+    };
+    judge.settings("judge", true, &mut sections);
+    let used = sections.iter().flat_map(|section| {
+        let used = section.settings.iter().filter(|setting| setting.in_effect);
+        used.map(|setting| join(&section.name, setting.key))
+    });
+    used.collect()
+}
+
+fn unused_key(path: &str, kind: JudgeKind, places: &KeyPlaces) -> ConfigError {
+    let users = JudgeKind::ALL.iter().copied();
+    let users = users.filter(|user| used_by(*user).contains(path));
+    let users: Vec<String> = users.map(|user| format!("{:?}", user.word())).collect();
+    ConfigError::Conflict {
+        at: places.at(path),
+        message: format!(
+            "{path} is given but judge.kind is {:?}; remove it or set judge.kind = {}",
+            kind.word(),
+            users.join(" or ")
+        ),
+    }
+}
+
+fn remove(table: &mut Table, section: &str, key: &str) {
+    let parts = section.split('.');
+    let within = parts.into_iter().try_fold(table, |table, part| {
+        table.get_mut(part).and_then(|value| value.as_table_mut())
+    });
+    if let Some(table) = within {
+        table.remove(key);
+    }
+}
+
+/// Checks the values that depend on each other.
+pub fn values(config: &Config, places: &KeyPlaces) -> Result<(), ConfigError> {
+    let check = Check { places };
     if let Some(init) = &config.model.init {
         check.init(init)?;
     }
@@ -53,7 +148,7 @@ pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
     }
     if train.eval_every > 0 && train.eval_data.is_none() {
         return Err(ConfigError::Missing {
-            at: source.at("train.eval_every"),
+            at: places.at("train.eval_every"),
             message: "train.eval_every needs train.eval_data, a file of held-out pairs".into(),
         });
     }
@@ -63,8 +158,8 @@ pub fn values(config: &Config, source: &Source) -> Result<(), ConfigError> {
     check.judge(&config.judge)
 }
 
-struct Check<'s> {
-    source: &'s Source,
+struct Check<'p> {
+    places: &'p KeyPlaces,
 }
 
 impl Check<'_> {
@@ -79,49 +174,19 @@ impl Check<'_> {
             return Ok(());
         }
         Err(ConfigError::WrongValue {
-            at: self.source.at(key),
+            at: self.places.at(key),
             key: key.into(),
             expected: expected(),
             found: found.to_string(),
         })
     }
 
-    /// What each kind of judge needs, and what no kind but one can use.
-    fn judge(&self, judge: &Judge) -> Result<(), ConfigError> {
-        use JudgeKind::{Http, PairRm, Reward, Scores};
+    /// What each kind of judge needs.
+    fn judge(&self, judge: &JudgeConfig) -> Result<(), ConfigError> {
+        use JudgeKind::{Http, PairRm, Reward, Rubric, Scores};
         let kind = judge.kind;
-        let given: [(&str, bool, &[JudgeKind]); 4] = [
-            ("judge.scores", judge.scores.is_some(), &[Scores]),
-            ("judge.model", judge.model.is_some(), &[PairRm, Reward]),
-            (
-                "judge.temperature",
-                judge.temperature != 1.0,
-                &[PairRm, Reward, Http, Scores],
-            ),
-            (
-                "judge.probability",
-                judge.probability == Probability::Comparisons,
-                &[PairRm, Http, Scores],
-            ),
-        ];
-        for (key, given, users) in given {
-            if given && !users.contains(&kind) {
-                let users: Vec<String> = users
-                    .iter()
-                    .map(|user| format!("{:?}", user.word()))
-                    .collect();
-                return Err(ConfigError::Conflict {
-                    at: self.source.at(key),
-                    message: format!(
-                        "{key} is given but judge.kind is {:?}; remove it or set judge.kind = {}",
-                        kind.word(),
-                        users.join(" or ")
-                    ),
-                });
-            }
-        }
         let missing = |key: &str, what: &str| ConfigError::Missing {
-            at: self.source.at("judge.kind"),
+            at: self.places.at("judge.kind"),
             message: format!("judge.kind = {:?} needs {key}, {what}", kind.word()),
         };
         match kind {
@@ -139,118 +204,59 @@ impl Check<'_> {
                 "judge.http.model",
                 "the model's name on the server",
             )),
-            _ => Ok(()),
+            Http => self.answers(&judge.http),
+            Rubric => self.rubric(&judge.rubric),
+            Scores | PairRm | Reward => Ok(()),
         }
     }
 
-    /// Whole numbers that have a least value.
-    fn counts(&self, config: &Config) -> Result<(), ConfigError> {
-        let (sft, train) = (&config.sft, &config.train);
-        let limits = [
-            ("prompts.per_iteration", config.prompts.per_iteration),
-            ("judge.samples", config.judge.samples),
-            ("train.memory_mib", train.memory_mib),
-            ("eval.prompts", config.eval.prompts),
-        ];
-        let limits = limits.into_iter().filter_map(|(key, n)| Some((key, n?, 1)));
-        let counts = [
-            ("iterations", config.iterations, 1),
-            ("sft.epochs", sft.epochs, 1),
-            ("sft.batch_size", sft.batch_size, 1),
-            ("sft.gradient_accumulation", sft.gradient_accumulation, 1),
-            ("sft.max_length", sft.max_length, 4),
-            ("generate.samples", config.generate.samples, 2),
-            ("generate.max_new_tokens", config.generate.max_new_tokens, 1),
-            ("generate.batch", config.generate.batch, 1),
-            ("train.epochs", train.epochs, 1),
-            ("train.batch_size", train.batch_size, 1),
-            (
-                "train.gradient_accumulation",
-                train.gradient_accumulation,
-                1,
-            ),
-            ("train.max_length", train.max_length, 2),
-            ("train.max_prompt_length", train.max_prompt_length, 1),
-            ("train.keep_checkpoints", train.keep_checkpoints, 1),
-            ("judge.batch_tokens", config.judge.batch_tokens, 1),
-            ("judge.http.max_tokens", config.judge.http.max_tokens, 1),
-            ("judge.http.concurrency", config.judge.http.concurrency, 1),
-            ("eval.samples", config.eval.samples, 1),
-            ("eval.max_new_tokens", config.eval.max_new_tokens, 1),
-        ];
-        for (key, found, least) in counts.into_iter().chain(limits) {
-            let most = 10_000_000;
-            let range = || match found > most {
-                true => format!("at most {most}"),
-                false => format!("{least} or more"),
-            };
-            self.that(key, (least..=most).contains(&found), range, found)?;
+    fn answers(&self, http: &JudgeHttp) -> Result<(), ConfigError> {
+        let words = [&http.first, &http.second, &http.tie];
+        let twice = |i: &usize| words[..*i].contains(&words[*i]);
+        match (1..words.len()).find(twice) {
+            None => Ok(()),
+            Some(i) => Err(ConfigError::Conflict {
+                at: self.places.at("judge.http.first"),
+                message: format!(
+                    "judge.http.first, second and tie must differ, found {:?} twice",
+                    words[i]
+                ),
+            }),
         }
-        Ok(())
     }
 
-    /// Numbers with a fraction; every one is finite already.
-    fn numbers(&self, config: &Config) -> Result<(), ConfigError> {
-        let (sft, train) = (&config.sft, &config.train);
-        let optional = [
-            ("sft.max_grad_norm", sft.max_grad_norm, POSITIVE),
-            ("train.max_grad_norm", train.max_grad_norm, POSITIVE),
-            ("train.eta", train.eta, INVERTIBLE),
-            ("train.warmup_ratio", train.warmup_ratio, RATIO),
-        ];
-        let optional = optional
-            .into_iter()
-            .filter_map(|(key, x, r)| Some((key, x?, r)));
-        let numbers = [
-            ("sft.learning_rate", sft.learning_rate, POSITIVE),
-            ("sft.warmup_ratio", sft.warmup_ratio, RATIO),
-            (
-                "generate.temperature",
-                config.generate.temperature,
-                NOT_NEGATIVE,
-            ),
-            ("generate.top_p", config.generate.top_p, PROBABILITY),
-            ("eval.top_p", config.eval.top_p, PROBABILITY),
-            ("judge.temperature", config.judge.temperature, POSITIVE),
-            (
-                "judge.http.text_logit",
-                config.judge.http.text_logit,
-                POSITIVE,
-            ),
-            (
-                "judge.http.timeout_seconds",
-                config.judge.http.timeout_seconds,
-                POSITIVE,
-            ),
-            (
-                "judge.http.retry_seconds",
-                config.judge.http.retry_seconds,
-                POSITIVE,
-            ),
-            ("train.learning_rate", train.learning_rate, POSITIVE),
-            ("train.beta", train.beta, POSITIVE),
-            ("train.alpha", train.alpha, DECAY),
-            ("train.eps", train.eps, POSITIVE),
-            ("train.beta1", train.beta1, DECAY),
-            ("train.beta2", train.beta2, DECAY),
-            ("train.weight_decay", train.weight_decay, NOT_NEGATIVE),
-            ("eval.temperature", config.eval.temperature, NOT_NEGATIVE),
-        ];
-        for (key, found, range) in numbers.into_iter().chain(optional) {
-            self.in_range(key, found, range)?;
+    fn rubric(&self, rubric: &RubricConfig) -> Result<(), ConfigError> {
+        for (key, rules) in [
+            ("required", &rubric.required),
+            ("forbidden", &rubric.forbidden),
+        ] {
+            if let Some(i) = rules.iter().position(|rule| rule.pattern.is_none()) {
+                let path = format!("judge.rubric.{key}[{i}]");
+                return Err(ConfigError::Missing {
+                    at: self.places.at(&path),
+                    message: format!("{path} needs pattern, a regular expression"),
+                });
+            }
         }
-        Ok(())
-    }
-
-    fn in_range(&self, key: &str, found: f64, range: Range) -> Result<(), ConfigError> {
-        self.that(key, (range.holds)(found), || range.says.into(), found)
+        let patterns = rubric.required.iter().chain(&rubric.forbidden);
+        let mut weights = patterns.map(|rule| rule.weight).chain([
+            rubric.ending_weight,
+            rubric.length_weight,
+            rubric.repetition_weight,
+            rubric.similarity_weight,
+        ]);
+        match weights.any(|weight| weight > 0.0) {
+            true => Ok(()),
+            false => Err(ConfigError::Conflict {
+                at: self.places.at("judge.rubric"),
+                message: "judge.rubric.ending_weight: all weights are 0, so every response would \
+                          score the same; give one rule a weight"
+                    .into(),
+            }),
+        }
     }
 
     fn lora(&self, lora: &TrainLora) -> Result<(), ConfigError> {
-        let range = || "from 1 to 65536".into();
-        let fits = (1..=1 << 16).contains(&lora.rank);
-        self.that("train.lora.rank", fits, range, lora.rank)?;
-        self.in_range("train.lora.alpha", lora.alpha, POSITIVE)?;
         let targets = &lora.targets;
         let twice = |i: &usize| targets[..*i].contains(&targets[*i]);
         let found = match (targets.is_empty(), (0..targets.len()).find(twice)) {
@@ -265,27 +271,10 @@ impl Check<'_> {
     fn init(&self, init: &Init) -> Result<(), ConfigError> {
         if init.tokenizer.as_os_str().is_empty() {
             return Err(ConfigError::Missing {
-                at: self.source.at("model.init"),
+                at: self.places.at("model.init"),
                 message: "[model.init] needs tokenizer, the folder with the tokenizer".into(),
             });
         }
-        let counts = [
-            ("model.init.hidden_size", init.hidden_size),
-            ("model.init.intermediate_size", init.intermediate_size),
-            ("model.init.layers", init.layers),
-            ("model.init.heads", init.heads),
-            ("model.init.kv_heads", init.kv_heads),
-            ("model.init.context", init.context),
-        ];
-        for (key, found) in counts {
-            self.that(key, found >= 1, || "1 or more".into(), found)?;
-        }
-        self.in_range("model.init.rope_theta", init.rope_theta, POSITIVE)?;
-        self.in_range(
-            "model.init.initializer_range",
-            init.initializer_range,
-            POSITIVE,
-        )?;
         let head_dim = init.hidden_size / init.heads;
         self.that(
             "model.init.heads",
@@ -306,34 +295,3 @@ impl Check<'_> {
         )
     }
 }
-
-#[derive(Clone, Copy)]
-struct Range {
-    holds: fn(f64) -> bool,
-    says: &'static str,
-}
-
-const POSITIVE: Range = Range {
-    holds: |x| x > 0.0,
-    says: "a number above 0",
-};
-const INVERTIBLE: Range = Range {
-    holds: |x| x > 0.0 && x.recip().is_finite(),
-    says: "a number above 0",
-};
-const NOT_NEGATIVE: Range = Range {
-    holds: |x| x >= 0.0,
-    says: "a number, 0 or more",
-};
-const RATIO: Range = Range {
-    holds: |x| (0.0..=1.0).contains(&x),
-    says: "a number from 0 to 1",
-};
-const PROBABILITY: Range = Range {
-    holds: |x| x > 0.0 && x <= 1.0,
-    says: "a number above 0, at most 1",
-};
-const DECAY: Range = Range {
-    holds: |x| (0.0..1.0).contains(&x),
-    says: "a number from 0 to below 1",
-};

@@ -1,34 +1,20 @@
-//! `section!` and `choice!`: one definition of a key gives its field, default, parser and documentation.
+//! `section!` and `choice!`: one definition of a key gives its field, default, range, parser and
+//! documentation, and says what it affects.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::{ConfigError, source::Source};
-
-/// One documented key of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct KeyDoc {
-    /// Section, dotted; empty for the top level.
-    pub section: &'static str,
-    /// Key within the section.
-    pub key: &'static str,
-    /// What it does.
-    pub doc: String,
-    /// What a value looks like, e.g. `a number` or `one of linear, cosine, constant`.
-    pub expected: String,
-    /// Default as TOML text; absent for a key that is off unless given.
-    pub default: Option<String>,
-    /// A value to show where there is no default.
-    pub example: Option<&'static str>,
-}
+use super::key::{Affects, Key, KeyDoc, Misfit, join, number, toml_text};
+use super::range::Range;
 
 /// One documented section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SectionDoc {
     /// Dotted name; empty for the top level.
-    pub name: &'static str,
+    pub name: String,
     /// What the section is for.
     pub doc: String,
     /// Whether the section does nothing unless it is given.
@@ -37,186 +23,141 @@ pub struct SectionDoc {
     pub keys: Vec<KeyDoc>,
 }
 
-/// A section's resolved values, in order of definition.
-pub struct SectionValues {
-    /// Dotted name; empty for the top level.
-    pub name: &'static str,
-    /// Keys that have a value.
-    pub values: Vec<(&'static str, Value)>,
+/// The value of one key.
+pub struct Setting {
+    /// Key within its section.
+    pub key: &'static str,
+    /// Its value; none for a key that is off.
+    pub value: Option<Value>,
+    /// The value without what is at its default inside.
+    pub short: Option<Value>,
+    /// Whether it is at its default.
+    pub default: bool,
+    /// What it changes.
+    pub affects: Affects,
+    /// Whether other settings leave it something to do.
+    pub in_effect: bool,
+}
+
+/// A section's values, in order of definition.
+pub struct SectionSettings {
+    /// Dotted name below where the listing began.
+    pub name: String,
+    /// Whether the section is one that might not be there.
+    pub optional: bool,
+    /// Its keys.
+    pub settings: Vec<Setting>,
 }
 
 /// A section of the configuration; implemented by `section!`.
-pub trait Section: Sized {
+pub trait Section: Key {
     /// Appends the documentation of this section and those below it.
-    fn docs(out: &mut Vec<SectionDoc>);
-    /// Reads the section from its table; keys that are not given keep their defaults.
-    fn read(table: Option<&Table>, source: &Source) -> Result<Self, ConfigError>;
+    fn docs(name: &str, out: &mut Vec<SectionDoc>);
     /// Appends the values of this section and those below it.
-    fn write(&self, out: &mut Vec<SectionValues>);
+    fn settings(&self, name: &str, in_effect: bool, out: &mut Vec<SectionSettings>);
+
+    /// What the section's results depend on, see [`Effective`].
+    fn effective(&self) -> Effective {
+        let mut sections = Vec::new();
+        self.settings("", true, &mut sections);
+        Effective::of(&sections)
+    }
 }
 
 impl<S: Section> Section for Option<S> {
-    fn docs(out: &mut Vec<SectionDoc>) {
+    fn docs(name: &str, out: &mut Vec<SectionDoc>) {
         let first = out.len();
-        S::docs(out);
+        S::docs(name, out);
         out[first..].iter_mut().for_each(|doc| doc.optional = true);
     }
 
-    fn read(table: Option<&Table>, source: &Source) -> Result<Self, ConfigError> {
-        table.map(|table| S::read(Some(table), source)).transpose()
-    }
-
-    fn write(&self, out: &mut Vec<SectionValues>) {
+    fn settings(&self, name: &str, in_effect: bool, out: &mut Vec<SectionSettings>) {
+        let first = out.len();
         if let Some(section) = self {
-            section.write(out);
+            section.settings(name, in_effect, out);
+            out[first].optional = true;
         }
     }
 }
 
-/// The type of a key.
-pub trait Key: Sized {
-    /// What a value looks like, for messages and documentation.
-    fn expected() -> String;
-    /// Reads a TOML value; `None` when it does not fit.
-    fn read(value: &Value) -> Option<Self>;
-    /// The TOML value; `None` when there is nothing to write.
-    fn write(&self) -> Option<Value>;
-    /// A nearer explanation of why a value does not fit, if there is one.
-    fn hint(_value: &Value) -> Option<String> {
-        None
-    }
+/// The settings of a section that its results depend on, by name: those that are not at their
+/// default, that are in effect beside the others, and that change more than speed.
+///
+/// As defaults are left out, a new key whose default means "as before" leaves the effective
+/// settings of all that exists as they are. A default that changes its meaning, or a key that
+/// does, needs a new [`Effective::FORMAT`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effective {
+    /// Version of what names and values mean.
+    pub format: u32,
+    /// Dotted names below the section, and values as TOML text.
+    pub settings: BTreeMap<String, String>,
 }
 
-impl Key for f64 {
-    fn expected() -> String {
-        "a finite number".into()
-    }
-    fn read(value: &Value) -> Option<Self> {
-        match value {
-            Value::Float(x) if x.is_finite() => Some(*x),
-            Value::Integer(x) => Some(*x as f64),
-            _ => None,
+impl Effective {
+    /// The version that this program writes.
+    pub const FORMAT: u32 = 1;
+
+    fn of(sections: &[SectionSettings]) -> Self {
+        let mut settings = BTreeMap::new();
+        for section in sections {
+            let kept = section.settings.iter().filter(|setting| {
+                setting.affects == Affects::Result && setting.in_effect && !setting.default
+            });
+            settings.extend(kept.map(|setting| {
+                let value = setting.short.as_ref().map_or("off".into(), toml_text);
+                (join(&section.name, setting.key), value)
+            }));
+            // All its keys may be at their defaults.
+            if section.optional {
+                settings.insert(section.name.clone(), "on".into());
+            }
+        }
+        Self {
+            format: Self::FORMAT,
+            settings,
         }
     }
-    fn write(&self) -> Option<Value> {
-        Some(Value::Float(*self))
+}
+
+/// The version, then a line `name = value` for each setting.
+impl fmt::Display for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "settings {}", self.format)?;
+        let mut lines = self.settings.iter();
+        lines.try_for_each(|(name, value)| writeln!(f, "{name} = {value}"))
     }
 }
 
-impl Key for usize {
-    fn expected() -> String {
-        "a whole number, 0 or more".into()
+/// Reads one field of a section's table; `default` where it is not given.
+pub fn read_field<K: Key>(
+    table: &Table,
+    section: &str,
+    key: &str,
+    range: &[Range],
+    default: K,
+) -> Result<K, Misfit> {
+    let Some(value) = table.get(key) else {
+        return Ok(default);
+    };
+    let path = join(section, key);
+    let field = K::read(value, &path)?;
+    if let (Some(range), Some(found)) = (range.first(), number(value))
+        && let Some(expected) = range.broken_by(found)
+    {
+        return Err(Misfit {
+            key: path,
+            expected,
+            found: found.to_string(),
+            hint: None,
+        });
     }
-    fn read(value: &Value) -> Option<Self> {
-        value.as_integer().and_then(|x| x.try_into().ok())
-    }
-    fn write(&self) -> Option<Value> {
-        i64::try_from(*self).ok().map(Value::Integer)
-    }
+    Ok(field)
 }
 
-impl Key for u64 {
-    fn expected() -> String {
-        usize::expected()
-    }
-    fn read(value: &Value) -> Option<Self> {
-        value.as_integer().and_then(|x| x.try_into().ok())
-    }
-    fn write(&self) -> Option<Value> {
-        i64::try_from(*self).ok().map(Value::Integer)
-    }
-}
-
-impl Key for bool {
-    fn expected() -> String {
-        "true or false".into()
-    }
-    fn read(value: &Value) -> Option<Self> {
-        value.as_bool()
-    }
-    fn write(&self) -> Option<Value> {
-        Some(Value::Boolean(*self))
-    }
-}
-
-impl Key for String {
-    fn expected() -> String {
-        "a string that is not empty".into()
-    }
-    fn read(value: &Value) -> Option<Self> {
-        value.as_str().filter(|s| !s.is_empty()).map(Into::into)
-    }
-    fn write(&self) -> Option<Value> {
-        Some(Value::String(self.clone()))
-    }
-}
-
-/// An empty path stands for one that was not given.
-impl Key for PathBuf {
-    fn expected() -> String {
-        "a path (a string that is not empty)".into()
-    }
-    fn read(value: &Value) -> Option<Self> {
-        String::read(value).map(Into::into)
-    }
-    fn write(&self) -> Option<Value> {
-        let path = self.to_string_lossy();
-        (!path.is_empty()).then(|| Value::String(path.into_owned()))
-    }
-}
-
-/// A table whose keys are defined elsewhere.
-impl Key for Table {
-    fn expected() -> String {
-        "a table".into()
-    }
-    fn read(value: &Value) -> Option<Self> {
-        value.as_table().cloned()
-    }
-    fn write(&self) -> Option<Value> {
-        Some(Value::Table(self.clone()))
-    }
-}
-
-impl<K: Key> Key for Option<K> {
-    fn expected() -> String {
-        K::expected()
-    }
-    fn read(value: &Value) -> Option<Self> {
-        K::read(value).map(Some)
-    }
-    fn write(&self) -> Option<Value> {
-        self.as_ref().and_then(K::write)
-    }
-    fn hint(value: &Value) -> Option<String> {
-        K::hint(value)
-    }
-}
-
-impl<K: Key> Key for Vec<K> {
-    fn expected() -> String {
-        format!("a list, each entry {}", K::expected())
-    }
-    fn read(value: &Value) -> Option<Self> {
-        value.as_array()?.iter().map(K::read).collect()
-    }
-    fn write(&self) -> Option<Value> {
-        let values = self.iter().filter_map(K::write);
-        Some(Value::Array(values.collect()))
-    }
-    fn hint(value: &Value) -> Option<String> {
-        let wrong = value.as_array()?.iter().find(|v| K::read(v).is_none())?;
-        let near = K::hint(wrong).map(|hint| format!(" ({hint})"));
-        Some(format!("{wrong} does not fit{}", near.unwrap_or_default()))
-    }
-}
-
-/// TOML text of a value; floats keep their exponent (`5e-7`).
-pub fn toml_text(value: &Value) -> String {
-    match value {
-        Value::Float(x) => format!("{x:?}"),
-        other => other.to_string(),
-    }
+/// What a value of the key looks like.
+pub fn expected<K: Key>(range: &[Range]) -> String {
+    range.first().map_or_else(K::expected, Range::to_string)
 }
 
 /// Joins the lines of a doc comment.
@@ -226,14 +167,22 @@ pub fn join_doc(lines: &[&str]) -> String {
 }
 
 /// Defines a section: `{ keys } { sections below it }`. A key reads
-/// `name: Type = default;` or, when it has no default, `name: Option<Type> = None => "example";`.
+///
+/// ```text
+/// name: Type = default, range RANGE, affects Speed, when |section| …;
+/// name: Option<Type> = None => "example", …;
+/// ```
+///
+/// where `range` is for numbers that need one, `affects` is the result unless it says otherwise,
+/// and `when` tells whether the section's other settings leave the key something to do.
 macro_rules! section {
     (
         $(#[doc = $about:expr])*
-        pub struct $Name:ident $path:literal {
-            $($(#[doc = $doc:expr])* $key:ident: $ty:ty = $default:expr $(=> $example:literal)?;)*
+        pub struct $Name:ident {
+            $($(#[doc = $doc:expr])* $key:ident: $ty:ty = $default:expr $(=> $example:literal)?
+                $(, range $range:expr)? $(, affects $affects:ident)? $(, when $when:expr)?;)*
         } {
-            $($(#[doc = $sub_doc:expr])* $sub:ident: $Sub:ty,)*
+            $($(#[doc = $sub_doc:expr])* $sub:ident: $Sub:ty $(, when $sub_when:expr)?;)*
         }
     ) => {
         $(#[doc = $about])*
@@ -249,46 +198,93 @@ macro_rules! section {
             }
         }
 
-        impl $crate::config::define::Section for $Name {
-            fn docs(out: &mut Vec<$crate::config::define::SectionDoc>) {
-                use $crate::config::define::{Key, KeyDoc, SectionDoc, join_doc, toml_text};
-                let default = Self::default();
-                out.push(SectionDoc {
-                    name: $path,
-                    doc: join_doc(&[$($about),*]),
-                    optional: false,
-                    keys: vec![$(KeyDoc {
-                        section: $path,
-                        key: stringify!($key),
-                        doc: join_doc(&[$($doc),*]),
-                        expected: <$ty as Key>::expected(),
-                        default: Key::write(&default.$key).as_ref().map(toml_text),
-                        example: [$($example,)? ""].first().copied().filter(|e| !e.is_empty()),
-                    },)*],
-                });
-                $(<$Sub as $crate::config::define::Section>::docs(out);)*
+        impl $crate::config::key::Key for $Name {
+            fn expected() -> String {
+                let keys = [$(stringify!($key),)* $(stringify!($sub),)*];
+                format!("a table of {}", keys.join(", "))
             }
 
-            fn read(
-                table: Option<&toml::Table>,
-                source: &$crate::config::source::Source,
-            ) -> Result<Self, $crate::config::ConfigError> {
+            fn read(value: &toml::Value, path: &str) -> Result<Self, $crate::config::key::Misfit> {
+                use $crate::config::{define::read_field, key::Misfit};
+                let table = value.as_table().ok_or_else(|| Misfit {
+                    expected: format!("a section, [{path}]"),
+                    ..Misfit::of::<Self>(value, path, None)
+                })?;
                 let default = Self::default();
                 Ok(Self {
-                    $($key: source.key(table, $path, stringify!($key))?.unwrap_or(default.$key),)*
-                    $($sub: $crate::config::define::Section::read(
-                        source.section(table, $path, stringify!($sub))?, source)?,)*
+                    $($key: read_field(
+                        table, path, stringify!($key), &[$($range)?], default.$key)?,)*
+                    $($sub: read_field(table, path, stringify!($sub), &[], default.$sub)?,)*
                 })
             }
 
-            fn write(&self, out: &mut Vec<$crate::config::define::SectionValues>) {
-                use $crate::config::define::{Key, SectionValues};
-                let values = [$((stringify!($key), Key::write(&self.$key)),)*];
-                out.push(SectionValues {
-                    name: $path,
-                    values: values.into_iter().filter_map(|(k, v)| Some((k, v?))).collect(),
+            fn write(&self, short: bool) -> Option<toml::Value> {
+                let default = Self::default();
+                let fields = [
+                    $((stringify!($key), self.$key == default.$key, self.$key.write(short)),)*
+                    $((stringify!($sub), self.$sub == default.$sub, self.$sub.write(short)),)*
+                ];
+                let kept = fields.into_iter().filter(|(_, default, _)| !(short && *default));
+                let kept = kept.filter_map(|(key, _, value)| Some((key.to_string(), value?)));
+                Some(toml::Value::Table(kept.collect()))
+            }
+
+            fn entries(path: &str) -> Vec<$crate::config::key::KeyDoc> {
+                use $crate::config::define::{expected, join_doc};
+                use $crate::config::key::{Affects, KeyDoc, toml_text};
+                let default = Self::default();
+                vec![$(KeyDoc {
+                    section: path.into(),
+                    key: stringify!($key),
+                    doc: join_doc(&[$($doc),*]),
+                    expected: expected::<$ty>(&[$($range)?]),
+                    default: default.$key.write(false).as_ref().map(toml_text),
+                    example: [$($example,)? ""].first().copied().filter(|e| !e.is_empty()),
+                    affects: [$(Affects::$affects,)? Affects::Result][0],
+                    entries: <$ty>::entries(&$crate::config::key::join(path, stringify!($key))),
+                },)*]
+            }
+        }
+
+        impl $crate::config::define::Section for $Name {
+            fn docs(name: &str, out: &mut Vec<$crate::config::define::SectionDoc>) {
+                out.push($crate::config::define::SectionDoc {
+                    name: name.into(),
+                    doc: $crate::config::define::join_doc(&[$($about),*]),
+                    optional: false,
+                    keys: <Self as $crate::config::key::Key>::entries(name),
                 });
-                $($crate::config::define::Section::write(&self.$sub, out);)*
+                $(<$Sub as $crate::config::define::Section>::docs(&$crate::config::key::join(name, stringify!($sub)), out);)*
+            }
+
+            fn settings(
+                &self,
+                name: &str,
+                in_effect: bool,
+                out: &mut Vec<$crate::config::define::SectionSettings>,
+            ) {
+                use $crate::config::define::{SectionSettings, Setting};
+                use $crate::config::key::{Affects, Key};
+                let default = Self::default();
+                let holds = |when: &[fn(&Self) -> bool]| in_effect && when.iter().all(|w| w(self));
+                out.push(SectionSettings {
+                    name: name.into(),
+                    optional: false,
+                    settings: vec![$(Setting {
+                        key: stringify!($key),
+                        value: self.$key.write(false),
+                        short: self.$key.write(true),
+                        default: self.$key == default.$key,
+                        affects: [$(Affects::$affects,)? Affects::Result][0],
+                        in_effect: holds(&[$($when)?]),
+                    },)*],
+                });
+                $($crate::config::define::Section::settings(
+                    &self.$sub,
+                    &$crate::config::key::join(name, stringify!($sub)),
+                    holds(&[$($sub_when)?]),
+                    out,
+                );)*
             }
         }
     };
@@ -326,11 +322,11 @@ macro_rules! choice {
         }
 
         impl std::str::FromStr for $Name {
-            type Err = $crate::config::NoSuchChoice;
+            type Err = $crate::config::error::NoSuchChoice;
             fn from_str(word: &str) -> Result<Self, Self::Err> {
                 match word {
                     $($word $(| $alias)* => Ok(Self::$Variant),)*
-                    _ => Err($crate::config::NoSuchChoice::new(word, Self::WORDS)),
+                    _ => Err($crate::config::error::NoSuchChoice::new(word, Self::WORDS)),
                 }
             }
         }
@@ -341,18 +337,17 @@ macro_rules! choice {
             }
         }
 
-        impl $crate::config::define::Key for $Name {
+        impl $crate::config::key::Key for $Name {
             fn expected() -> String {
                 format!("one of {}", Self::WORDS.join(", "))
             }
-            fn read(value: &toml::Value) -> Option<Self> {
-                value.as_str().and_then(|word| word.parse().ok())
+            fn read(value: &toml::Value, path: &str) -> Result<Self, $crate::config::key::Misfit> {
+                let word = value.as_str().map(str::parse::<Self>);
+                let misfit = |hint| $crate::config::key::Misfit::of::<Self>(value, path, hint);
+                word.ok_or_else(|| misfit(None))?.map_err(|error| misfit(error.hint()))
             }
-            fn write(&self) -> Option<toml::Value> {
+            fn write(&self, _short: bool) -> Option<toml::Value> {
                 Some(toml::Value::String(self.word().into()))
-            }
-            fn hint(value: &toml::Value) -> Option<String> {
-                value.as_str()?.parse::<Self>().err()?.hint()
             }
         }
     };

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Init, Model};
+use super::error::ConfigError;
+use super::sections::{Init, Model};
 
 /// The model a configuration asks for.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,339 +2,243 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::DType;
 use sppo_model::llama::Lora;
-use toml::Table;
 
-choice! {
-    /// How a preference pair becomes a loss.
-    pub enum Loss {
-        /// Squared distance to the win probabilities of both responses (arXiv 2405.00675).
-        Sppo = "sppo",
-        /// As `sppo`, with the probability of chosen beating rejected as both targets.
-        SppoSingle = "sppo_single",
-        /// TRL's form: chosen always wins, no factor of one half.
-        SppoHard = "sppo_hard",
-        /// Direct preference optimization.
-        Dpo = "dpo" alias "sigmoid",
-        /// Hinge on the margin.
-        Hinge = "hinge",
-        /// Identity preference optimization.
-        Ipo = "ipo",
-        /// Kahneman-Tversky optimization of pairs.
-        KtoPair = "kto_pair",
-    }
-}
-
-choice! {
-    /// Optimizer.
-    pub enum Optimizer {
-        /// torch.optim.RMSprop's form.
-        RmsProp = "rmsprop",
-        /// Adam with decoupled weight decay.
-        AdamW = "adamw",
-        /// Plain gradient descent.
-        Sgd = "sgd",
-    }
-}
-
-choice! {
-    /// Learning rate after the warmup.
-    pub enum Schedule {
-        /// Falls in a straight line to 0.
-        Linear = "linear",
-        /// Falls along half a cosine to 0.
-        Cosine = "cosine",
-        /// Stays.
-        Constant = "constant",
-    }
-}
-
-choice! {
-    /// How a preference row becomes tokens.
-    pub enum Rows {
-        /// Prompt with generation prompt; response once with its end-of-turn token.
-        Clean = "clean",
-        /// Token for token as the published trainer does it.
-        Official = "official",
-    }
-}
-
-choice! {
-    /// Number format of the weights and activations; master weights are always f32.
-    pub enum Precision {
-        /// 32 bits.
-        F32 = "f32",
-        /// bfloat16.
-        Bf16 = "bf16",
-    }
-}
-
-choice! {
-    /// What the backward pass computes again instead of keeping.
-    pub enum Recompute {
-        /// Nothing: fastest, most memory.
-        None = "none",
-        /// Each layer's inside: about a third more time, far less memory.
-        Layer = "layer",
-    }
-}
-
-choice! {
-    /// A linear layer that can have a LoRA adapter.
-    pub enum LoraTarget {
-        /// Queries.
-        Q = "q_proj",
-        /// Keys.
-        K = "k_proj",
-        /// Values.
-        V = "v_proj",
-        /// Output of attention.
-        O = "o_proj",
-        /// Gate of the feed-forward layer.
-        Gate = "gate_proj",
-        /// Its input.
-        Up = "up_proj",
-        /// Its output.
-        Down = "down_proj",
-    }
-}
-
-choice! {
-    /// What a step with a loss or gradient that is not finite does.
-    pub enum OnNonFinite {
-        /// Ends the run with an error.
-        Stop = "stop",
-        /// Leaves the weights as they are and goes on.
-        Skip = "skip",
-    }
-}
-
-choice! {
-    /// How the iterations share the training prompts.
-    pub enum Split {
-        /// Each iteration gets its own part.
-        Disjoint = "disjoint",
-        /// Each iteration gets all of them.
-        Reuse = "reuse",
-    }
-}
-
-choice! {
-    /// What scores the responses.
-    pub enum JudgeKind {
-        /// PairRM, which compares pairs of responses.
-        PairRm = "pairrm",
-        /// A Llama with a score head, which scores one response at a time.
-        Reward = "reward",
-        /// Rules of `[judge.rubric]`.
-        Rubric = "rubric",
-        /// A chat model behind an OpenAI-compatible address, asked to compare pairs.
-        Http = "http",
-        /// Scores from a file.
-        Scores = "scores",
-    }
-}
-
-choice! {
-    /// Which logits become win probabilities.
-    pub enum Probability {
-        /// Differences of the responses' scores, as the published pipeline does it.
-        Scores = "scores",
-        /// The comparison of the two responses, averaged over both orders, as the paper has it.
-        Comparisons = "comparisons",
-    }
-}
+use super::choices::{
+    JudgeKind::{self, Http, PairRm, Reward, Rubric, Scores},
+    LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OptimizerKind, Precision, Probability,
+    Recompute, Rows, ScheduleKind, Split,
+};
+use super::key::Pattern;
+use super::range::{
+    COUNT, DECAY, INVERTIBLE, NOT_NEGATIVE, POSITIVE, PROBABILITY, RATIO, Range, SECONDS,
+};
 
 section! {
     /// Relative paths are relative to the folder that the command is started in.
-    pub struct Config "" {
+    pub struct Config {
         /// Folder that receives everything a run writes.
-        output_dir: PathBuf = "runs/default".into();
+        output_dir: PathBuf = "runs/default".into(), affects Nothing;
         /// Seed of model initialisation, sampling and supervised fine-tuning.
         seed: u64 = 42;
         /// Where the model runs: cpu, flex, ndarray, wgpu, wgpu:N, cuda or cuda:N.
-        device: String = "cpu".into();
+        device: String = "cpu".into(), affects Speed;
         /// Rounds of self-play.
-        iterations: usize = 3;
+        iterations: usize = 3, range COUNT;
     } {
         /// The model to start from.
-        model: Model,
+        model: Model;
         /// Supervised fine-tuning.
-        sft: Sft,
+        sft: Sft;
         /// Prompt files.
-        prompts: Prompts,
+        prompts: Prompts;
         /// Sampling.
-        generate: Generate,
+        generate: Generate;
         /// Scoring.
-        judge: Judge,
+        judge: JudgeConfig;
         /// Choice of pairs.
-        pairs: Pairs,
+        pairs: Pairs;
         /// Preference training.
-        train: Train,
+        train: Train;
         /// Held-out evaluation.
-        eval: Eval,
+        eval: Eval;
     }
 }
 
 section! {
     /// The model to start from: either `path` or the table `[model.init]`.
-    pub struct Model "model" {
+    pub struct Model {
         /// Checkpoint folder, or a Hugging Face repository id that is already in the local cache
         /// ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub).
-        path: Option<String> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"";
+        path: Option<String> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"", affects Nothing;
     } {
         /// A small Llama from scratch.
-        init: Option<Init>,
+        init: Option<Init>;
     }
 }
 
 section! {
     /// A small Llama with random weights.
-    pub struct Init "model.init" {
+    pub struct Init {
         /// Folder with the tokenizer and its chat template.
-        tokenizer: PathBuf = PathBuf::new() => "\"data/tokenizer\"";
+        tokenizer: PathBuf = PathBuf::new() => "\"data/tokenizer\"", affects Nothing;
         /// Width of the hidden states.
-        hidden_size: usize = 64;
+        hidden_size: usize = 64, range COUNT;
         /// Width of the feed-forward layers.
-        intermediate_size: usize = 192;
+        intermediate_size: usize = 192, range COUNT;
         /// Number of layers.
-        layers: usize = 2;
+        layers: usize = 2, range COUNT;
         /// Attention heads; they divide hidden_size.
-        heads: usize = 4;
+        heads: usize = 4, range COUNT;
         /// Key and value heads; they divide heads.
-        kv_heads: usize = 2;
+        kv_heads: usize = 2, range COUNT;
         /// Longest sequence, in tokens.
-        context: usize = 256;
+        context: usize = 256, range COUNT;
         /// Base of the rotary embedding.
-        rope_theta: f64 = 10000.0;
+        rope_theta: f64 = 10000.0, range POSITIVE;
         /// Whether the output projection is the embedding table.
         tie_word_embeddings: bool = true;
         /// Standard deviation of the random weights.
-        initializer_range: f64 = 0.02;
+        initializer_range: f64 = 0.02, range POSITIVE;
     } {}
 }
 
 section! {
     /// Supervised fine-tuning on prompt/response rows before the first iteration; off unless
     /// `data` is given.
-    pub struct Sft "sft" {
+    pub struct Sft {
         /// Rows of prompt and response, .jsonl or .parquet.
-        data: Option<PathBuf> = None => "\"data/sft.jsonl\"";
+        data: Option<PathBuf> = None => "\"data/sft.jsonl\"", affects Nothing;
         /// Highest learning rate.
-        learning_rate: f64 = 2e-5;
+        learning_rate: f64 = 2e-5, range POSITIVE;
         /// Optimizer.
-        optimizer: Optimizer = Optimizer::AdamW;
+        optimizer: OptimizerKind = OptimizerKind::AdamW;
         /// Learning rate after the warmup.
-        schedule: Schedule = Schedule::Cosine;
+        schedule: ScheduleKind = ScheduleKind::Cosine;
         /// Part of the steps over which the learning rate rises from 0.
-        warmup_ratio: f64 = 0.1;
+        warmup_ratio: f64 = 0.1, range RATIO;
         /// Passes over the rows.
-        epochs: usize = 1;
+        epochs: usize = 1, range COUNT;
         /// Rows a device takes at a time.
-        batch_size: usize = 8;
+        batch_size: usize = 8, range COUNT;
         /// Batches that make one optimizer step; their gradients are averaged.
-        gradient_accumulation: usize = 1;
+        gradient_accumulation: usize = 1, range COUNT;
         /// Bound on the global norm of the gradient; off unless given.
-        max_grad_norm: Option<f64> = None => "1.0";
+        max_grad_norm: Option<f64> = None => "1.0", range POSITIVE;
         /// Longest row, in tokens.
-        max_length: usize = 1024;
+        max_length: usize = 1024, range Range::AtLeast(4);
         /// Steps between checkpoints; 0 writes only the fine-tuned model.
-        checkpoint_every: usize = 0;
+        checkpoint_every: usize = 0, affects Nothing;
     } {}
 }
 
 section! {
     /// Prompts of the self-play loop.
-    pub struct Prompts "prompts" {
+    pub struct Prompts {
         /// Prompts to train on, .jsonl or .parquet.
-        train: Option<PathBuf> = None => "\"data/prompts.jsonl\"";
+        train: Option<PathBuf> = None => "\"data/prompts.jsonl\"", affects Nothing;
         /// Prompts to measure the win rate on.
-        heldout: Option<PathBuf> = None => "\"data/heldout.jsonl\"";
+        heldout: Option<PathBuf> = None => "\"data/heldout.jsonl\"", affects Nothing;
         /// Whether each iteration gets its own part of the prompts or all of them.
         split: Split = Split::Disjoint;
         /// Most prompts an iteration uses; all of its part unless given.
-        per_iteration: Option<usize> = None => "1000";
+        per_iteration: Option<usize> = None => "1000", range COUNT;
     } {}
 }
 
 section! {
     /// Sampling of the responses to be judged.
-    pub struct Generate "generate" {
+    pub struct Generate {
         /// Responses a prompt.
-        samples: usize = 5;
+        samples: usize = 5, range Range::AtLeast(2);
         /// 0 is greedy.
-        temperature: f64 = 0.7;
+        temperature: f64 = 0.7, range NOT_NEGATIVE;
         /// Samples from the most likely tokens that together have this probability.
-        top_p: f64 = 0.9;
+        top_p: f64 = 0.9, range PROBABILITY, when |g| g.temperature > 0.0;
         /// Samples from this many most likely tokens; 0 is off.
-        top_k: usize = 0;
+        top_k: usize = 0, when |g| g.temperature > 0.0;
         /// Longest response, in tokens.
-        max_new_tokens: usize = 2048;
-        /// Sequences generated together; does not change the result.
-        batch: usize = 32;
+        max_new_tokens: usize = 2048, range COUNT;
+        /// Sequences generated together.
+        batch: usize = 32, range COUNT, affects Speed;
         /// Most memory for keys and values, in MiB; fewer sequences are generated together where
         /// it is short. Without it, `batch` alone is the bound.
-        cache_memory_mib: Option<usize> = None => "16384";
-        /// Number format of weights, activations and cache: f32 or bf16.
+        cache_memory_mib: Option<usize> = None => "16384", affects Speed;
+        /// Number format of weights, activations and cache.
         precision: Precision = Precision::F32;
     } {}
 }
 
 section! {
     /// What scores the responses.
-    pub struct Judge "judge" {
+    pub struct JudgeConfig {
         /// pairrm: a PairRM folder compares every pair; reward: a Llama with a score head scores
         /// each response; rubric: the rules of [judge.rubric]; http: a chat model behind an
         /// OpenAI-compatible address, [judge.http], compares every pair; scores: scores from a file.
         kind: JudgeKind = JudgeKind::Rubric;
         /// Folder of the judge's model (or Hugging Face repository id in the local cache), for
         /// pairrm and reward.
-        model: Option<String> = None => "\"llm-blender/PairRM-hf\"";
+        model: Option<String> = None => "\"llm-blender/PairRM-hf\"",
+            affects Nothing, when |j| matches!(j.kind, PairRm | Reward);
         /// Folder whose chat template renders prompts that are message lists for pairrm; a run
         /// takes the policy's.
-        chat_template: Option<PathBuf> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"";
+        chat_template: Option<PathBuf> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"",
+            affects Nothing;
         /// File with the scores of every response, for scores.
-        scores: Option<PathBuf> = None => "\"scores.jsonl\"";
-        /// Tokens that the judge's model takes at a time; does not change the result.
-        batch_tokens: usize = 8192;
-        /// Precision of the judge's model: f32 or bf16.
-        precision: Precision = Precision::F32;
+        scores: Option<PathBuf> = None => "\"scores.jsonl\"",
+            affects Nothing, when |j| j.kind == Scores;
+        /// Tokens that the judge's model takes at a time.
+        batch_tokens: usize = 8192, range COUNT, affects Speed;
+        /// Precision of the judge's model.
+        precision: Precision = Precision::F32, when |j| matches!(j.kind, PairRm | Reward);
         /// scores: P_ij = sigmoid((s_i - s_j) / temperature); comparisons: the mean over both
         /// orders of sigmoid(logit / temperature), for judges that compare pairs.
-        probability: Probability = Probability::Scores;
+        probability: Probability = Probability::Scores,
+            when |j| matches!(j.kind, PairRm | Http | Scores);
         /// Divides score differences and comparison logits; the rubric has its own.
-        temperature: f64 = 1.0;
+        temperature: f64 = 1.0, range POSITIVE, when |j| j.kind != Rubric;
         /// Responses, from the first, against which mean win probabilities are estimated; all of
         /// them unless given.
-        samples: Option<usize> = None => "5";
-        /// Rules of the rubric judge.
-        rubric: Table = Table::new();
+        samples: Option<usize> = None => "5", range COUNT;
     } {
+        /// Rules of the rubric judge.
+        rubric: RubricConfig, when |j| j.kind == Rubric;
         /// The chat model that compares responses.
-        http: JudgeHttp,
-    }
-}
-
-choice! {
-    /// What becomes of a comparison whose answer makes no sense after all retries.
-    pub enum OnInvalid {
-        /// Judging ends.
-        Error = "error",
-        /// It counts as a tie.
-        Tie = "tie",
+        http: JudgeHttp, when |j| j.kind == Http;
     }
 }
 
 section! {
+    /// Rules for kind = "rubric". Each gives a value from 0 to 1; a response's score is the sum of
+    /// weight times value of those that reward (ending, length, required, similarity), less that
+    /// of those that punish (repetition, forbidden). A blank response gets the lowest score.
+    pub struct RubricConfig {
+        /// Divides score differences before the sigmoid that makes win probabilities of them.
+        temperature: f64 = 1.0, range POSITIVE;
+        /// Weight of ending properly: half for a finish reason of stop, half for a text that ends
+        /// as a sentence does. Rows without finish reasons are judged by the text alone.
+        ending_weight: f64 = 1.0, range NOT_NEGATIVE;
+        /// Weight of a length near the target: exp(-((length - target) / tolerance)^2 / 2).
+        length_weight: f64 = 1.0, range NOT_NEGATIVE;
+        /// The length that is best, in `length_unit`.
+        length_target: f64 = 120.0, range POSITIVE, when |r| r.length_weight > 0.0;
+        /// How far from the target the value has fallen to 0.61; at twice this to 0.14.
+        length_tolerance: f64 = 80.0, range POSITIVE, when |r| r.length_weight > 0.0;
+        /// What lengths are counted in: words (split at white space) or characters.
+        length_unit: LengthUnit = LengthUnit::Words, when |r| r.length_weight > 0.0;
+        /// Expressions that a response should match somewhere.
+        required: Vec<WeightedPattern> = Vec::new();
+        /// Expressions that a response should not match.
+        forbidden: Vec<WeightedPattern> = Vec::new();
+        /// Weight of repetition: the share of word n-grams that occurred before in the response.
+        repetition_weight: f64 = 1.0, range NOT_NEGATIVE;
+        /// The n of these n-grams, in words without regard to case.
+        repetition_ngram: usize = 3, range COUNT, when |r| r.repetition_weight > 0.0;
+        /// Weight of similarity to the row's `reference`: F1 of their words, counted with repeats,
+        /// without regard to case and to punctuation around words.
+        similarity_weight: f64 = 0.0, range NOT_NEGATIVE;
+    } {}
+}
+
+section! {
+    /// A regular expression and what a match is worth.
+    pub struct WeightedPattern {
+        /// In the syntax of the `regex` crate.
+        pattern: Option<Pattern> = None => "'(?i)because'";
+        /// What a match is worth.
+        weight: f64 = 1.0, range NOT_NEGATIVE;
+    } {}
+}
+
+section! {
     /// A chat model behind an OpenAI-compatible address, for kind = "http".
-    pub struct JudgeHttp "judge.http" {
+    pub struct JudgeHttp {
         /// Address without /chat/completions.
         base_url: Option<String> = None => "\"http://localhost:8000/v1\"";
         /// Name of the model, as the server knows it.
         model: Option<String> = None => "\"Qwen/Qwen3-32B\"";
         /// Environment variable that holds the API key; without it no key is sent.
-        api_key_env: String = "OPENAI_API_KEY".into();
+        api_key_env: String = "OPENAI_API_KEY".into(), affects Nothing;
         /// System message; none unless given.
         system: Option<String> = None => "\"You are a fair judge.\"";
         /// The question, with {prompt}, {response_a} and {response_b}; a built-in one unless given.
@@ -349,28 +253,29 @@ section! {
         /// server sends none.
         logprobs: bool = true;
         /// Logit of a verdict that is read from the text.
-        text_logit: f64 = 3.0;
+        text_logit: f64 = 3.0, range POSITIVE;
         /// Longest answer, in tokens.
-        max_tokens: usize = 16;
+        max_tokens: usize = 16, range COUNT;
         /// Questions under way at a time.
-        concurrency: usize = 8;
+        concurrency: usize = 8, range COUNT, affects Speed;
         /// Seconds after which an attempt has failed.
-        timeout_seconds: f64 = 120.0;
+        timeout_seconds: f64 = 120.0, range SECONDS, affects Speed;
         /// Attempts after the first, on status 429 and 5xx, time-outs, dropped connections and
         /// answers that make no sense.
-        retries: usize = 6;
+        retries: usize = 6, affects Speed;
         /// Seconds before the second attempt; the pause about doubles each time.
-        retry_seconds: f64 = 0.5;
+        retry_seconds: f64 = 0.5, range SECONDS, affects Speed;
+        // All rows before such an answer are the same under both.
         /// error: judging ends at an answer that makes no sense; tie: it counts as a tie.
-        on_invalid: OnInvalid = OnInvalid::Error;
+        on_invalid: OnInvalid = OnInvalid::Error, affects Nothing;
         /// File of the answers so far, so that none is paid for twice; beside the output unless given.
-        cache: Option<PathBuf> = None => "\"judge-cache.jsonl\"";
+        cache: Option<PathBuf> = None => "\"judge-cache.jsonl\"", affects Nothing;
     } {}
 }
 
 section! {
     /// Choice of the pair to train on.
-    pub struct Pairs "pairs" {
+    pub struct Pairs {
         /// Keeps prompts whose best and worst response have the same score.
         keep_ties: bool = false;
     } {}
@@ -378,75 +283,76 @@ section! {
 
 section! {
     /// Preference training; the defaults are those of the published Llama-3-8B run.
-    pub struct Train "train" {
+    pub struct Train {
         /// Pairs to train on, for `sppo train`.
-        data: Option<PathBuf> = None => "\"pairs.jsonl\"";
+        data: Option<PathBuf> = None => "\"pairs.jsonl\"", affects Nothing;
         /// Loss.
         loss: Loss = Loss::Sppo;
         /// Strength of the pull to the reference model: 1/eta.
-        beta: f64 = 0.001;
+        beta: f64 = 0.001, range POSITIVE;
         /// 1/beta, may be given instead of it.
-        eta: Option<f64> = None => "1000.0";
+        eta: Option<f64> = None => "1000.0", range INVERTIBLE;
         /// Highest learning rate.
-        learning_rate: f64 = 5e-7;
+        learning_rate: f64 = 5e-7, range POSITIVE;
         /// Optimizer.
-        optimizer: Optimizer = Optimizer::RmsProp;
+        optimizer: OptimizerKind = OptimizerKind::RmsProp;
         /// RMSProp: decay of the squared gradients' mean.
-        alpha: f64 = 0.99;
+        alpha: f64 = 0.99, range DECAY, when |t| t.optimizer == OptimizerKind::RmsProp;
         /// RMSProp and AdamW: added to the root.
-        eps: f64 = 1e-8;
+        eps: f64 = 1e-8, range POSITIVE, when |t| t.optimizer != OptimizerKind::Sgd;
         /// AdamW: decay of the gradients' mean.
-        beta1: f64 = 0.9;
+        beta1: f64 = 0.9, range DECAY, when |t| t.optimizer == OptimizerKind::AdamW;
         /// AdamW: decay of the squared gradients' mean.
-        beta2: f64 = 0.999;
+        beta2: f64 = 0.999, range DECAY, when |t| t.optimizer == OptimizerKind::AdamW;
         /// Decay of the weights.
-        weight_decay: f64 = 0.0;
+        weight_decay: f64 = 0.0, range NOT_NEGATIVE;
         /// Learning rate after the warmup.
-        schedule: Schedule = Schedule::Linear;
+        schedule: ScheduleKind = ScheduleKind::Linear;
         /// Part of the steps over which the learning rate rises from 0.
-        warmup_ratio: Option<f64> = Some(0.1);
+        warmup_ratio: Option<f64> = Some(0.1), range RATIO, when |t| t.warmup_steps.is_none();
         /// Steps over which the learning rate rises from 0, may be given instead of warmup_ratio.
         warmup_steps: Option<usize> = None => "100";
         /// Passes over the pairs that the schedule is made for.
-        epochs: usize = 1;
+        epochs: usize = 1, range COUNT;
         /// Ends the training after this many passes, at the learning rate of that point.
         stop_at_epoch: Option<usize> = None => "1";
         /// Pairs a device takes at a time.
-        batch_size: usize = 8;
+        batch_size: usize = 8, range COUNT;
         /// Batches that make one optimizer step; their gradients are averaged.
-        gradient_accumulation: usize = 1;
+        gradient_accumulation: usize = 1, range COUNT;
         /// Most memory that training may take by `sppo plan`'s reckoning, in MiB: where a batch
         /// needs more, it goes through the model in parts, to the same update but for rounding.
-        memory_mib: Option<usize> = None => "131072";
+        memory_mib: Option<usize> = None => "131072", range COUNT, affects Speed;
         /// Bound on the global norm of the gradient; off unless given.
-        max_grad_norm: Option<f64> = None => "1.0";
+        max_grad_norm: Option<f64> = None => "1.0", range POSITIVE;
         /// Longest prompt with response, in tokens.
-        max_length: usize = 1024;
+        max_length: usize = 1024, range Range::AtLeast(2);
         /// Longest prompt, in tokens, where prompt and response are too long together.
-        max_prompt_length: usize = 512;
+        max_prompt_length: usize = 512, range COUNT;
         /// clean: one template, one end of turn; official: as the published trainer does it.
         rows: Rows = Rows::Clean;
         /// Takes the pairs in a random order.
         shuffle: bool = true;
         /// Seed of that order, and of new adapters.
-        seed: u64 = 42;
+        seed: u64 = 42, when |t| t.shuffle || t.lora.is_some();
         /// Number format of weights and activations; master weights are always f32.
         precision: Precision = Precision::F32;
         /// layer: keeps only the layers' inputs and computes the rest again.
-        recompute: Recompute = Recompute::None;
+        recompute: Recompute = Recompute::None, affects Speed;
         /// Steps between checkpoints; 0 writes one only where the run is interrupted.
-        checkpoint_every: usize = 0;
+        checkpoint_every: usize = 0, affects Nothing;
         /// Checkpoints kept, the newest ones.
-        keep_checkpoints: usize = 2;
+        keep_checkpoints: usize = 2, range COUNT, affects Nothing;
         /// Steps between evaluations of the loss on `eval_data`; 0 is off.
-        eval_every: usize = 0;
+        eval_every: usize = 0, affects Nothing;
         /// Held-out pairs for them.
-        eval_data: Option<PathBuf> = None => "\"heldout-pairs.jsonl\"";
+        eval_data: Option<PathBuf> = None => "\"heldout-pairs.jsonl\"", affects Nothing;
+        // All steps behind a checkpoint are the same under both.
         /// What a step with a loss or gradient that is not finite does.
-        on_non_finite: OnNonFinite = OnNonFinite::Stop;
+        on_non_finite: OnNonFinite = OnNonFinite::Stop, affects Nothing;
     } {
         /// Adapters instead of full training.
-        lora: Option<TrainLora>,
+        lora: Option<TrainLora>;
     }
 }
 
@@ -454,11 +360,11 @@ section! {
     /// LoRA: the model stays as it is, and low-rank adapters beside its linear layers are trained
     /// in f32; all weights are trained unless this section is given. Adapters start at zero and
     /// want a higher learning rate than the default.
-    pub struct TrainLora "train.lora" {
+    pub struct TrainLora {
         /// Rank of each adapter.
-        rank: usize = 16;
+        rank: usize = 16, range Range::Between(1, 1 << 16);
         /// Strength: what an adapter adds is multiplied by alpha / rank.
-        alpha: f64 = 32.0;
+        alpha: f64 = 32.0, range POSITIVE;
         /// Layers that get an adapter.
         targets: Vec<LoraTarget> = LoraTarget::ALL.to_vec();
     } {}
@@ -466,50 +372,18 @@ section! {
 
 section! {
     /// Answers to the held-out prompts.
-    pub struct Eval "eval" {
+    pub struct Eval {
         /// Answers a prompt.
-        samples: usize = 1;
+        samples: usize = 1, range COUNT;
         /// 0 is greedy.
-        temperature: f64 = 0.0;
+        temperature: f64 = 0.0, range NOT_NEGATIVE;
         /// Samples from the most likely tokens that together have this probability.
-        top_p: f64 = 1.0;
+        top_p: f64 = 1.0, range PROBABILITY, when |e| e.temperature > 0.0;
         /// Longest answer, in tokens.
-        max_new_tokens: usize = 2048;
+        max_new_tokens: usize = 2048, range COUNT;
         /// Most held-out prompts used; all unless given.
-        prompts: Option<usize> = None => "200";
+        prompts: Option<usize> = None => "200", range COUNT;
     } {}
-}
-
-impl Precision {
-    /// The dtype of that name.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
-
-impl Generate {
-    /// The settings that the result depends on, the others at a fixed value.
-    pub fn that_matters(&self) -> Self {
-        Self {
-            batch: 1,
-            cache_memory_mib: None,
-            ..self.clone()
-        }
-    }
-}
-
-impl Sft {
-    /// The settings that the result depends on, the others at a fixed value.
-    pub fn that_matters(&self) -> Self {
-        Self {
-            data: None,
-            checkpoint_every: 0,
-            ..self.clone()
-        }
-    }
 }
 
 impl From<&TrainLora> for Lora {
@@ -525,20 +399,6 @@ impl From<&TrainLora> for Lora {
 }
 
 impl Train {
-    /// The settings that the result depends on, the others at a fixed value.
-    pub fn that_matters(&self) -> Self {
-        Self {
-            data: None,
-            checkpoint_every: 0,
-            keep_checkpoints: 1,
-            eval_every: 0,
-            eval_data: None,
-            // All steps behind a checkpoint are the same under both.
-            on_non_finite: OnNonFinite::Stop,
-            ..self.clone()
-        }
-    }
-
     /// η of the SPPO loss, 1/β.
     pub fn eta(&self) -> f64 {
         1.0 / self.beta

@@ -27,7 +27,7 @@ pub use http::{DryRun, HttpJudge, cache_beside};
 pub use pairrm::PairRmJudge;
 pub use prompt_text::PromptText;
 pub use reward::{Conversations, RewardJudge};
-pub use rubric::{LengthUnit, Rubric, RubricConfig, WeightedPattern};
+pub use rubric::Rubric;
 pub use scores::{ExternalScores, ScoresJudge};
 
 /// What goes wrong in judging.

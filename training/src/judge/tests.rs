@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::Probability;
+use crate::config::{Probability, RubricConfig};
 use crate::data::{Prompt, read_rows};
 
 fn row(id: &str, responses: &[&str]) -> ResponseRow {
@@ -21,7 +21,7 @@ fn row(id: &str, responses: &[&str]) -> ResponseRow {
 }
 
 fn rubric() -> Rubric {
-    Rubric::new(RubricConfig::default()).unwrap()
+    Rubric::new(RubricConfig::default())
 }
 
 fn estimate(temperature: f64) -> Estimate {
@@ -77,7 +77,7 @@ fn another_judgement_is_not_gone_on_with() {
     let out = folder.path().join("out.jsonl");
     let quiet = AtomicBool::new(false);
     let judge = |row: ResponseRow, config: RubricConfig| {
-        let mut rubric = Rubric::new(config).unwrap();
+        let mut rubric = Rubric::new(config);
         judge_file(&[row], &mut rubric, &out, &mut |_, _| {}, &quiet)
     };
     judge(row("a", &["x"]), RubricConfig::default()).unwrap();

@@ -11,18 +11,18 @@ use crate::config;
 pub fn of_train(config: &config::Train) -> Optimizer {
     let weight_decay = config.weight_decay;
     match config.optimizer {
-        config::Optimizer::RmsProp => Optimizer::RmsProp(RmsProp {
+        config::OptimizerKind::RmsProp => Optimizer::RmsProp(RmsProp {
             alpha: config.alpha,
             eps: config.eps,
             weight_decay,
         }),
-        config::Optimizer::AdamW => Optimizer::AdamW(AdamW {
+        config::OptimizerKind::AdamW => Optimizer::AdamW(AdamW {
             beta1: config.beta1,
             beta2: config.beta2,
             eps: config.eps,
             weight_decay,
         }),
-        config::Optimizer::Sgd => Optimizer::Sgd(Sgd { weight_decay }),
+        config::OptimizerKind::Sgd => Optimizer::Sgd(Sgd { weight_decay }),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::config;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// What follows the warmup.
-    pub kind: config::Schedule,
+    pub kind: config::ScheduleKind,
     /// Highest rate.
     pub learning_rate: f64,
     pub warmup_steps: usize,
@@ -22,9 +22,9 @@ impl Schedule {
         let decay_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
         let done = (step - self.warmup_steps) as f64 / decay_steps as f64;
         let factor = match self.kind {
-            config::Schedule::Constant => 1.0,
-            config::Schedule::Linear => 1.0 - done,
-            config::Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            config::ScheduleKind::Constant => 1.0,
+            config::ScheduleKind::Linear => 1.0 - done,
+            config::ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
         };
         self.learning_rate * factor.max(0.0)
     }
@@ -37,9 +37,9 @@ mod tests {
     #[test]
     fn warmup_starts_at_zero_and_decay_ends_at_zero() {
         for (kind, middle) in [
-            (config::Schedule::Linear, 0.5),
-            (config::Schedule::Cosine, 0.5),
-            (config::Schedule::Constant, 1.0),
+            (config::ScheduleKind::Linear, 0.5),
+            (config::ScheduleKind::Cosine, 0.5),
+            (config::ScheduleKind::Constant, 1.0),
         ] {
             let schedule = Schedule {
                 kind,
@@ -51,7 +51,7 @@ mod tests {
             assert_eq!(schedule.rate(2), 1.0);
             assert_eq!(schedule.rate(4), 2.0);
             assert!((schedule.rate(8) - 2.0 * middle).abs() < 1e-12);
-            if kind != config::Schedule::Constant {
+            if kind != config::ScheduleKind::Constant {
                 assert!(schedule.rate(12).abs() < 1e-12);
                 assert!(schedule.rate(40) >= 0.0);
             }
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn without_warmup_the_first_rate_is_full() {
         let schedule = Schedule {
-            kind: config::Schedule::Linear,
+            kind: config::ScheduleKind::Linear,
             learning_rate: 1.0,
             warmup_steps: 0,
             total_steps: 4,

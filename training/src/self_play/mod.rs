@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 
 pub use report::{IterationReport, Report};
 
-use crate::config::{Config, JudgeKind, ModelSource, Split};
+use crate::config::{Config, JudgeKind, ModelSource, Section, Split};
 use crate::data::{PromptRow, read_rows};
 use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
-    Comparison, Evaluation, FineTuning, Generation, Merging, PairTraining, StageError, build_judge,
-    compare_answers, fine_tune, generate, init_model, judge_responses, make_pairs, merge_adapters,
-    train_pairs,
+    Comparison, Evaluation, FineTuning, Generation, Merging, PairTraining, Sampling, StageError,
+    build_judge, compare_answers, fine_tune, generate, init_model, judge_responses, make_pairs,
+    merge_adapters, train_pairs,
 };
 use crate::trainer::{fingerprint, model_fingerprint};
 use stage::Stage;
@@ -115,7 +115,7 @@ impl<D> Run<'_, D> {
             },
             ModelSource::Init(init) => {
                 let tokenizer = model_fingerprint(&init.tokenizer)?;
-                let settings = format!("{init:?} {}", config.seed);
+                let settings = format!("{}{}", init.effective(), config.seed);
                 let key = fingerprint([
                     ("init", settings.as_bytes()),
                     ("tokenizer", tokenizer.as_bytes()),
@@ -133,7 +133,7 @@ impl<D> Run<'_, D> {
             return Ok(base);
         };
         let rows = file_key(data)?;
-        let settings = format!("{:?} {}", config.sft.that_matters(), config.seed);
+        let settings = format!("{}{}", config.sft.effective(), config.seed);
         let key = fingerprint([
             ("base", base.key.as_bytes()),
             ("rows", rows.as_bytes()),
@@ -166,10 +166,10 @@ impl<D> Run<'_, D> {
         folder: &Path,
         index: usize,
     ) -> Result<(Made, usize), StageError> {
-        let (config, sampling) = (self.config, &self.config.generate);
+        let config = self.config;
         // Each round draws anew, also where it reuses prompts.
         let seed = config.seed.wrapping_add(index as u64 + 1);
-        let settings = format!("{:?} {seed} {prompts:?}", sampling.that_matters());
+        let settings = format!("{}{seed} {prompts:?}", config.generate.effective());
         let key = fingerprint([
             ("policy", policy.key.as_bytes()),
             ("generate", settings.as_bytes()),
@@ -181,15 +181,8 @@ impl<D> Run<'_, D> {
                 model: &policy.path,
                 prompts,
                 out: &responses,
-                samples: sampling.samples,
-                temperature: sampling.temperature,
-                top_p: sampling.top_p,
-                top_k: sampling.top_k,
-                max_new_tokens: sampling.max_new_tokens,
+                sampling: Sampling::from(&config.generate),
                 seed,
-                batch: sampling.batch,
-                cache_memory_mib: sampling.cache_memory_mib,
-                dtype: sampling.precision.dtype(),
                 logprobs: false,
                 label: "generating",
             };
@@ -222,7 +215,7 @@ impl<D> Run<'_, D> {
                 judged.display()
             )));
         }
-        let settings = format!("{:?} {ties:?}", config.train.that_matters());
+        let settings = format!("{}{}", config.train.effective(), config.pairs.effective());
         let key = fingerprint([("judged", key.as_bytes()), ("train", settings.as_bytes())]);
         let model = folder.join("model");
         let made = [
@@ -277,8 +270,14 @@ impl<D> Run<'_, D> {
         model: &Made,
         out: &Path,
     ) -> Result<Made, StageError> {
-        let settings = &self.config.eval;
-        let text = format!("{settings:?} {} {:?}", self.config.seed, self.heldout);
+        let config = self.config;
+        let text = format!(
+            "{}{} {} {:?}",
+            config.eval.effective(),
+            config.generate.precision,
+            config.seed,
+            self.heldout
+        );
         let key = fingerprint([("model", model.key.as_bytes()), ("eval", text.as_bytes())]);
         let stage = Stage::open(&out.with_extension("key"), &key, &[out])?;
         if !stage.is_done() {
@@ -286,15 +285,8 @@ impl<D> Run<'_, D> {
                 model: &model.path,
                 prompts: self.heldout,
                 out,
-                samples: settings.samples,
-                temperature: settings.temperature,
-                top_p: settings.top_p,
-                top_k: 0,
-                max_new_tokens: settings.max_new_tokens,
-                seed: self.config.seed,
-                batch: self.config.generate.batch,
-                cache_memory_mib: self.config.generate.cache_memory_mib,
-                dtype: self.config.generate.precision.dtype(),
+                sampling: Sampling::of_answers(config),
+                seed: config.seed,
                 logprobs: false,
                 label: "answering held-out prompts",
             };

@@ -7,7 +7,7 @@ use burn::tensor::DType;
 
 use super::learning::{Start, learn, refuse_own_output};
 use super::{Policy, StageError};
-use crate::config::{self, Rows};
+use crate::config::{self, Rows, Section};
 use crate::data::{SftRow, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
@@ -37,7 +37,7 @@ pub fn fine_tune<B: TrainingOps>(
     let rows = read_rows::<SftRow>(job.data)?;
     let model_key = model_fingerprint(job.model)?;
     let data = format!("{rows:?}");
-    let settings_text = format!("{:?} {}", config.that_matters(), job.seed);
+    let settings_text = format!("{}{}", config.effective(), job.seed);
     let key = fingerprint([
         ("rows", data.as_bytes()),
         ("model", model_key.as_bytes()),

@@ -15,6 +15,7 @@ use sppo_model::generate::{
 use sppo_model::llama::{Decoder, LlamaConfig};
 
 use super::{Policy, StageError, Text};
+use crate::config::{Config, Generate};
 use crate::data::{Prompt, PromptRow, ResponseRow, RowWriter};
 use crate::monitor::Monitor;
 
@@ -24,22 +25,60 @@ pub struct Generation<'a> {
     pub model: &'a Path,
     pub prompts: &'a [PromptRow],
     pub out: &'a Path,
+    pub sampling: Sampling,
+    pub seed: u64,
+    /// Whether rows get summed log-probabilities.
+    pub logprobs: bool,
+    /// What the progress is called.
+    pub label: &'a str,
+}
+
+/// How responses are sampled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Responses a prompt.
     pub samples: usize,
+    /// 0 is greedy.
     pub temperature: f64,
     pub top_p: f64,
+    /// 0 is off.
     pub top_k: usize,
     pub max_new_tokens: usize,
-    pub seed: u64,
     /// Sequences decoded together, if the cache has room.
     pub batch: usize,
     /// Bound on the memory of keys and values.
     pub cache_memory_mib: Option<usize>,
     /// Of weights, activations and cache.
     pub dtype: DType,
-    /// Whether rows get summed log-probabilities.
-    pub logprobs: bool,
-    /// What the progress is called.
-    pub label: &'a str,
+}
+
+impl From<&Generate> for Sampling {
+    fn from(config: &Generate) -> Self {
+        Self {
+            samples: config.samples,
+            temperature: config.temperature,
+            top_p: config.top_p,
+            top_k: config.top_k,
+            max_new_tokens: config.max_new_tokens,
+            batch: config.batch,
+            cache_memory_mib: config.cache_memory_mib,
+            dtype: config.precision.dtype(),
+        }
+    }
+}
+
+impl Sampling {
+    /// Of held-out answers: as `[eval]` says, at the speed and precision of `[generate]`.
+    pub fn of_answers(config: &Config) -> Self {
+        Self {
+            samples: config.eval.samples,
+            temperature: config.eval.temperature,
+            top_p: config.eval.top_p,
+            top_k: 0,
+            max_new_tokens: config.eval.max_new_tokens,
+            ..Self::from(&config.generate)
+        }
+    }
 }
 
 /// The file beside `out` that keeps responses whose turn in `out` has not come; it goes when the
@@ -64,20 +103,23 @@ pub fn generate<B: ModelOps>(
     if output.left.is_empty() {
         return output.finish();
     }
-    let policy = Policy::<B>::load(job.model, job.dtype, device)?;
+    let policy = Policy::<B>::load(job.model, job.sampling.dtype, device)?;
     let text = policy.require_text()?;
     let mut requests = requests(&job, &output, text, &policy.config)?;
     // Hours later would be a bad time to find the one prompt that is too long.
     for (_, request) in &requests {
         check_request(&policy.config, request)?;
     }
-    let wanted = job.batch.min(requests.len().saturating_mul(job.samples));
+    let wanted = job
+        .sampling
+        .batch
+        .min(requests.len().saturating_mul(job.sampling.samples));
     let plan = plan::<B>(
         &policy.config,
         &requests,
         wanted,
-        job.cache_memory_mib,
-        job.dtype,
+        job.sampling.cache_memory_mib,
+        job.sampling.dtype,
     )?;
     let Policy {
         config,
@@ -306,7 +348,7 @@ fn check_resumed(job: &Generation<'_>, done: &[ResponseRow]) -> Result<(), Stage
     let known: HashSet<&str> = job.prompts.iter().map(|p| p.prompt_id.as_str()).collect();
     let foreign = done.iter().find(|row| {
         !known.contains(row.prompt_id.as_str())
-            || row.responses.len() != job.samples
+            || row.responses.len() != job.sampling.samples
             || row.logprobs.is_some() != job.logprobs
     });
     match foreign {
@@ -333,10 +375,10 @@ fn requests(
     config: &LlamaConfig,
 ) -> Result<VecDeque<(usize, Request)>, StageError> {
     let params = SamplingParams {
-        temperature: job.temperature,
-        top_p: job.top_p,
-        top_k: job.top_k,
-        max_new_tokens: job.max_new_tokens,
+        temperature: job.sampling.temperature,
+        top_p: job.sampling.top_p,
+        top_k: job.sampling.top_k,
+        max_new_tokens: job.sampling.max_new_tokens,
         stop_ids: GenerationDefaults::from_dir(job.model, config)?.stop_ids,
         seed: job.seed,
     };
@@ -355,7 +397,7 @@ fn requests(
             number,
             Request {
                 logprobs: job.logprobs,
-                ..Request::new(id, prompt, job.samples, params.clone())
+                ..Request::new(id, prompt, job.sampling.samples, params.clone())
             },
         ))
     };
@@ -364,4 +406,43 @@ fn requests(
         .filter(|number| !output.waiting.contains_key(number))
         .map(request)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Precision;
+
+    #[test]
+    fn answers_are_drawn_as_eval_says_and_computed_as_generate_says() {
+        let mut config = Config::default();
+        config.generate.top_k = 7;
+        config.generate.batch = 3;
+        config.generate.cache_memory_mib = Some(9);
+        config.generate.precision = Precision::Bf16;
+        config.eval.samples = 2;
+        config.eval.temperature = 0.5;
+        config.eval.top_p = 0.25;
+        config.eval.max_new_tokens = 11;
+        let responses = Sampling {
+            samples: 5,
+            temperature: 0.7,
+            top_p: 0.9,
+            top_k: 7,
+            max_new_tokens: 2048,
+            batch: 3,
+            cache_memory_mib: Some(9),
+            dtype: DType::BF16,
+        };
+        assert_eq!(Sampling::from(&config.generate), responses);
+        let answers = Sampling {
+            samples: 2,
+            temperature: 0.5,
+            top_p: 0.25,
+            top_k: 0,
+            max_new_tokens: 11,
+            ..responses
+        };
+        assert_eq!(Sampling::of_answers(&config), answers);
+    }
 }

@@ -3,16 +3,15 @@
 use sppo_model::ops::ModelOps;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use sppo_model::llama::RewardModel;
 use sppo_model::pairrm::PairRm;
 
 use super::StageError;
-use crate::config::{self, JudgeKind, Precision, resolve_model};
+use crate::config::{self, JudgeKind, resolve_model};
 use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
 use crate::judge::{
-    Conversations, DryRun, Estimate, HttpJudge, Judge, JudgeError, PairRmJudge, PromptText,
-    RewardJudge, Rubric, RubricConfig, ScoresJudge, judge_file,
+    Conversations, DryRun, Estimate, HttpJudge, Judge, PairRmJudge, PromptText, RewardJudge,
+    Rubric, ScoresJudge, judge_file,
 };
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
@@ -20,12 +19,14 @@ use crate::trainer::model_fingerprint;
 
 /// The judge that `[judge]` describes, its model loaded on `device`.
 pub fn build_judge<B: ModelOps>(
-    config: &config::Judge,
+    config: &config::JudgeConfig,
     device: &B::Device,
 ) -> Result<Box<dyn Judge>, StageError> {
     let estimate = estimate(config);
     match config.kind {
-        JudgeKind::Rubric => Ok(Box::new(rubric(&config.rubric, config.samples)?)),
+        JudgeKind::Rubric => Ok(Box::new(
+            Rubric::new(config.rubric.clone()).with_samples(config.samples),
+        )),
         JudgeKind::Scores => match &config.scores {
             Some(path) => Ok(Box::new(ScoresJudge::open(path, estimate)?)),
             None => Err(StageError::Input(
@@ -44,12 +45,12 @@ pub fn build_judge<B: ModelOps>(
 }
 
 /// What the http judge would ask for a file of responses; nothing is sent or written.
-pub fn dry_run(config: &config::Judge, responses: &Path) -> Result<DryRun, StageError> {
+pub fn dry_run(config: &config::JudgeConfig, responses: &Path) -> Result<DryRun, StageError> {
     let judge = HttpJudge::new(config.http.clone(), estimate(config), false)?;
     Ok(judge.dry_run(&read_rows(responses)?)?)
 }
 
-fn estimate(config: &config::Judge) -> Estimate {
+fn estimate(config: &config::JudgeConfig) -> Estimate {
     Estimate {
         probability: config.probability,
         temperature: config.temperature,
@@ -58,7 +59,7 @@ fn estimate(config: &config::Judge) -> Estimate {
 }
 
 fn pairrm<B: ModelOps>(
-    config: &config::Judge,
+    config: &config::JudgeConfig,
     estimate: Estimate,
     device: &B::Device,
 ) -> Result<PairRmJudge<B>, StageError> {
@@ -68,7 +69,7 @@ fn pairrm<B: ModelOps>(
         .map(|folder| resolve_model(&folder.to_string_lossy()))
         .transpose()?;
     let prompts = PromptText::from_dir(template.as_deref())?;
-    let loaded = PairRm::load(&folder, dtype(config.precision), device)?;
+    let loaded = PairRm::load(&folder, config.precision.dtype(), device)?;
     let fingerprint = model_fingerprint(&folder)?;
     let batch_tokens = config.batch_tokens;
     Ok(PairRmJudge::new(
@@ -81,12 +82,12 @@ fn pairrm<B: ModelOps>(
 }
 
 fn reward<B: ModelOps>(
-    config: &config::Judge,
+    config: &config::JudgeConfig,
     estimate: Estimate,
     device: &B::Device,
 ) -> Result<RewardJudge<B>, StageError> {
     let folder = model_folder(config)?;
-    let model = RewardModel::load(&folder, dtype(config.precision), device)?;
+    let model = RewardModel::load(&folder, config.precision.dtype(), device)?;
     let conversations = Conversations::from_dir(&folder)?;
     let fingerprint = model_fingerprint(&folder)?;
     let batch_tokens = config.batch_tokens;
@@ -100,7 +101,7 @@ fn reward<B: ModelOps>(
 }
 
 /// The folder of the judge's model.
-fn model_folder(config: &config::Judge) -> Result<PathBuf, StageError> {
+fn model_folder(config: &config::JudgeConfig) -> Result<PathBuf, StageError> {
     match &config.model {
         Some(name) => Ok(resolve_model(name)?),
         None => Err(StageError::Input(format!(
@@ -108,29 +109,6 @@ fn model_folder(config: &config::Judge) -> Result<PathBuf, StageError> {
             config.kind.word()
         ))),
     }
-}
-
-fn dtype(precision: Precision) -> DType {
-    match precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-    }
-}
-
-fn rubric(rules: &toml::Table, samples: Option<usize>) -> Result<Rubric, StageError> {
-    let rules: RubricConfig = rules.clone().try_into().map_err(|e: toml::de::Error| {
-        // The full text names the key; `message` alone does not.
-        let text = e.to_string().trim().replace('\n', ", ");
-        StageError::Input(format!("[judge.rubric]: {text}"))
-    })?;
-    let rubric = Rubric::new(rules).map_err(|error| match error {
-        JudgeError::Config { key, problem } => JudgeError::Config {
-            key: format!("judge.rubric.{key}"),
-            problem,
-        },
-        other => other,
-    })?;
-    Ok(rubric.with_samples(samples))
 }
 
 /// Rows I, I + N, I + 2N, … of a file.

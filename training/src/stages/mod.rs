@@ -27,7 +27,7 @@ use sppo_model::tokenizer::{Tokenizer, TokenizerError};
 pub use bench::{Bench, BenchReport, Half, bench};
 pub use evaluate::{Comparison, Evaluation, compare_answers};
 pub use fine_tune::{FineTuning, fine_tune};
-pub use generate::{Generation, generate};
+pub use generate::{Generation, Sampling, generate};
 pub use init::{init_config, init_model, start_model};
 pub use join::join_responses;
 pub use judge::{Part, build_judge, dry_run, judge_responses, make_pairs};

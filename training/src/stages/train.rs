@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::learning::{Start, learn, refuse_own_output};
 use super::{Policy, StageError};
-use crate::config::{self, OnNonFinite};
+use crate::config::{self, OnNonFinite, Section};
 use crate::data::{PairRow, check_probabilities, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
@@ -38,7 +38,7 @@ pub fn train_pairs<B: TrainingOps>(
     let rows = read_pairs(job.data, config)?;
     let model_key = model_fingerprint(job.model)?;
     let data = format!("{rows:?}");
-    let settings_text = format!("{:?}", config.that_matters());
+    let settings_text = config.effective().to_string();
     let key = fingerprint([
         ("pairs", data.as_bytes()),
         ("model", model_key.as_bytes()),

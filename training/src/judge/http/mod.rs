@@ -67,11 +67,10 @@ impl HttpJudge {
             model.ok_or_else(|| wrong("model", "is missing: the model's name on the server"))?;
         let text = config.template.as_deref().unwrap_or(DEFAULT_TEMPLATE);
         let template = Template::new(text).map_err(|problem| wrong("template", problem))?;
-        let words = words(&config)?;
-        let timeout = seconds("timeout_seconds", config.timeout_seconds)?;
-        let mut client = Client::new(&base_url, key(&config)?, words, timeout);
+        let timeout = seconds(config.timeout_seconds);
+        let mut client = Client::new(&base_url, key(&config)?, words(&config), timeout);
         client.retries = config.retries;
-        client.first_pause = seconds("retry_seconds", config.retry_seconds)?;
+        client.first_pause = seconds(config.retry_seconds);
         client.invalid_is_tie = config.on_invalid == OnInvalid::Tie;
         let cache = match &config.cache {
             Some(path) => Cache::open(path, write_cache)?,
@@ -346,13 +345,8 @@ fn wrong(key: &str, problem: impl Into<String>) -> JudgeError {
     }
 }
 
-fn seconds(key: &str, seconds: f64) -> Result<Duration, JudgeError> {
-    Duration::try_from_secs_f64(seconds).map_err(|_| {
-        wrong(
-            key,
-            format!("must be a number of seconds above 0, found {seconds}"),
-        )
-    })
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 /// The address, which must not carry a password into logs and files.
@@ -401,22 +395,13 @@ fn key(config: &JudgeHttp) -> Result<Option<String>, JudgeError> {
     Ok(Some(key).filter(|key| !key.is_empty()))
 }
 
-fn words(config: &JudgeHttp) -> Result<Words, JudgeError> {
-    let words = [&config.first, &config.second, &config.tie];
-    for (i, word) in words.iter().enumerate() {
-        if words[..i].contains(word) {
-            return Err(wrong(
-                "first",
-                format!("first, second and tie must differ, found {word:?} twice"),
-            ));
-        }
-    }
-    Ok(Words {
+fn words(config: &JudgeHttp) -> Words {
+    Words {
         first: config.first.clone(),
         second: config.second.clone(),
         tie: config.tie.clone(),
         text_logit: config.text_logit,
-    })
+    }
 }
 
 /// Where answers are kept unless the configuration says otherwise: beside the output.

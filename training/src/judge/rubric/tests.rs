@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::Pattern;
 use crate::data::Prompt;
 
 fn row(responses: &[&str], reference: Option<&str>) -> ResponseRow {
@@ -24,13 +25,13 @@ fn nothing() -> RubricConfig {
 
 fn pattern(pattern: &str, weight: f64) -> WeightedPattern {
     WeightedPattern {
-        pattern: pattern.into(),
+        pattern: Some(Pattern(pattern.parse().unwrap())),
         weight,
     }
 }
 
 fn score(config: RubricConfig, response: &str) -> f64 {
-    Rubric::new(config).unwrap().score(response, None, None)
+    Rubric::new(config).score(response, None, None)
 }
 
 #[test]
@@ -106,7 +107,7 @@ fn a_blank_response_scores_lowest() {
         ..RubricConfig::default()
     };
     let worst = "bad bad bad bad bad bad,";
-    let rubric = Rubric::new(config).unwrap();
+    let rubric = Rubric::new(config);
     let scores = rubric.judge_row(&row(&["", " \n", worst, "Fine."], Some("Fine")));
     let scores = scores.unwrap().rm_scores;
     assert_eq!(scores[0], -2.0);
@@ -121,7 +122,7 @@ fn temperature_and_single_responses() {
         ending_weight: 1.0,
         ..nothing()
     };
-    let rubric = Rubric::new(config).unwrap();
+    let rubric = Rubric::new(config);
     let judged = rubric.judge_row(&row(&["Yes.", "Yes"], None)).unwrap();
     assert_eq!(judged.rm_scores, [1.0, 0.0]);
     assert_eq!(judged.probability[0][1], 1.0 / (1.0 + (-2.0f64).exp()));
@@ -130,91 +131,12 @@ fn temperature_and_single_responses() {
 }
 
 #[test]
-fn nonsense_is_refused_by_key() {
-    let refused = |config: RubricConfig, start: &str| {
-        let Err(error) = Rubric::new(config) else {
-            panic!("accepted: {start}");
-        };
-        assert!(error.to_string().starts_with(start), "{error}");
-    };
-    let base = RubricConfig::default;
-    refused(
-        RubricConfig {
-            temperature: 0.0,
-            ..base()
-        },
-        "temperature: ",
-    );
-    refused(
-        RubricConfig {
-            length_target: -1.0,
-            ..base()
-        },
-        "length_target: ",
-    );
-    refused(
-        RubricConfig {
-            length_tolerance: f64::NAN,
-            ..base()
-        },
-        "length_tolerance: ",
-    );
-    refused(
-        RubricConfig {
-            ending_weight: -1.0,
-            ..base()
-        },
-        "ending_weight: ",
-    );
-    refused(
-        RubricConfig {
-            similarity_weight: f64::INFINITY,
-            ..base()
-        },
-        "similarity_weight: ",
-    );
-    refused(
-        RubricConfig {
-            repetition_ngram: 0,
-            ..base()
-        },
-        "repetition_ngram: ",
-    );
-    refused(nothing(), "ending_weight: all weights are 0");
-    let required = vec![pattern("a", 1.0), pattern("(", 1.0)];
-    refused(
-        RubricConfig { required, ..base() },
-        "required[1].pattern: not a regular",
-    );
-    let forbidden = vec![pattern("a", -1.0)];
-    refused(
-        RubricConfig {
-            forbidden,
-            ..base()
-        },
-        "forbidden[0].weight: ",
-    );
-}
-
-#[test]
-fn unknown_keys_are_refused() {
-    let parsed = toml::from_str::<RubricConfig>("ending_wait = 1.0");
-    assert!(parsed.unwrap_err().to_string().contains("ending_wait"));
-    let parsed = toml::from_str::<RubricConfig>(
-        "length_unit = \"characters\"\nrequired = [{ pattern = \"x\" }]",
-    );
-    let parsed = parsed.unwrap();
-    assert_eq!(parsed.length_unit, LengthUnit::Characters);
-    assert_eq!(parsed.required[0].weight, 1.0);
-}
-
-#[test]
 fn similarity_needs_references() {
     let config = RubricConfig {
         similarity_weight: 1.0,
         ..nothing()
     };
-    let rubric = Rubric::new(config).unwrap();
+    let rubric = Rubric::new(config);
     let error = rubric
         .judge_row(&row(&["a"], None))
         .unwrap_err()

@@ -1,108 +1,6 @@
-use super::*;
+//! What is refused, and with which words.
 
-fn parse(text: &str, overrides: &[&str]) -> Result<Config, ConfigError> {
-    let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
-    Config::parse(text, Path::new("run.toml"), &overrides)
-}
-
-#[test]
-fn an_empty_file_gives_the_published_defaults() {
-    let config = parse("", &[]).unwrap();
-    assert_eq!(config, Config::default());
-    assert_eq!(config.train.learning_rate, 5e-7);
-    assert_eq!(config.train.beta, 0.001);
-    assert_eq!(config.train.eta(), 1000.0);
-    assert_eq!((config.generate.samples, config.generate.top_p), (5, 0.9));
-    assert_eq!(
-        (config.train.max_length, config.train.max_prompt_length),
-        (1024, 512)
-    );
-    assert_eq!(config.output_dir, Path::new("runs/default"));
-}
-
-#[test]
-fn keys_are_read_from_the_file_and_overridden() {
-    let text = "iterations = 2\n[train]\nloss = \"sigmoid\"\nbatch_size = 4\n";
-    let set = [
-        "train.learning_rate=1e-6",
-        "train.batch_size = 2",
-        "train.data=a.jsonl",
-    ];
-    let config = parse(text, &set).unwrap();
-    assert_eq!((config.iterations, config.train.batch_size), (2, 2));
-    assert_eq!(config.train.loss, Loss::Dpo);
-    assert_eq!(config.train.learning_rate, 1e-6);
-    assert_eq!(config.train.data.as_deref(), Some(Path::new("a.jsonl")));
-}
-
-#[test]
-fn eta_becomes_beta_and_warmup_steps_replace_the_ratio() {
-    let config = parse("[train]\neta = 500\nwarmup_steps = 7\n", &[]).unwrap();
-    assert_eq!((config.train.beta, config.train.eta), (0.002, None));
-    assert_eq!(config.train.warmup_ratio, None);
-    assert_eq!(config.train.warmup(100), 7);
-    assert_eq!(Config::default().train.warmup(21), 3);
-}
-
-#[test]
-fn the_resolved_configuration_loads_back_equal() {
-    let text = r#"
-        output_dir = "a \"quoted\" folder"
-        [model.init]
-        tokenizer = "tok"
-        hidden_size = 32
-        [train]
-        eta = 3
-        warmup_steps = 5
-        max_grad_norm = 1
-        learning_rate = 1.0000000000000002e-7
-        [judge.rubric]
-        length = { target = 20, weight = 0.5 }
-        [[judge.rubric.pattern]]
-        regex = "x"
-    "#;
-    for config in [parse(text, &[]).unwrap(), Config::default()] {
-        let written = config.to_toml();
-        let again = parse(&written, &[]).unwrap_or_else(|error| panic!("{error}\n{written}"));
-        assert_eq!(again, config, "{written}");
-    }
-}
-
-#[test]
-fn the_documentation_is_a_configuration_and_has_every_key() {
-    let text = Config::documented();
-    assert_eq!(parse(&text, &[]).unwrap(), Config::default());
-    for section in Config::sections() {
-        assert!(!section.doc.is_empty(), "{}", section.name);
-        for key in section.keys {
-            assert!(!key.doc.is_empty(), "{}", key.key);
-            let shown = |line: &str| {
-                let line = line.trim_start_matches("# ");
-                line.starts_with(&format!("{} = ", key.key)) || line.contains("[judge.rubric]")
-            };
-            assert!(text.lines().any(shown), "{}", key.key);
-        }
-    }
-}
-
-#[test]
-fn what_is_commented_out_can_be_given() {
-    for section in Config::sections() {
-        for key in section.keys {
-            let Some(example) = key.example else { continue };
-            if key.key == "scores" || key.key == "tokenizer" {
-                continue;
-            }
-            // The rubric, which is the default, has no model.
-            let kind = match (section.name, key.key) {
-                ("judge", "model") => "kind = \"pairrm\"\n",
-                _ => "",
-            };
-            let text = format!("[{}]\n{kind}{} = {example}\n", section.name, key.key);
-            parse(&text, &[]).unwrap_or_else(|error| panic!("{error}"));
-        }
-    }
-}
+use super::parse;
 
 /// Bad file text, overrides, and what the message must be.
 const BAD: &[(&str, &[&str], &str)] = &[
@@ -212,9 +110,128 @@ const BAD: &[(&str, &[&str], &str)] = &[
         "run.toml line 3: train.beta and train.eta are both given; keep one of them",
     ),
     (
-        "[train]\nwarmup_ratio = 0.1",
-        &["train.warmup_steps=3"],
+        "",
+        &["train.warmup_ratio=0.2", "train.warmup_steps=3"],
         "--set: train.warmup_ratio and train.warmup_steps are both given; keep one of them",
+    ),
+    (
+        "[train]\nbeta = 0.1\neta = 10",
+        &["train.eta=3"],
+        "--set: train.beta and train.eta are both given; keep one of them",
+    ),
+    (
+        "[train]\nepochs = 10000001",
+        &[],
+        "run.toml line 2: train.epochs must be at most 10000000, found 10000001",
+    ),
+    (
+        "[judge.rubric]\nlenght_target = 3.0",
+        &[],
+        "run.toml line 2: unknown key judge.rubric.lenght_target; did you mean \
+         judge.rubric.length_target?",
+    ),
+    (
+        "[judge]\nlength_target = 3.0",
+        &[],
+        "run.toml line 2: unknown key judge.length_target; did you mean judge.rubric.length_target?",
+    ),
+    (
+        "[judge.rubric]\nlength_target = \"x\"",
+        &[],
+        "run.toml line 2: judge.rubric.length_target must be a finite number, found the string \"x\"",
+    ),
+    (
+        "[judge.rubric]\nlength_tolerance = nan",
+        &[],
+        "run.toml line 2: judge.rubric.length_tolerance must be a finite number, found NaN",
+    ),
+    (
+        "[judge.rubric]\ntemperature = 0",
+        &[],
+        "run.toml line 2: judge.rubric.temperature must be a number above 0, found 0",
+    ),
+    (
+        "[judge.rubric]\nending_weight = -1.0",
+        &[],
+        "run.toml line 2: judge.rubric.ending_weight must be a number, 0 or more, found -1",
+    ),
+    (
+        "[judge.rubric]\nrepetition_ngram = 0",
+        &[],
+        "run.toml line 2: judge.rubric.repetition_ngram must be 1 or more, found 0",
+    ),
+    (
+        "[judge.rubric]\nrequired = [\n  { pattern = 'a' },\n  { patern = 'b' },\n]",
+        &[],
+        "run.toml line 4: unknown key judge.rubric.required[1].patern; did you mean \
+         judge.rubric.required[1].pattern?",
+    ),
+    (
+        "[[judge.rubric.forbidden]]\npattern = 'a'\nweight = -1",
+        &[],
+        "run.toml line 3: judge.rubric.forbidden[0].weight must be a number, 0 or more, found -1",
+    ),
+    (
+        "[judge.rubric]\nrequired = [{ pattern = 'a', weight = \"much\" }]",
+        &[],
+        "run.toml line 2: judge.rubric.required[0].weight must be a finite number, found the \
+         string \"much\"",
+    ),
+    (
+        "[judge.rubric]\nrequired = ['a']",
+        &[],
+        "run.toml line 2: judge.rubric.required must be a list, each entry a table of pattern, \
+         weight, found an array; \"a\" does not fit",
+    ),
+    (
+        "",
+        &["judge.rubric.required=[{ pattern = '(a' }]"],
+        "--set: judge.rubric.required[0].pattern must be a regular expression, found the string \
+         \"(a\"; not a regular expression: unclosed group",
+    ),
+    (
+        "[judge.rubric]\nforbidden = [\n  { weight = 2 },\n]",
+        &[],
+        "run.toml line 3: judge.rubric.forbidden[0] needs pattern, a regular expression",
+    ),
+    (
+        "[judge.rubric]\nending_weight = 0\nlength_weight = 0\nrepetition_weight = 0",
+        &[],
+        "run.toml line 1: judge.rubric.ending_weight: all weights are 0, so every response would \
+         score the same; give one rule a weight",
+    ),
+    (
+        "[judge]\nkind = \"scores\"\nscores = \"s\"\n[judge.rubric]\nlength_target = 3",
+        &[],
+        "run.toml line 5: judge.rubric.length_target is given but judge.kind is \"scores\"; remove \
+         it or set judge.kind = \"rubric\"",
+    ),
+    (
+        "[judge.http]\nbase_url = \"http://h\"",
+        &[],
+        "run.toml line 2: judge.http.base_url is given but judge.kind is \"rubric\"; remove it or \
+         set judge.kind = \"http\"",
+    ),
+    (
+        "[judge]\nprecision = \"bf16\"",
+        &[],
+        "run.toml line 2: judge.precision is given but judge.kind is \"rubric\"; remove it or set \
+         judge.kind = \"pairrm\" or \"reward\"",
+    ),
+    (
+        "[judge]\nscores = \"s\"",
+        &[
+            "judge.kind=rubric",
+            "judge.rubric.length_target=3",
+            "judge.model=m",
+        ],
+        "--set: judge.model is given but judge.kind is \"rubric\"; remove it or set judge.kind = \
+         \"pairrm\" or \"reward\"",
+    ),
+    (
+        "[judge]\nkind = \"http\"\n[judge.http]\nmodel = \"m\"\nbase_url = \"http://h\"\ntie = \"A\"",
+        &[],
+        "run.toml: judge.http.first, second and tie must differ, found \"A\" twice",
     ),
     (
         "[model]\npath = \"m\"\n[model.init]\ntokenizer = \"t\"",
@@ -336,52 +353,4 @@ fn bad_input_is_refused_by_name() {
         };
         assert_eq!(message, *expected, "{text:?} {overrides:?}");
     }
-}
-
-#[test]
-fn a_file_that_is_not_there_is_named() {
-    let error = Config::load(Some(Path::new("no/such.toml")), &[]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "cannot read the configuration no/such.toml"
-    );
-    assert!(std::error::Error::source(&error).is_some());
-}
-
-#[test]
-fn a_model_must_be_given() {
-    let message = Config::default().model.source().unwrap_err().to_string();
-    assert!(
-        message.starts_with("[model]: no model is given"),
-        "{message}"
-    );
-}
-
-#[test]
-fn an_override_value_that_is_not_toml_is_a_string() {
-    let config = parse("", &["model.path=org/name", "device=wgpu:1"]).unwrap();
-    assert_eq!(config.model.path.as_deref(), Some("org/name"));
-    assert_eq!(config.device, "wgpu:1");
-    let config = parse("", &["output_dir=a\nseed = 3"]).unwrap();
-    assert_eq!(config.output_dir, Path::new("a\nseed = 3"));
-    assert_eq!(config.seed, 42);
-}
-
-#[test]
-fn adapters_are_asked_for_by_their_section() {
-    assert_eq!(parse("[train]\n", &[]).unwrap().train.lora, None);
-    let all = parse("[train.lora]\n", &[]).unwrap().train.lora.unwrap();
-    let lora = sppo_model::llama::Lora::from(&all);
-    assert_eq!((lora.rank, lora.scale()), (16, 2.0));
-    let known: Vec<_> = sppo_model::llama::lora::targets().collect();
-    assert_eq!(
-        (&lora.targets, LoraTarget::WORDS),
-        (&known.iter().map(|t| t.to_string()).collect(), &known[..])
-    );
-    let text = "[train.lora]\nrank = 4\ntargets = [\"v_proj\", \"q_proj\"]\n";
-    let config = parse(text, &[]).unwrap();
-    let again = parse(&config.to_toml(), &[]).unwrap();
-    assert_eq!(again, config, "{}", config.to_toml());
-    let targets = again.train.lora.unwrap().targets;
-    assert_eq!(targets, [LoraTarget::V, LoraTarget::Q]);
 }
