@@ -322,6 +322,22 @@ mod tests {
         assert_eq!(last(0.7, 1), 2);
     }
 
+    /// Outputs begun by one version are finished by the next.
+    #[test]
+    fn draws_are_those_of_version_0_1() {
+        let mut draws = Draws::new(42, "p-1", 3);
+        let found = [0, 1, 5, 100_000].map(|position| draws.at(position));
+        assert_eq!(
+            found,
+            [
+                0.40959680884829797,
+                0.14009303916477944,
+                0.603780146946113,
+                0.9450506402250013
+            ]
+        );
+    }
+
     #[test]
     fn draws_belong_to_their_place() {
         let mut a = Draws::new(1, "p", 0);
