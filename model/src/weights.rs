@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use rand_chacha::ChaCha12Rng;
+use rand::RngExt;
+use rand::rngs::ChaCha12Rng;
+use rand_distr::StandardNormal;
 
 use crate::checkpoint::{Checkpoint, SafetensorsError};
 use crate::config_json::ConfigError;
@@ -123,23 +125,15 @@ impl<B: Backend> Source<B> for Fresh<'_, B> {
         } else if name.ends_with(".bias") {
             vec![0.0; count]
         } else {
-            (0..count)
-                .map(|_| self.std * normal(&mut self.generator))
-                .collect()
+            let draws = (&mut self.generator).sample_iter(StandardNormal);
+            let scaled = draws.map(|x: f32| self.std * x);
+            scaled.take(count).collect()
         };
         Ok(Tensor::from_data(
             TensorData::new(values, shape),
             (self.device, DType::F32),
         ))
     }
-}
-
-/// A standard normal number by Box and Muller's transform.
-fn normal(generator: &mut ChaCha12Rng) -> f32 {
-    use rand::Rng;
-    let radius: f64 = 1.0 - generator.random::<f64>();
-    let angle: f64 = generator.random();
-    ((-2.0 * radius.ln()).sqrt() * (2.0 * std::f64::consts::PI * angle).cos()) as f32
 }
 
 /// Lists all tensors that are missing, misshapen or unexpected in one error; those for which

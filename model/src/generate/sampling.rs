@@ -1,8 +1,8 @@
 //! From logits to a token: temperature, top-k, top-p, and a draw that belongs to its place.
 
-use rand::RngCore;
+use rand::Rng;
 use rand::SeedableRng;
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
 use sha2::{Digest, Sha256};
 
 /// How tokens are chosen; the order is transformers': temperature, top-k, top-p.
@@ -220,7 +220,7 @@ impl Buckets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::Rng;
+    use rand::RngExt;
 
     fn params(temperature: f64, top_p: f64, top_k: usize) -> SamplingParams {
         SamplingParams {

@@ -126,8 +126,8 @@ mod tests {
     use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
     use burn::tensor::{TensorData, backend::AutodiffBackend};
     use burn_autodiff::Autodiff;
-    use rand::{Rng, SeedableRng};
-    use rand_chacha::ChaCha12Rng;
+    use rand::rngs::ChaCha12Rng;
+    use rand::{RngExt, SeedableRng};
     use sppo_model::llama::Lora;
     use sppo_model::llama::hf::trained_parameters;
     use sppo_model::llama::transformer::Block;

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use sppo_model::generate::{Engine, Event, Request, SamplingParams};
 use sppo_model::llama::{Decoder, LlamaConfig, Lora};

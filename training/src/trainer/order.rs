@@ -2,8 +2,8 @@
 //! generator state.
 
 use rand::SeedableRng;
+use rand::rngs::ChaCha12Rng;
 use rand::seq::SliceRandom;
-use rand_chacha::ChaCha12Rng;
 
 use super::TrainSettings;
 

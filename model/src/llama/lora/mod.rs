@@ -6,8 +6,8 @@ mod merge;
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
 
 use super::config::LlamaConfig;
 use super::hf::expected_tensors;
