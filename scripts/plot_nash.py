@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draws the path that the test of the theorem prints, as docs/nash.svg:
+"""Draws one of the paths that the test of the theorem prints (SEED, by default 2), as docs/nash.svg:
 
-    cargo test -p sppo-training nash -- --nocapture | python scripts/plot_nash.py > docs/nash.svg
+    cargo test --test main theorem -- --nocapture | python scripts/plot_nash.py [SEED] > docs/nash.svg
 """
 
 import sys
@@ -12,9 +12,9 @@ COLOURS = {"sppo average": "#1f6feb", "sppo last": "#9ec5fe", "dpo average": "#d
 
 def main():
     lines = [line.strip().split(",") for line in sys.stdin]
-    start = next(i for i, line in enumerate(lines) if line[0].endswith("iteration"))
-    names = lines[start][1:]
-    rows = [line for line in lines[start + 1:] if len(line) == len(names) + 1 and line[0].isdigit()]
+    seed = sys.argv[1] if len(sys.argv) > 1 else "2"
+    names = next(line for line in lines if line[1:2] == ["iteration"])[2:]
+    rows = [line[1:] for line in lines if len(line) == len(names) + 2 and line[0] == seed]
     last = int(rows[-1][0])
     x = lambda i: LEFT + (WIDTH - LEFT - 10) * i / last
     y = lambda v: HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 10) * min(v, TOP) / TOP

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use rand_chacha::ChaCha12Rng;
+use rand::RngExt;
+use rand::rngs::ChaCha12Rng;
+use rand_distr::StandardNormal;
 
 use crate::checkpoint::{Checkpoint, SafetensorsError};
 use crate::config_json::ConfigError;
@@ -73,9 +75,9 @@ impl TensorSource for Fresh {
         } else if name.ends_with(".bias") {
             vec![0.0; count]
         } else {
-            (0..count)
-                .map(|_| self.std * normal(&mut self.generator))
-                .collect()
+            let draws = (&mut self.generator).sample_iter(StandardNormal);
+            let scaled = draws.map(|x: f32| self.std * x);
+            scaled.take(count).collect()
         };
         Ok(TensorData::new(values, shape.to_vec()))
     }
@@ -130,14 +132,6 @@ impl<'a, B: Backend, S: TensorSource> TensorReader<'a, B, S> {
             adapter: None,
         })
     }
-}
-
-/// A standard normal number by Box and Muller's transform.
-fn normal(generator: &mut ChaCha12Rng) -> f32 {
-    use rand::Rng;
-    let radius: f64 = 1.0 - generator.random::<f64>();
-    let angle: f64 = generator.random();
-    ((-2.0 * radius.ln()).sqrt() * (2.0 * std::f64::consts::PI * angle).cos()) as f32
 }
 
 /// Lists all tensors that are missing, misshapen or unexpected in one error; those for which

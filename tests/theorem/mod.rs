@@ -20,7 +20,7 @@ const ITERATIONS: usize = 300;
 /// Gradient steps of an iteration.
 const STEPS: usize = 10;
 
-fn learner() -> Learner<Flex> {
+fn learner(seed: u64) -> Learner<Flex> {
     let fields = json!({
         "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -32,7 +32,7 @@ fn learner() -> Learner<Flex> {
     };
     let fields: Map<String, Value> = fields;
     let config = LlamaConfig::from_map(fields).unwrap();
-    let model = Llama::init(&config, 1, &Default::default()).unwrap();
+    let model = Llama::init(&config, seed, &Default::default()).unwrap();
     assert_eq!(model.dtype(), DType::F32);
     let optimizer = Optimizer::Sgd(Sgd { weight_decay: 0.0 });
     Learner::new(model, optimizer, Recompute::None, None)
@@ -70,8 +70,8 @@ fn exploitability(policy: [f64; 3]) -> f64 {
 }
 
 /// The average policy and the last one, behind each iteration.
-fn self_play(kind: Loss, beta: f64, rate: f64) -> Vec<[[f64; 3]; 2]> {
-    let mut learner = learner();
+fn self_play(seed: u64, kind: Loss, beta: f64, rate: f64) -> Vec<[[f64; 3]; 2]> {
+    let mut learner = learner(seed);
     // A beginning far from the equilibrium: nearly always rock.
     for _ in 0..40 {
         learner.backward(&[&answer(0)], |_| vec![-1.0]).unwrap();
@@ -125,21 +125,24 @@ fn self_play(kind: Loss, beta: f64, rate: f64) -> Vec<[[f64; 3]; 2]> {
 /// `cargo test --test main theorem -- --nocapture` prints the path; scripts/plot_nash.py draws it.
 #[test]
 fn self_play_approaches_the_equilibrium() {
-    let sppo = self_play(Loss::Sppo, 1.0, 0.05);
-    // Each answer is chosen once and rejected once: DPO's gradient is zero wherever it stands.
-    let dpo = self_play(Loss::Dpo, 0.5, 0.05);
-    println!("iteration,sppo average,sppo last,dpo average");
-    for (i, (s, d)) in sppo.iter().zip(&dpo).enumerate() {
-        let [average, last] = s.map(exploitability);
-        println!(
-            "{},{average:.4},{last:.4},{:.4}",
-            i + 1,
-            exploitability(d[0])
-        );
+    println!("seed,iteration,sppo average,sppo last,dpo average");
+    let mut reached = Vec::new();
+    for seed in 1..=5 {
+        let sppo = self_play(seed, Loss::Sppo, 1.0, 0.05);
+        // Each answer is chosen once and rejected once: DPO's gradient is zero wherever it stands.
+        let dpo = self_play(seed, Loss::Dpo, 0.5, 0.05);
+        for (i, (s, d)) in sppo.iter().zip(&dpo).enumerate() {
+            let [average, last] = s.map(exploitability);
+            let dpo = exploitability(d[0]);
+            println!("{seed},{},{average:.4},{last:.4},{dpo:.4}", i + 1);
+        }
+        let first = exploitability(sppo[0][0]);
+        let average = |path: &[[[f64; 3]; 2]]| exploitability(path.last().unwrap()[0]);
+        assert!(first > 0.3, "{first}");
+        assert!(average(&dpo) > 0.3, "{}", average(&dpo));
+        reached.push(average(&sppo));
     }
-    let first = exploitability(sppo[0][0]);
-    let average = |path: &[[[f64; 3]; 2]]| exploitability(path.last().unwrap()[0]);
-    assert!(first > 0.3, "{first}");
-    assert!(average(&sppo) < 0.05, "{}", average(&sppo));
-    assert!(average(&dpo) > 0.3, "{}", average(&dpo));
+    // The path goes round the equilibrium, so how near its end is hangs on where it began.
+    reached.sort_by(f64::total_cmp);
+    assert!(reached[2] < 0.05 && reached[4] < 0.15, "{reached:?}");
 }

@@ -7,8 +7,8 @@
 use std::time::Instant;
 
 use burn_autodiff::Autodiff;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_training::config::Recompute;

@@ -8,7 +8,8 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
 use crate::tokenizer::{TokenizerError, json_kind, read_json, special_tokens};
@@ -62,9 +63,10 @@ pub enum TemplateError {
     TooLong { path: PathBuf },
 }
 
-/// Instructions of the template engine that one rendering may take. Real templates need
-/// about a hundred a message.
-const FUEL: u64 = 500_000;
+/// Work that one rendering may take: an instruction of the template engine costs 1, each 64 bytes
+/// of text or 2 items of a list that it makes or looks at 1 more. Real templates need about a
+/// hundred a message, and handle each byte of a message some five times.
+const FUEL: u64 = 4_000_000;
 /// Bytes that one rendering may write.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Bytes of a template's source; the longest real ones are near 30 KiB.
@@ -75,7 +77,7 @@ const NAME: &str = "chat";
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    tokens: Value,
+    tokens: BTreeMap<&'static str, String>,
     path: PathBuf,
 }
 
@@ -109,25 +111,30 @@ impl ChatTemplate {
                 most: MAX_SOURCE,
             });
         }
-        let mut environment = python::environment();
-        environment.set_fuel(Some(FUEL));
         let source = python::without_generation_tags(&source);
-        if let Err(error) = environment.add_template_owned(NAME, source) {
-            let detail = describe(&error);
-            return Err(TemplateError::Syntax { path, detail });
+        let environment = python::environment().and_then(|mut environment| {
+            environment.set_fuel(Some(FUEL));
+            environment.add_template_owned(NAME, source)?;
+            Ok(environment)
+        });
+        match environment {
+            Ok(environment) => Ok(Self {
+                environment,
+                tokens,
+                path,
+            }),
+            Err(error) => Err(TemplateError::Syntax {
+                path,
+                detail: describe(&error),
+            }),
         }
-        Ok(Self {
-            environment,
-            tokens: Value::from_serialize(tokens),
-            path,
-        })
     }
 
     /// Everything that decides what it renders: its source and the folder's special tokens.
     pub fn identity(&self) -> String {
         let source = self.environment.get_template(NAME);
         let source = source.as_ref().map_or("", |template| template.source());
-        format!("{source}\n{}", self.tokens)
+        format!("{source}\n{:?}", self.tokens)
     }
 
     /// The prompt string of a conversation; with `add_generation_prompt` it ends where the
@@ -138,11 +145,11 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
         let variables = context! {
-            messages,
+            messages => Serde(messages),
             add_generation_prompt,
             tools => (),
             documents => (),
-            ..self.tokens.clone()
+            ..Serde(&self.tokens)
         };
         let mut output = Bounded::default();
         let rendered = self.environment.get_template(NAME).and_then(|template| {

@@ -1,34 +1,36 @@
 //! What transformers adds to Jinja for chat templates, for minijinja.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write};
 
-use minijinja::value::{Kwargs, Value, ViaDeserialize};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, filters};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use serde::Serialize;
 use serde_json::Value as Json;
+use serde_json::ser::{CompactFormatter, Formatter, Serializer};
+
+use super::Bounded;
 
 /// The message of a template's own `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Raised(pub String);
 
-/// Widest indentation that a filter may ask for; more only wastes memory.
+/// Widest indentation of JSON; more only wastes memory.
 const MAX_INDENT: usize = 256;
 
 /// An environment with transformers' settings, filters and functions.
-pub(super) fn environment() -> Environment<'static> {
+pub(super) fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    let mut syntax = SyntaxConfig::builder();
+    environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
-    environment.add_filter("indent", indent);
-    // These build lists of any length asked for, outside the engine's step count.
-    environment.remove_filter("batch");
-    environment.remove_filter("slice");
-    environment
+    Ok(environment)
 }
 
 /// Replaces the `{% generation %}` tags, which only mark the assistant's text, by tags that
@@ -76,32 +78,8 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Jinja's `indent`, with a bound on the width.
-fn indent(
-    value: minijinja::value::StringInput<'_>,
-    width: Option<usize>,
-    first: Option<bool>,
-    blank: Option<bool>,
-    kwargs: Kwargs,
-) -> Result<Value, Error> {
-    let asked = width.or(kwargs.get::<Option<usize>>("width")?);
-    if asked.is_some_and(|width| width > MAX_INDENT) {
-        return Err(refuse(format!("indent is limited to {MAX_INDENT} columns")));
-    }
-    filters::indent(value, width, first, blank, kwargs)
-}
-
-/// How `tojson` writes: Python's `json.dumps` options.
-struct JsonStyle {
-    indent: Option<String>,
-    item: String,
-    key: String,
-    ascii: bool,
-    sort: bool,
-}
-
 /// `json.dumps` as transformers gives it to templates: no HTML escapes, unicode kept.
-fn tojson(value: ViaDeserialize<Json>, options: Kwargs) -> Result<String, Error> {
+fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
         None => None,
         Some(width) => match (width.as_str(), width.as_usize()) {
@@ -121,78 +99,146 @@ fn tojson(value: ViaDeserialize<Json>, options: Kwargs) -> Result<String, Error>
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => return Err(refuse("tojson: separators are two strings")),
     };
-    let style = JsonStyle {
+    let ascii = options.get::<Option<bool>>("ensure_ascii")?;
+    let sort = options.get::<Option<bool>>("sort_keys")?;
+    options.assert_all_used()?;
+    let style = PythonStyle {
         indent,
         item,
         key,
-        ascii: options
-            .get::<Option<bool>>("ensure_ascii")?
-            .unwrap_or(false),
-        sort: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ascii: ascii.unwrap_or(false),
+        depth: 0,
+        empty: true,
     };
-    options.assert_all_used()?;
-    let mut text = String::new();
-    style.write(&value.0, 0, &mut text);
-    Ok(text)
+    if !sort.unwrap_or(false) {
+        return written(&value, style);
+    }
+    // A value may hold the same list many times; as bounded text it is no larger than it looks.
+    let plain = written(&value, CompactFormatter)?;
+    let mut sorted: Json =
+        serde_json::from_str(&plain).map_err(|error| refuse(format!("tojson: {error}")))?;
+    sorted.sort_all_objects();
+    written(&sorted, style)
 }
 
-impl JsonStyle {
-    fn write(&self, value: &Json, depth: usize, out: &mut String) {
-        match value {
-            Json::Array(items) => {
-                let write = |item: &&Json, out: &mut String| self.write(item, depth + 1, out);
-                self.list(['[', ']'], items.iter().collect(), depth, out, write);
-            }
-            Json::Object(map) => {
-                let mut entries: Vec<_> = map.iter().collect();
-                if self.sort {
-                    entries.sort_by_key(|entry| entry.0);
-                }
-                self.list(['{', '}'], entries, depth, out, |(key, value), out| {
-                    self.scalar(&Json::String((*key).clone()), out);
-                    out.push_str(&self.key);
-                    self.write(value, depth + 1, out);
-                });
-            }
-            scalar => self.scalar(scalar, out),
-        }
+fn written(value: &impl Serialize, style: impl Formatter) -> Result<String, Error> {
+    let mut output = Bounded::default();
+    let done = value.serialize(&mut Serializer::with_formatter(&mut output, style));
+    done.map_err(|error| refuse(format!("tojson: {error}")))?;
+    String::from_utf8(output.bytes).map_err(|error| refuse(format!("tojson: {error}")))
+}
+
+/// How `json.dumps` writes under its options.
+struct PythonStyle {
+    /// Put before a line once for each level; None writes everything into one line.
+    indent: Option<String>,
+    /// Between the items of a list or an object.
+    item: String,
+    /// Between a key and its value.
+    key: String,
+    /// Whether characters outside ASCII are escaped.
+    ascii: bool,
+    depth: usize,
+    /// Whether the list or object at hand has no items.
+    empty: bool,
+}
+
+impl PythonStyle {
+    fn begin<W: Write + ?Sized>(&mut self, bracket: &[u8], out: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        self.empty = true;
+        out.write_all(bracket)
     }
 
-    fn scalar(&self, value: &Json, out: &mut String) {
-        for char in value.to_string().chars() {
-            if self.ascii && !char.is_ascii() {
-                for unit in char.encode_utf16(&mut [0; 2]) {
-                    out.push_str(&format!("\\u{unit:04x}"));
-                }
-            } else {
-                out.push(char);
-            }
+    fn next<W: Write + ?Sized>(&mut self, first: bool, out: &mut W) -> io::Result<()> {
+        self.empty = false;
+        if !first {
+            out.write_all(self.item.as_bytes())?;
         }
+        self.new_line(out)
     }
 
-    fn list<T>(
-        &self,
-        brackets: [char; 2],
-        items: Vec<T>,
-        depth: usize,
-        out: &mut String,
-        write: impl Fn(&T, &mut String),
-    ) {
-        let newline = |depth: usize, out: &mut String| {
-            if let Some(indent) = self.indent.as_ref().filter(|_| !items.is_empty()) {
-                out.push('\n');
-                out.push_str(&indent.repeat(depth));
-            }
+    fn end<W: Write + ?Sized>(&mut self, bracket: &[u8], out: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        if !self.empty {
+            self.new_line(out)?;
+        }
+        self.empty = false;
+        out.write_all(bracket)
+    }
+
+    fn new_line<W: Write + ?Sized>(&self, out: &mut W) -> io::Result<()> {
+        let Some(indent) = &self.indent else {
+            return Ok(());
         };
-        out.push(brackets[0]);
-        for (index, item) in items.iter().enumerate() {
-            if index > 0 {
-                out.push_str(&self.item);
+        out.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| out.write_all(indent.as_bytes()))
+    }
+}
+
+impl Formatter for PythonStyle {
+    fn begin_array<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(b"[", out)
+    }
+
+    fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.next(first, out)
+    }
+
+    fn end_array<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(b"]", out)
+    }
+
+    fn begin_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(b"{", out)
+    }
+
+    fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.next(first, out)
+    }
+
+    fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(self.key.as_bytes())
+    }
+
+    fn end_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(b"}", out)
+    }
+
+    fn write_f64<W: Write + ?Sized>(&mut self, out: &mut W, value: f64) -> io::Result<()> {
+        // `repr` has exponents of at least two digits, with a sign, below 1e-4 and from 1e16.
+        match value.abs() {
+            size if size == 0.0 || (1e-4..1e16).contains(&size) => write!(out, "{value:?}"),
+            _ => {
+                let text = format!("{value:e}");
+                let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+                let (sign, exponent) = match exponent.strip_prefix('-') {
+                    Some(exponent) => ('-', exponent),
+                    None => ('+', exponent),
+                };
+                write!(out, "{digits}e{sign}{exponent:0>2}")
             }
-            newline(depth + 1, out);
-            write(item, out);
         }
-        newline(depth, out);
-        out.push(brackets[1]);
+    }
+
+    fn write_string_fragment<W: Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
+        if !self.ascii {
+            return out.write_all(text.as_bytes());
+        }
+        for char in text.chars() {
+            if matches!(char, ' '..='~') {
+                write!(out, "{char}")?;
+            } else {
+                let mut units = [0; 2];
+                for unit in char.encode_utf16(&mut units) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -96,14 +96,30 @@ fn hostile_templates_end() {
     assert!(matches!(render(long), Err(TemplateError::TooLong { .. })));
     for source in [
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{{ 'x' * 999999999999 }}",
-        "{{ 'x' | indent(999999999999) }}",
         "{{ [1] | tojson(indent=999999999999) }}",
-        "{{ [1] | batch(999999999999, 0) }}",
+        "{{ ([1] * 999999999999) | tojson }}",
+        // Small in memory, since each list is in the next one twice, and 2^50 long as text.
+        "{% set n = namespace(s=[1]) %}{% for i in range(50) %}{% set n.s = [n.s, n.s] %}\
+            {% endfor %}{{ n.s | tojson(sort_keys=true) }}",
     ] {
         let error = render(source).unwrap_err();
         assert!(
             matches!(error, TemplateError::Render { .. }),
+            "{source}: {error}"
+        );
+    }
+    let doubling = "{% set n = namespace(s='x') %}{% for i in range(50) %}{% set n.s = n.s + n.s %}\
+        {% endfor %}{{ n.s | length }}";
+    for source in [
+        doubling,
+        "{{ 'x' * 999999999999 }}",
+        "{{ 'x\n' | indent(999999999999) }}",
+        "{{ [1] | batch(999999999999, 0) | length }}",
+        "{{ [1] | slice(999999999999, 0) | length }}",
+    ] {
+        let error = render(source).unwrap_err();
+        assert!(
+            matches!(error, TemplateError::TooMuchWork { .. }),
             "{source}: {error}"
         );
     }
@@ -172,4 +188,50 @@ fn messages_ignore_further_keys() {
     let text = r#"{"role": "user", "content": "hi", "weight": 1}"#;
     let message: Message = serde_json::from_str(text).unwrap();
     assert_eq!(message, Message::new("user", "hi"));
+}
+
+/// Expected: what json.dumps of Python 3.11 writes under the same options.
+#[test]
+fn json_is_pythons() {
+    let cases = [
+        (
+            r#"{{ [0.0, -0.0, 1.0, 0.1, 0.0001, 0.00009999, 0.00000015] | tojson }}"#,
+            "[0.0, -0.0, 1.0, 0.1, 0.0001, 9.999e-05, 1.5e-07]",
+        ),
+        (
+            "{{ [123456789012345680.0, 1e15, -1e22, 5e-324, 1.7976931348623157e308] | tojson }}",
+            "[1.2345678901234568e+17, 1000000000000000.0, -1e+22, 5e-324, 1.7976931348623157e+308]",
+        ),
+        (
+            "{{ 'a\x7f\x1f/é🙂\u{2028}' | tojson(ensure_ascii=true) }}",
+            r#""a\u007f\u001f/\u00e9\ud83d\ude42\u2028""#,
+        ),
+        (
+            "{{ {'b': [], 'a': {}, 'c': [[1], {'x': none}]} | tojson(indent=2) }}",
+            "{\n  \"b\": [],\n  \"a\": {},\n  \"c\": [\n    [\n      1\n    ],\n    {\n      \"x\": null\n    }\n  ]\n}",
+        ),
+        (
+            "{{ {'b': [], 'a': {'d': 1, 'c': 2}} \
+                | tojson(indent=0, sort_keys=true, separators=(' ; ', ' = ')) }}",
+            "{\n\"a\" = {\n\"c\" = 2 ; \n\"d\" = 1\n} ; \n\"b\" = []\n}",
+        ),
+        (
+            "{{ [[], {}, [[]]] | tojson(indent='\t') }}",
+            "[\n\t[],\n\t{},\n\t[\n\t\t[]\n\t]\n]",
+        ),
+    ];
+    for (source, expected) in cases {
+        assert_eq!(render(source).unwrap(), expected, "{source}");
+    }
+}
+
+/// Judged rows carry a hash of it.
+#[test]
+fn identities_are_those_of_version_0_1() {
+    let tokens = [("bos_token", "<|é'\"\n\u{1f}🙂|>"), ("eos_token", "</s>")];
+    let tokens = tokens.map(|(key, token)| (key, token.to_owned()));
+    let template = ChatTemplate::new("{{ x }}\n", tokens.into_iter().collect()).unwrap();
+    let expected =
+        "{{ x }}\n\n{\"bos_token\": \"<|é'\\\"\\n\\u{1f}🙂|>\", \"eos_token\": \"</s>\"}";
+    assert_eq!(template.identity(), expected);
 }

@@ -179,8 +179,8 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::{Rng, SeedableRng};
-    use rand_chacha::ChaCha12Rng;
+    use rand::rngs::ChaCha12Rng;
+    use rand::{RngExt, SeedableRng};
 
     type Flex = burn_flex::Flex<f32, i32>;
     type NdArray = burn_ndarray::NdArray<f32, i64, i8>;

@@ -1,8 +1,8 @@
 //! From logits to a token: temperature, top-k, top-p, and a draw that belongs to its place.
 
-use rand::RngCore;
+use rand::Rng;
 use rand::SeedableRng;
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
 use sha2::{Digest, Sha256};
 
 /// How tokens are chosen; the order is transformers': temperature, top-k, top-p.
@@ -220,7 +220,7 @@ impl Buckets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::Rng;
+    use rand::RngExt;
 
     fn params(temperature: f64, top_p: f64, top_k: usize) -> SamplingParams {
         SamplingParams {
@@ -320,6 +320,22 @@ mod tests {
         assert_eq!(last(0.6, 0), 2);
         assert_eq!(last(0.7, 0), 1);
         assert_eq!(last(0.7, 1), 2);
+    }
+
+    /// Outputs begun by one version are finished by the next.
+    #[test]
+    fn draws_are_those_of_version_0_1() {
+        let mut draws = Draws::new(42, "p-1", 3);
+        let found = [0, 1, 5, 100_000].map(|position| draws.at(position));
+        assert_eq!(
+            found,
+            [
+                0.40959680884829797,
+                0.14009303916477944,
+                0.603780146946113,
+                0.9450506402250013
+            ]
+        );
     }
 
     #[test]

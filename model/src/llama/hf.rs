@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use rand::SeedableRng;
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
 
 use super::attention::Attention;
 use super::block::{Block, Mlp};

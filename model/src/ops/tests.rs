@@ -8,8 +8,8 @@ use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::packed_batch::PackedBatch;

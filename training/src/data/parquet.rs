@@ -3,13 +3,17 @@
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 
+use ::parquet::arrow::ProjectionMask;
+use ::parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use ::parquet::errors::ParquetError;
-use ::parquet::file::reader::{FileReader, SerializedFileReader};
-use ::parquet::record::Field;
-use ::parquet::record::reader::RowIter;
-use ::parquet::schema::types::Type;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
+};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::DataType;
 use serde_json::Value;
 
 use super::{DataError, EachRow, Object, Place, RowProblem};
@@ -27,87 +31,94 @@ pub(super) fn scan(
     };
     let unreadable = |error| wrong(format!("not a readable Parquet file: {error}"));
     let file = File::open(path).map_err(|source| DataError::io(path, "open it", source))?;
-    let reader = guarded(|| SerializedFileReader::new(file)).map_err(unreadable)?;
-    let metadata = reader.metadata().file_metadata();
-    if metadata.num_rows() == 0 {
+    // Types by the Parquet schema alone: an Arrow schema in the file only adds other forms of them.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let reader = guarded(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))
+        .map_err(unreadable)?;
+    if reader.metadata().file_metadata().num_rows() == 0 {
         return Ok(());
     }
-    let schema = metadata.schema_descr().root_schema();
-    let known = known_columns(schema, keys);
+    let columns: Vec<&str> = reader
+        .schema()
+        .fields()
+        .iter()
+        .map(|f| f.name().as_str())
+        .collect();
+    let known = columns
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| keys.contains(name));
+    let known: Vec<usize> = known.map(|(i, _)| i).collect();
     if known.is_empty() {
-        let columns: Vec<&str> = schema.get_fields().iter().map(|c| c.name()).collect();
         return Err(wrong(format!(
             "none of its columns ({}) belongs to {kind}; known are {}",
             columns.join(", "),
             keys.join(", ")
         )));
     }
-    let projection = Type::group_type_builder(schema.name())
-        .with_fields(known)
-        .build()
-        .map_err(unreadable)?;
+    let projection = ProjectionMask::roots(reader.parquet_schema(), known);
+    let mut batches = guarded(|| reader.with_projection(projection).build()).map_err(unreadable)?;
     let mut number = 0;
-    for group in 0..reader.num_row_groups() {
-        let group = reader.get_row_group(group).map_err(unreadable)?;
-        let projection = Some(projection.clone());
-        let rows = guarded(|| RowIter::from_row_group(projection, &*group));
-        let mut rows = rows.map_err(unreadable)?;
-        while let Some(row) = guarded(|| rows.next().transpose()).map_err(unreadable)? {
+    let mut next = || guarded(|| batches.next().transpose().map_err(ParquetError::from));
+    while let Some(batch) = next().map_err(unreadable)? {
+        for i in 0..batch.num_rows() {
             number += 1;
             let place = Place::Row(number);
-            let mut object = Object::new();
-            for (key, field) in row.into_columns() {
-                let value = to_json(&key, field).map_err(|problem| DataError::Row {
-                    path: path.to_path_buf(),
-                    place,
-                    problem,
-                })?;
-                object.insert(key, value);
-            }
+            let object = row(&batch, i).map_err(|problem| DataError::Row {
+                path: path.to_path_buf(),
+                place,
+                problem,
+            })?;
             each(place, object)?;
         }
     }
     Ok(())
 }
 
-/// Runs a step of the `parquet` crate, whose record reader panics on some damaged files.
+/// Runs a step of the `parquet` crate, which panics on some damaged files.
 fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
     catch_unwind(AssertUnwindSafe(step))
         .unwrap_or_else(|_| Err(ParquetError::General("its data are damaged".to_string())))
 }
 
-fn known_columns(schema: &Type, keys: &[&str]) -> Vec<Arc<Type>> {
-    schema
-        .get_fields()
-        .iter()
-        .filter(|column| keys.contains(&column.name()))
-        .cloned()
+/// Row `i` of a batch.
+fn row(batch: &RecordBatch, i: usize) -> Result<Object, RowProblem> {
+    let schema = batch.schema_ref();
+    let columns = schema.fields().iter().zip(batch.columns());
+    columns
+        .map(|(field, column)| {
+            let value = to_json(field.name(), column, i)?;
+            Ok((field.name().clone(), value))
+        })
         .collect()
 }
 
-/// One value; numbers that JSON cannot hold and types that no row uses are refused.
-fn to_json(key: &str, field: Field) -> Result<Value, RowProblem> {
+/// Value `i` of a column; numbers that JSON cannot hold and types that no row uses are refused.
+fn to_json(key: &str, column: &dyn Array, i: usize) -> Result<Value, RowProblem> {
     let float = |value: f64| {
         serde_json::Number::from_f64(value)
             .map(Value::Number)
             .ok_or_else(|| RowProblem::mistyped(key, "a finite number", value.to_string()))
     };
-    Ok(match field {
-        Field::Null => Value::Null,
-        Field::Bool(value) => value.into(),
-        Field::Byte(value) => value.into(),
-        Field::Short(value) => value.into(),
-        Field::Int(value) => value.into(),
-        Field::Long(value) => value.into(),
-        Field::UByte(value) => value.into(),
-        Field::UShort(value) => value.into(),
-        Field::UInt(value) => value.into(),
-        Field::ULong(value) => value.into(),
-        Field::Float16(value) => float(value.to_f64())?,
-        Field::Float(value) => float(f64::from(value))?,
-        Field::Double(value) => float(value)?,
-        Field::Str(text) => text.into(),
-        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+    if column.is_null(i) {
+        return Ok(Value::Null);
+    }
+    Ok(match column.data_type() {
+        DataType::Null => Value::Null,
+        DataType::Boolean => column.as_boolean().value(i).into(),
+        DataType::Int8 => column.as_primitive::<Int8Type>().value(i).into(),
+        DataType::Int16 => column.as_primitive::<Int16Type>().value(i).into(),
+        DataType::Int32 => column.as_primitive::<Int32Type>().value(i).into(),
+        DataType::Int64 => column.as_primitive::<Int64Type>().value(i).into(),
+        DataType::UInt8 => column.as_primitive::<UInt8Type>().value(i).into(),
+        DataType::UInt16 => column.as_primitive::<UInt16Type>().value(i).into(),
+        DataType::UInt32 => column.as_primitive::<UInt32Type>().value(i).into(),
+        DataType::UInt64 => column.as_primitive::<UInt64Type>().value(i).into(),
+        DataType::Float16 => float(column.as_primitive::<Float16Type>().value(i).to_f64())?,
+        DataType::Float32 => float(column.as_primitive::<Float32Type>().value(i).into())?,
+        DataType::Float64 => float(column.as_primitive::<Float64Type>().value(i))?,
+        DataType::Utf8 => column.as_string::<i32>().value(i).into(),
+        DataType::Binary => match std::str::from_utf8(column.as_binary::<i32>().value(i)) {
             Ok(text) => text.into(),
             Err(_) => {
                 return Err(RowProblem::mistyped(
@@ -117,18 +128,18 @@ fn to_json(key: &str, field: Field) -> Result<Value, RowProblem> {
                 ));
             }
         },
-        Field::Group(row) => {
-            let mut object = Object::new();
-            for (name, field) in row.into_columns() {
-                let value = to_json(&format!("{key}.{name}"), field)?;
-                object.insert(name, value);
-            }
-            Value::Object(object)
+        DataType::Struct(fields) => {
+            let columns = fields.iter().zip(column.as_struct().columns());
+            let members = columns.map(|(field, column)| {
+                let value = to_json(&format!("{key}.{}", field.name()), column, i)?;
+                Ok((field.name().clone(), value))
+            });
+            Value::Object(members.collect::<Result<_, _>>()?)
         }
-        Field::ListInternal(list) => {
-            let items = list.elements().iter().enumerate();
-            items
-                .map(|(i, item)| to_json(&format!("{key}[{i}]"), item.clone()))
+        DataType::List(_) => {
+            let items = column.as_list::<i32>().value(i);
+            (0..items.len())
+                .map(|j| to_json(&format!("{key}[{j}]"), &items, j))
                 .collect::<Result<Vec<_>, _>>()?
                 .into()
         }
@@ -136,7 +147,7 @@ fn to_json(key: &str, field: Field) -> Result<Value, RowProblem> {
             return Err(RowProblem::mistyped(
                 key,
                 "text, numbers, lists or structs",
-                format!("{other} of a type that no row uses"),
+                format!("{other}, a type that no row uses"),
             ));
         }
     })

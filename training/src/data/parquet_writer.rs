@@ -6,17 +6,18 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use ::parquet::basic::{Compression, ConvertedType, LogicalType, Repetition, Type as Physical};
-use ::parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, Int64Type};
+use ::parquet::arrow::ArrowWriter;
+use ::parquet::basic::Compression;
 use ::parquet::errors::ParquetError;
 use ::parquet::file::properties::WriterProperties;
-use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
-use ::parquet::schema::types::Type;
+use arrow_json::ReaderBuilder;
+use arrow_schema::{DataType, Field, Fields, Schema};
 use serde_json::Value;
 
 use super::Object;
 
-const ROWS_PER_GROUP: usize = 2048;
+/// Rows that are turned into columns at a time.
+const BATCH: usize = 2048;
 
 /// The type of a column or of a part of one, as far as the rows seen tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,242 +138,65 @@ impl ColumnType {
         matches!(self, ColumnType::Struct(fields) if fields.is_empty())
     }
 
-    fn leaves(&self) -> usize {
+    fn data_type(&self) -> DataType {
         match self {
-            ColumnType::List(inner) => inner.leaves(),
-            ColumnType::Struct(fields) if !fields.is_empty() => {
-                fields.iter().map(|(_, field)| field.leaves()).sum()
-            }
-            _ => 1,
-        }
-    }
-
-    fn add_leaves(&self, leaves: &mut Vec<Leaf>) {
-        match self {
-            ColumnType::List(inner) => inner.add_leaves(leaves),
-            ColumnType::Struct(fields) if !fields.is_empty() => {
-                fields
-                    .iter()
-                    .for_each(|(_, field)| field.add_leaves(leaves));
-            }
-            ColumnType::Bool => leaves.push(Leaf::new(Values::Bool(Vec::new()))),
-            ColumnType::Int => leaves.push(Leaf::new(Values::Int(Vec::new()))),
-            ColumnType::Float => leaves.push(Leaf::new(Values::Float(Vec::new()))),
-            _ => leaves.push(Leaf::new(Values::Text(Vec::new()))),
-        }
-    }
-
-    fn schema(&self, name: &str) -> Result<Type, ParquetError> {
-        let leaf = |physical| {
-            Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL)
-        };
-        match self {
-            ColumnType::Bool => leaf(Physical::BOOLEAN).build(),
-            ColumnType::Int => leaf(Physical::INT64).build(),
-            ColumnType::Float => leaf(Physical::DOUBLE).build(),
+            ColumnType::Bool => DataType::Boolean,
+            ColumnType::Int => DataType::Int64,
+            ColumnType::Float => DataType::Float64,
             ColumnType::List(inner) => {
-                let element = inner.schema("element")?;
-                let list = Type::group_type_builder("list")
-                    .with_repetition(Repetition::REPEATED)
-                    .with_fields(vec![Arc::new(element)])
-                    .build()?;
-                Type::group_type_builder(name)
-                    .with_repetition(Repetition::OPTIONAL)
-                    .with_logical_type(Some(LogicalType::List))
-                    .with_converted_type(ConvertedType::LIST)
-                    .with_fields(vec![Arc::new(list)])
-                    .build()
+                let item = Field::new("element", inner.data_type(), true);
+                DataType::List(Arc::new(item))
             }
-            ColumnType::Struct(fields) if !fields.is_empty() => Type::group_type_builder(name)
-                .with_repetition(Repetition::OPTIONAL)
-                .with_fields(columns(fields)?)
-                .build(),
-            _ => leaf(Physical::BYTE_ARRAY)
-                .with_logical_type(Some(LogicalType::String))
-                .with_converted_type(ConvertedType::UTF8)
-                .build(),
+            ColumnType::Struct(fields) if !fields.is_empty() => DataType::Struct(columns(fields)),
+            _ => DataType::Utf8,
+        }
+    }
+
+    /// Replaces objects that no column can hold by null.
+    fn prune(&self, value: &mut Value) {
+        match (self, value) {
+            (ColumnType::List(inner), Value::Array(items)) => {
+                items.iter_mut().for_each(|item| inner.prune(item));
+            }
+            (ColumnType::Struct(_), value) if self.is_empty_struct() => *value = Value::Null,
+            (ColumnType::Struct(fields), Value::Object(object)) => prune(fields, object),
+            _ => {}
         }
     }
 }
 
-fn columns(fields: &[(String, ColumnType)]) -> Result<Vec<Arc<Type>>, ParquetError> {
-    fields
-        .iter()
-        .map(|(name, field)| field.schema(name).map(Arc::new))
-        .collect()
+fn prune(fields: &[(String, ColumnType)], object: &mut Object) {
+    for (name, field) in fields {
+        if let Some(value) = object.get_mut(name) {
+            field.prune(value);
+        }
+    }
+}
+
+fn columns(fields: &[(String, ColumnType)]) -> Fields {
+    let column = |(name, field): &(String, ColumnType)| Field::new(name, field.data_type(), true);
+    fields.iter().map(column).collect()
 }
 
 /// Writes the rows as one table, snappy-compressed. `table` must have admitted every row.
 pub(super) fn write<W: Write + Send>(
     out: W,
     table: &Table,
-    rows: &[Object],
+    mut rows: Vec<Object>,
 ) -> Result<(), ParquetError> {
-    let fields = &table.0;
-    let root = Type::group_type_builder("schema")
-        .with_fields(columns(fields)?)
-        .build()?;
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .build();
-    let mut writer = SerializedFileWriter::new(out, Arc::new(root), Arc::new(properties))?;
-    for rows in rows.chunks(ROWS_PER_GROUP) {
-        let mut leaves = shred(fields, rows).into_iter();
-        let mut group = writer.next_row_group()?;
-        while let (Some(column), Some(leaf)) = (group.next_column()?, leaves.next()) {
-            leaf.write(column)?;
+    let schema = Arc::new(Schema::new(columns(&table.0)));
+    rows.iter_mut().for_each(|row| prune(&table.0, row));
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
+    let mut writer = ArrowWriter::try_new(out, schema.clone(), Some(properties.build()))?;
+    let mut decoder = ReaderBuilder::new(schema)
+        .with_batch_size(BATCH)
+        .build_decoder()?;
+    for rows in rows.chunks(BATCH) {
+        decoder.serialize(rows)?;
+        if let Some(batch) = decoder.flush()? {
+            writer.write(&batch)?;
         }
-        group.close()?;
     }
     writer.close()?;
     Ok(())
-}
-
-/// Splits rows into leaf columns (Dremel's record shredding).
-fn shred(fields: &[(String, ColumnType)], rows: &[Object]) -> Vec<Leaf> {
-    let mut leaves = Vec::new();
-    fields
-        .iter()
-        .for_each(|(_, field)| field.add_leaves(&mut leaves));
-    for row in rows {
-        shred_fields(fields, row, Levels::default(), &mut leaves);
-    }
-    leaves
-}
-
-/// Where a value stands: optional and repeated parts present above it, the list it goes on with,
-/// and how many lists lie around it.
-#[derive(Clone, Copy, Default)]
-struct Levels {
-    definition: i16,
-    repetition: i16,
-    depth: i16,
-}
-
-fn shred_fields(
-    fields: &[(String, ColumnType)],
-    object: &Object,
-    levels: Levels,
-    mut leaves: &mut [Leaf],
-) {
-    for (name, field) in fields {
-        let (own, rest) = leaves.split_at_mut(field.leaves());
-        shred_value(field, object.get(name).unwrap_or(&Value::Null), levels, own);
-        leaves = rest;
-    }
-}
-
-fn shred_value(column: &ColumnType, value: &Value, levels: Levels, leaves: &mut [Leaf]) {
-    let present = Levels {
-        definition: levels.definition + 1,
-        ..levels
-    };
-    match (column, value) {
-        (ColumnType::List(inner), Value::Array(items)) if !items.is_empty() => {
-            for (i, item) in items.iter().enumerate() {
-                let item_levels = Levels {
-                    definition: levels.definition + 2,
-                    repetition: if i == 0 {
-                        levels.repetition
-                    } else {
-                        levels.depth + 1
-                    },
-                    depth: levels.depth + 1,
-                };
-                shred_value(inner, item, item_levels, leaves);
-            }
-        }
-        (ColumnType::Struct(fields), Value::Object(object)) if !column.is_empty_struct() => {
-            shred_fields(fields, object, present, leaves);
-        }
-        (ColumnType::List(_), Value::Array(_)) => {
-            leaves.iter_mut().for_each(|leaf| leaf.end(present))
-        }
-        (_, value) => {
-            for leaf in leaves {
-                if leaf.values.push(value) {
-                    leaf.end(present);
-                } else {
-                    leaf.end(levels);
-                }
-            }
-        }
-    }
-}
-
-/// One leaf column of a row group.
-struct Leaf {
-    definitions: Vec<i16>,
-    repetitions: Vec<i16>,
-    values: Values,
-}
-
-enum Values {
-    Bool(Vec<bool>),
-    Int(Vec<i64>),
-    Float(Vec<f64>),
-    Text(Vec<ByteArray>),
-}
-
-impl Values {
-    /// Whether the value was one of this column's; a null is not.
-    fn push(&mut self, value: &Value) -> bool {
-        match (self, value) {
-            (Values::Bool(values), Value::Bool(value)) => values.push(*value),
-            (Values::Text(values), Value::String(text)) => values.push(text.as_str().into()),
-            (Values::Int(values), Value::Number(number)) => match number.as_i64() {
-                Some(number) => values.push(number),
-                None => return false,
-            },
-            (Values::Float(values), Value::Number(number)) => match number.as_f64() {
-                Some(number) => values.push(number),
-                None => return false,
-            },
-            _ => return false,
-        }
-        true
-    }
-}
-
-impl Leaf {
-    fn new(values: Values) -> Self {
-        Leaf {
-            definitions: Vec::new(),
-            repetitions: Vec::new(),
-            values,
-        }
-    }
-
-    fn end(&mut self, levels: Levels) {
-        self.definitions.push(levels.definition);
-        self.repetitions.push(levels.repetition);
-    }
-
-    fn write(self, mut column: SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
-        let definitions = Some(self.definitions.as_slice());
-        let repetitions = Some(self.repetitions.as_slice());
-        match &self.values {
-            Values::Bool(values) => {
-                column
-                    .typed::<BoolType>()
-                    .write_batch(values, definitions, repetitions)?
-            }
-            Values::Int(values) => {
-                column
-                    .typed::<Int64Type>()
-                    .write_batch(values, definitions, repetitions)?
-            }
-            Values::Float(values) => {
-                column
-                    .typed::<DoubleType>()
-                    .write_batch(values, definitions, repetitions)?
-            }
-            Values::Text(values) => {
-                column
-                    .typed::<ByteArrayType>()
-                    .write_batch(values, definitions, repetitions)?
-            }
-        };
-        column.close()
-    }
 }

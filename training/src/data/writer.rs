@@ -183,7 +183,7 @@ impl ParquetSink {
         })?;
         let new = beside(path, ".new");
         let file = File::create(&new).map_err(|source| DataError::io(&new, "write it", source))?;
-        parquet_writer::write(&file, &self.table, &rows).map_err(|error| DataError::Parquet {
+        parquet_writer::write(&file, &self.table, rows).map_err(|error| DataError::Parquet {
             path: new.clone(),
             detail: format!("cannot write it: {error}"),
         })?;

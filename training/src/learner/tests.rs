@@ -5,8 +5,8 @@ use std::path::Path;
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_autodiff::Autodiff;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
 use sppo_model::llama::parameters::{Group, Kind, ParameterMapper, map_parameters};
 use sppo_model::llama::{Llama, LlamaConfig, Lora};
 

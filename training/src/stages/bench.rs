@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::DType;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use sppo_model::generate::{Engine, Event, Request, SamplingParams};
 use sppo_model::llama::{Decoder, LlamaConfig, Lora};

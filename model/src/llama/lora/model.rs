@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{DType, TensorData, backend::Backend};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
 
 use super::folder::AdapterFolder;
 use super::settings::Lora;

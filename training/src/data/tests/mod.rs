@@ -171,6 +171,17 @@ fn pyarrow_tables_are_read() {
 }
 
 #[test]
+fn every_codec_is_read() {
+    for codec in ["none", "snappy", "gzip", "brotli", "zstd", "lz4"] {
+        let path = fixture(&format!("codecs/{codec}.parquet"));
+        let rows: Vec<PromptRow> = read_rows(&path).unwrap();
+        assert_eq!(rows[0].prompt, Prompt::Text("x".repeat(200)), "{codec}");
+        let asked = vec![user("Why is the sky blue? 東京")];
+        assert_eq!(rows[1].prompt, Prompt::Messages(asked), "{codec}");
+    }
+}
+
+#[test]
 fn wrong_tables_are_refused() {
     let says = |error: DataError, part: &str| {
         let message = error.to_string();
