@@ -1,11 +1,11 @@
 //! Choice of the Burn backend: the only file that names concrete ones.
 
-use sppo_model::ops::TrainingOps;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn_autodiff::Autodiff;
+use sppo_model::ops::TrainingOps;
 
 use crate::errors::user;
 

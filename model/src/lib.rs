@@ -2,10 +2,12 @@
 //! tokenizer and chat template, and generation.
 
 pub mod chat_template;
+pub mod chat_text;
 pub mod checkpoint;
 mod config_json;
 pub mod generate;
 pub mod llama;
+pub mod model_folder;
 pub mod nn;
 // Passes over the host's memory are there for the CPU backends.
 #[cfg_attr(

@@ -1,8 +1,8 @@
 //! `sppo bench`: tokens per second of training and generation on random rows.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Precision, Recompute, resolve_model};
 use sppo_training::stages::{Bench, BenchReport, Half, StageError, bench};
 

@@ -1,8 +1,8 @@
 //! `sppo eval`: win rate of one model's answers against another's under a judge.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::{JudgeConfig, Section, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::judge;

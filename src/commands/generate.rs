@@ -1,8 +1,8 @@
 //! `sppo generate`: samples responses to prompts.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::{self, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::stages::{Generation, Sampling, StageError, generate};

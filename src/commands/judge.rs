@@ -1,8 +1,8 @@
 //! `sppo judge`: scores responses.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::{self, Config, JudgeKind};
 use sppo_training::judge::{DryRun, cache_beside};
 use sppo_training::stages::{Part, StageError, build_judge, dry_run, judge_responses};

@@ -1,10 +1,10 @@
 //! `sppo merge`: a whole model of a base and LoRA adapters.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
 use serde_json::json;
 use sppo_model::llama::lora::Merged;
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Precision, resolve_model};
 use sppo_training::stages::{Merging, StageError, merge_adapters};
 

@@ -1,9 +1,9 @@
 //! `sppo run`: the whole self-play loop.
 
-use sppo_model::ops::TrainingOps;
 use std::path::Path;
 
 use serde::Serialize;
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::Config;
 use sppo_training::self_play::{self, Report};
 use sppo_training::stages::StageError;

@@ -1,8 +1,8 @@
 //! `sppo score`: summed response log-probabilities of pairs.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Rows, Train, resolve_model};
 use sppo_training::stages::{Scoring, StageError, score};
 

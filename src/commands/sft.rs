@@ -1,8 +1,8 @@
 //! `sppo sft`: supervised fine-tuning on the rows of `[sft] data`.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::Config;
 use sppo_training::stages::{FineTuning, StageError, fine_tune, start_model};
 

@@ -1,8 +1,8 @@
 //! `sppo train`: one iteration's training on the pairs of `[train] data`.
 
-use sppo_model::ops::TrainingOps;
 use std::path::PathBuf;
 
+use sppo_model::ops::TrainingOps;
 use sppo_training::config::Config;
 use sppo_training::stages::{PairTraining, StageError, start_model, train_pairs};
 

@@ -2,12 +2,12 @@
 
 use burn::tensor::DType;
 use sppo_model::checkpoint::Checkpoint;
-use sppo_model::ops::ModelOps;
 use std::sync::Arc;
 
 use sppo_model::generate::sampling::{Draws, Sampler};
 use sppo_model::generate::{Engine, Plan, Request, Sample, SamplingParams, answer_all};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig};
+use sppo_model::ops::ModelOps;
 use sppo_model::packed_batch::PackedBatch;
 
 use super::{ids, json, path};

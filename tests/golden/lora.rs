@@ -1,6 +1,5 @@
 //! LoRA against PEFT (tests/fixtures/lora), on every backend.
 
-use sppo_model::ops::{ModelOps, TrainingOps};
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -9,6 +8,7 @@ use burn_autodiff::Autodiff;
 use serde_json::Value;
 use sppo_model::llama::lora::{AdapterFolder, Merge};
 use sppo_model::llama::{Llama, LlamaConfig, Lora};
+use sppo_model::ops::{ModelOps, TrainingOps};
 use sppo_model::packed_batch::PackedBatch;
 use sppo_training::config::{self, Loss, Recompute};
 use sppo_training::learner::{Learner, sequence_logps};

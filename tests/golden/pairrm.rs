@@ -1,10 +1,10 @@
 //! A tiny PairRM: packed ids, comparison logits and scores, against LLM-Blender's own code.
 
-use sppo_model::ops::ModelOps;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::DType;
 use serde_json::Value;
+use sppo_model::ops::ModelOps;
 use sppo_model::pairrm::{Packed, Packer, PairRm};
 use sppo_training::data::{Prompt, ResponseRow};
 use sppo_training::judge::{Desk, Estimate, Judge, Judgement, PairRmJudge, PromptText};

@@ -1,14 +1,16 @@
 //! A tiny reward model: token ids and scores, against transformers (scripts/make_reward_fixture.py).
 
-use sppo_model::ops::ModelOps;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::DType;
 use serde_json::{Value, json};
+use sppo_model::chat_template::Message;
+use sppo_model::chat_text::ChatText;
 use sppo_model::llama::RewardModel;
+use sppo_model::ops::ModelOps;
 use sppo_training::data::{ResponseRow, read_rows};
-use sppo_training::judge::{Conversations, Desk, Estimate, Judge, Judgement, RewardJudge};
+use sppo_training::judge::{Desk, Estimate, Judge, Judgement, RewardJudge};
 
 use super::{ids, numbers, path};
 use crate::close::assert_close;
@@ -49,9 +51,8 @@ fn rows() -> Vec<ResponseRow> {
 /// Judges all rows under a budget; after the first judgement the desk may be interrupted.
 fn judged<B: ModelOps>(device: &B::Device, batch_tokens: usize, interrupt: bool) -> Vec<Judgement> {
     let model = RewardModel::<B>::load(&folder(), DType::F32, device).unwrap();
-    let conversations = Conversations::from_dir(&folder()).unwrap();
-    let estimate = Estimate::default();
-    let mut judge = RewardJudge::new(model, "", conversations, estimate, batch_tokens);
+    let text = ChatText::open(&folder()).unwrap();
+    let mut judge = RewardJudge::new(model, "", text, Estimate::default(), batch_tokens);
     let rows = rows();
     judge.check(&rows).unwrap();
     let stop = AtomicBool::new(false);
@@ -68,11 +69,13 @@ fn judged<B: ModelOps>(device: &B::Device, batch_tokens: usize, interrupt: bool)
 }
 
 fn conversation_ids<B: ModelOps>(_: &B::Device) {
-    let conversations = Conversations::from_dir(&folder()).unwrap();
+    let text = ChatText::open(&folder()).unwrap();
     for (row, case) in rows().iter().zip(cases()) {
         for (response, expected) in row.responses.iter().zip(case["ids"].as_array().unwrap()) {
+            let mut turns = row.prompt.messages().into_owned();
+            turns.push(Message::new("assistant", response));
             assert_eq!(
-                conversations.encode(row, response).unwrap(),
+                text.turn_ids(&turns).unwrap(),
                 ids(expected),
                 "{response:?}"
             );

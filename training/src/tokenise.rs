@@ -3,8 +3,9 @@
 //! Two modes: `clean`, in which training sees exactly the ids that generation sees, and
 //! `official`, the rows of the published SPPO trainer (TRL's `tokenize_row`), to the id.
 
-use sppo_model::chat_template::{ChatTemplate, Message, TemplateError};
-use sppo_model::tokenizer::{Tokenizer, TokenizerError};
+use sppo_model::chat_template::Message;
+use sppo_model::chat_text::{ChatText, ChatTextError};
+use sppo_model::model_folder::ModelFolder;
 
 use crate::config::Rows;
 
@@ -12,9 +13,7 @@ use crate::config::Rows;
 #[derive(Debug, thiserror::Error)]
 pub enum TokeniseError {
     #[error(transparent)]
-    Template(#[from] TemplateError),
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+    Text(#[from] ChatTextError),
     #[error(
         "max_prompt_length {max_prompt_length} and max_length {max_length} leave no room; max_prompt_length must be at least 2 and less than max_length"
     )]
@@ -150,8 +149,7 @@ type Parts = (Vec<u32>, Vec<u32>);
 /// Makes rows of one model folder's tokenizer and template.
 #[derive(Clone, Debug)]
 pub struct RowTokeniser {
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
+    text: ChatText,
     mode: Rows,
     max_length: usize,
     max_prompt_length: usize,
@@ -162,8 +160,7 @@ pub struct RowTokeniser {
 impl RowTokeniser {
     /// Finds the end-of-turn token and checks the limits (in tokens).
     pub fn new(
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
+        text: ChatText,
         mode: Rows,
         max_length: usize,
         max_prompt_length: usize,
@@ -174,47 +171,35 @@ impl RowTokeniser {
                 max_prompt_length,
             });
         }
-        if mode == Rows::Official && tokenizer.bos_id().is_none() {
+        if mode == Rows::Official && text.tokenizer().bos_id().is_none() {
             return Err(TokeniseError::NoSpecial("bos_token"));
         }
-        if mode == Rows::Official && tokenizer.eos_id().is_none() {
+        if mode == Rows::Official && text.tokenizer().eos_id().is_none() {
             return Err(TokeniseError::NoSpecial("eos_token"));
         }
-        let end_of_turn = end_of_turn(&tokenizer, &template)?;
         Ok(Self {
-            tokenizer,
-            template,
+            end_of_turn: text.end_of_turn()?,
+            text,
             mode,
             max_length,
             max_prompt_length,
-            end_of_turn,
         })
     }
 
-    /// The tokenizer in use.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// The chat template in use.
-    pub fn template(&self) -> &ChatTemplate {
-        &self.template
-    }
-
-    /// The token that ends an assistant's turn: what the template puts behind its message,
-    /// else the tokenizer's EOS.
-    pub fn end_of_turn(&self) -> u32 {
-        self.end_of_turn
-    }
-
-    /// Ids to generate from: the template with its generation prompt, no further BOS, uncut.
-    pub fn prompt_ids(&self, prompt: &[Message]) -> Result<Vec<u32>, TokeniseError> {
-        let text = self.template.render(prompt, true)?;
-        let ids = self.tokenizer.encode(&text, false)?;
-        if ids.is_empty() {
-            return Err(TokeniseError::EmptyPrompt);
-        }
-        Ok(ids)
+    /// Of a model's folder, within the model's context; none where the folder cannot (no tokenizer
+    /// or template).
+    pub fn of_folder(
+        folder: &ModelFolder,
+        mode: Rows,
+        max_length: usize,
+        max_prompt_length: usize,
+    ) -> Result<Option<Self>, TokeniseError> {
+        // A response that filled the context still gets its end of turn.
+        let max_length = max_length.min(folder.config().max_position_embeddings);
+        let max_prompt_length = max_prompt_length.min(max_length.saturating_sub(1));
+        let of_text =
+            |text: &ChatText| Self::new(text.clone(), mode, max_length, max_prompt_length);
+        folder.text().map(of_text).transpose()
     }
 
     /// The chosen and the rejected sequence of a preference row, cut to the limits together.
@@ -251,14 +236,15 @@ impl RowTokeniser {
         }
     }
 
-    /// Prompt and response are encoded apart, so that the prompt's ids are generation's.
     fn clean_parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
-        let prompt = self.prompt_ids(prompt)?;
-        let mut response = self.tokenizer.encode(response, false)?;
-        if response.last() != Some(&self.end_of_turn) {
-            response.push(self.end_of_turn);
+        let whole = self
+            .text
+            .conversation_ids(prompt, response, self.end_of_turn)?;
+        let (prompt, response) = whole.ids.split_at(whole.response.start);
+        match prompt.is_empty() {
+            true => Err(TokeniseError::EmptyPrompt),
+            false => Ok((prompt.to_vec(), response.to_vec())),
         }
-        Ok((prompt, response))
     }
 
     /// The response is what the rendered conversation has behind the rendered prompt, and its
@@ -266,13 +252,13 @@ impl RowTokeniser {
     fn official_parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
         let mut conversation = prompt.to_vec();
         conversation.push(Message::new("assistant", response));
-        let prompt = self.template.render(prompt, false)?;
-        let whole = self.template.render(&conversation, false)?;
+        let prompt = self.text.conversation(prompt)?;
+        let whole = self.text.conversation(&conversation)?;
         if !whole.starts_with(&prompt) {
             return Err(TokeniseError::PromptChanged);
         }
-        let prompt = self.tokenizer.encode(&prompt, false)?;
-        let whole = self.tokenizer.encode(&whole, false)?;
+        let prompt = self.text.encode(&prompt)?;
+        let whole = self.text.encode(&whole)?;
         // Where the last prompt token merges with the response's first, it belongs to the response.
         let mut seam = prompt.len();
         if !whole.starts_with(&prompt) {
@@ -282,8 +268,8 @@ impl RowTokeniser {
             return Err(TokeniseError::Seam);
         }
         let special = |id: Option<u32>, name| id.ok_or(TokeniseError::NoSpecial(name));
-        let bos = special(self.tokenizer.bos_id(), "bos_token")?;
-        let eos = special(self.tokenizer.eos_id(), "eos_token")?;
+        let bos = special(self.text.tokenizer().bos_id(), "bos_token")?;
+        let eos = special(self.text.tokenizer().eos_id(), "eos_token")?;
         Ok((
             [&[bos], &whole[..seam]].concat(),
             [&whole[seam..], &[eos]].concat(),
@@ -308,33 +294,20 @@ impl RowTokeniser {
         if prompt.len() > self.max_prompt_length {
             let bos = prompt[0];
             prompt.drain(..prompt.len() - self.max_prompt_length);
-            if self.mode == Rows::Clean && self.tokenizer.bos_id() == Some(bos) {
+            if self.mode == Rows::Clean && self.text.tokenizer().bos_id() == Some(bos) {
                 prompt[0] = bos;
             }
         }
     }
 }
 
-/// The first special token behind an assistant's message in the rendered template, else EOS.
-fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<u32, TokeniseError> {
-    const PROBE: &str = "endofturnprobe";
-    let conversation = [
-        Message::new("user", "question"),
-        Message::new("assistant", PROBE),
-    ];
-    let rendered = template.render(&conversation, false)?;
-    let behind = rendered.rsplit_once(PROBE).map_or("", |(_, text)| text);
-    let ids = tokenizer.encode(behind, false)?;
-    ids.into_iter()
-        .find(|&id| tokenizer.is_special(id))
-        .or(tokenizer.eos_id())
-        .ok_or(TokeniseError::NoSpecial("eos_token"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::path::{Path, PathBuf};
+
+    use sppo_model::chat_template::ChatTemplate;
+    use sppo_model::tokenizer::Tokenizer;
 
     use super::*;
 
@@ -345,20 +318,17 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden")
     }
 
-    fn tokenizer() -> Tokenizer {
-        Tokenizer::from_dir(&golden().join("llama")).unwrap()
-    }
-
     fn rows(mode: Rows, max_length: usize, max_prompt_length: usize) -> RowTokeniser {
-        let template = ChatTemplate::from_dir(&golden().join("llama")).unwrap();
-        let template = template.unwrap();
-        RowTokeniser::new(tokenizer(), template, mode, max_length, max_prompt_length).unwrap()
+        let text = ChatText::open(&golden().join("llama")).unwrap();
+        RowTokeniser::new(text, mode, max_length, max_prompt_length).unwrap()
     }
 
     fn with_template(source: &str, mode: Rows) -> RowTokeniser {
         let tokens = BTreeMap::from([("bos_token", "<|begin_of_text|>".to_owned())]);
         let template = ChatTemplate::new(source, tokens).unwrap();
-        RowTokeniser::new(tokenizer(), template, mode, 64, 32).unwrap()
+        let folder = golden().join("llama");
+        let text = ChatText::new(&folder, Tokenizer::from_dir(&folder).unwrap(), template);
+        RowTokeniser::new(text, mode, 64, 32).unwrap()
     }
 
     fn user(text: &str) -> Vec<Message> {
@@ -410,8 +380,8 @@ mod tests {
         // "p" and "please" begin with different tokens.
         let source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
         let rows = with_template(source, Rows::Official);
-        let alone = rows.tokenizer().encode("maybe p", false).unwrap();
-        let whole = rows.tokenizer().encode("maybe please", false).unwrap();
+        let alone = rows.text.encode("maybe p").unwrap();
+        let whole = rows.text.encode("maybe please").unwrap();
         assert!(
             !whole.starts_with(&alone),
             "the case must merge at the seam"
@@ -444,10 +414,10 @@ mod tests {
             assert_eq!(sequence.ids[0], BOS);
             assert_eq!(count(sequence.response(), EOT), 1);
             assert_eq!(sequence.ids.last(), Some(&EOT));
-            assert_eq!(sequence.prompt(), rows.prompt_ids(&prompt).unwrap());
+            assert_eq!(sequence.prompt(), rows.text.prompt_ids(&prompt).unwrap());
         }
         assert_eq!(rows.single(&prompt, "a river").unwrap(), chosen);
-        let text = rows.tokenizer().decode(&chosen.ids, false).unwrap();
+        let text = rows.text.tokenizer().decode(&chosen.ids, false).unwrap();
         let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nwhy seven?<|eot_id|>\
                         <|start_header_id|>assistant<|end_header_id|>\n\na river<|eot_id|>";
         assert_eq!(text, expected);
@@ -458,8 +428,11 @@ mod tests {
         // "\n\n" and "\n" would merge if they were encoded together.
         let rows = rows(Rows::Clean, 512, 256);
         let sequence = rows.single(&user("hi"), "\nhello").unwrap();
-        assert_eq!(sequence.prompt(), rows.prompt_ids(&user("hi")).unwrap());
-        let response = rows.tokenizer().encode("\nhello", false).unwrap();
+        assert_eq!(
+            sequence.prompt(),
+            rows.text.prompt_ids(&user("hi")).unwrap()
+        );
+        let response = rows.text.encode("\nhello").unwrap();
         assert_eq!(sequence.response(), [&response[..], &[EOT]].concat());
     }
 
@@ -467,7 +440,7 @@ mod tests {
     fn clean_cuts_the_prompts_beginning_behind_its_bos() {
         let rows = rows(Rows::Clean, 40, 16);
         let prompt = user(&"river rain ".repeat(20));
-        let full = rows.prompt_ids(&prompt).unwrap();
+        let full = rows.text.prompt_ids(&prompt).unwrap();
         let (chosen, rejected) = rows.pair(&prompt, &"play ".repeat(40), "yes").unwrap();
         assert_eq!(chosen.ids.len(), 40);
         assert_eq!(chosen.prompt().len(), 16);
@@ -483,14 +456,13 @@ mod tests {
         let prompt = user("a river and rain and a river");
         let sequence = rows.single(&prompt, "yes").unwrap();
         assert!(sequence.response_start > 8);
-        assert_eq!(sequence.prompt(), rows.prompt_ids(&prompt).unwrap());
+        assert_eq!(sequence.prompt(), rows.text.prompt_ids(&prompt).unwrap());
     }
 
     #[test]
     fn end_of_turn_comes_from_the_template_then_eos() {
         let chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}END\n{% endfor %}";
-        let end =
-            |token: &str| with_template(&chat.replace("END", token), Rows::Clean).end_of_turn();
+        let end = |token: &str| with_template(&chat.replace("END", token), Rows::Clean).end_of_turn;
         assert_eq!(end("<|end_of_text|>"), 421);
         assert_eq!(end("\n<|eot_id|>"), EOT);
         assert_eq!(end(""), EOT);
@@ -521,10 +493,9 @@ mod tests {
 
     #[test]
     fn limits_are_checked() {
-        let template = ChatTemplate::new("x", BTreeMap::new()).unwrap();
+        let text = ChatText::open(&golden().join("llama")).unwrap();
         for (length, prompt) in [(10, 10), (10, 1), (0, 0)] {
-            let made =
-                RowTokeniser::new(tokenizer(), template.clone(), Rows::Clean, length, prompt);
+            let made = RowTokeniser::new(text.clone(), Rows::Clean, length, prompt);
             assert!(matches!(made, Err(TokeniseError::Limits { .. })));
         }
     }

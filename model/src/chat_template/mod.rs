@@ -137,8 +137,12 @@ impl ChatTemplate {
         format!("{source}\n{:?}", self.tokens)
     }
 
-    /// The prompt string of a conversation; with `add_generation_prompt` it ends where the
-    /// assistant's answer begins.
+    /// The text of a prompt; it ends where the assistant's answer begins.
+    pub fn render_prompt(&self, messages: &[Message]) -> Result<String, TemplateError> {
+        self.render(messages, true)
+    }
+
+    /// The text of a conversation; with `add_generation_prompt` the header of an answer follows.
     pub fn render(
         &self,
         messages: &[Message],

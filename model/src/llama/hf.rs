@@ -127,7 +127,7 @@ impl<B: Backend> Llama<B> {
 }
 
 /// Opens a folder whose weights fit its configuration; every misfit is listed in one error.
-pub(super) fn open(dir: &Path) -> Result<(LlamaConfig, Checkpoint), CheckpointError> {
+pub(crate) fn open(dir: &Path) -> Result<(LlamaConfig, Checkpoint), CheckpointError> {
     if !dir.is_dir() {
         return Err(SafetensorsError::NoFolder { dir: dir.into() }.into());
     }

@@ -26,7 +26,7 @@ pub use estimate::Estimate;
 pub use http::{DryRun, HttpJudge, cache_beside};
 pub use pairrm::PairRmJudge;
 pub use prompt_text::PromptText;
-pub use reward::{Conversations, RewardJudge};
+pub use reward::RewardJudge;
 pub use rubric::Rubric;
 pub use scores::{ExternalScores, ScoresJudge};
 

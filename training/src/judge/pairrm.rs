@@ -1,10 +1,10 @@
 //! PairRM: every ordered pair of a row's responses is compared by the model.
 
-use sppo_model::ops::ModelOps;
 use std::collections::VecDeque;
 
 use burn::tensor::backend::Backend;
 use serde_json::{Value, json};
+use sppo_model::ops::ModelOps;
 use sppo_model::pairrm::{Packed, Packer, PairRm};
 use sppo_model::tokenizer::TokenizerError;
 

@@ -51,7 +51,7 @@ impl PromptText {
         match (&row.prompt, &self.template) {
             (Prompt::Text(text), _) => Ok(text.clone()),
             (Prompt::Messages(messages), Some(template)) => template
-                .render(messages, true)
+                .render_prompt(messages)
                 .map_err(|error: TemplateError| JudgeError::row(row, error.to_string())),
             (Prompt::Messages(_), None) => Err(JudgeError::row(
                 row,

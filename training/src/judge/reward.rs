@@ -1,14 +1,13 @@
 //! A reward model: every response is scored by itself, as the end of its conversation.
 
-use sppo_model::ops::ModelOps;
 use std::collections::{HashMap, VecDeque};
-use std::path::Path;
 
 use burn::tensor::{DType, backend::Backend};
 use serde_json::{Value, json};
-use sppo_model::chat_template::{ChatTemplate, Message};
+use sppo_model::chat_template::Message;
+use sppo_model::chat_text::ChatText;
 use sppo_model::llama::RewardModel;
-use sppo_model::tokenizer::Tokenizer;
+use sppo_model::ops::ModelOps;
 
 use super::{Desk, Estimate, Judge, JudgeError};
 use crate::data::ResponseRow;
@@ -17,65 +16,10 @@ use crate::data::ResponseRow;
 /// An interrupt loses less than that.
 const WINDOW: usize = 4;
 
-/// Turns a prompt and a response into the token ids that a reward model reads.
-pub struct Conversations {
-    template: ChatTemplate,
-    tokenizer: Tokenizer,
-    /// Whether the tokenizer itself begins a text with its BOS.
-    adds_bos: bool,
-}
-
-impl Conversations {
-    /// With the chat template and tokenizer of the reward model's folder.
-    pub fn from_dir(dir: &Path) -> Result<Self, JudgeError> {
-        let config = |problem: String| JudgeError::Config {
-            key: "judge.model".into(),
-            problem,
-        };
-        let failed = |error: &dyn std::error::Error| config(error.to_string());
-        let template = ChatTemplate::from_dir(dir).map_err(|error| failed(&error))?;
-        let template = template.ok_or_else(|| {
-            config(format!(
-                "{} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); a reward model reads conversations in its own",
-                dir.display()
-            ))
-        })?;
-        let tokenizer = Tokenizer::from_dir(dir).map_err(|error| failed(&error))?;
-        let empty = tokenizer.encode("", true).map_err(|error| failed(&error))?;
-        let adds_bos = tokenizer.bos_id().is_some() && empty.first().copied() == tokenizer.bos_id();
-        Ok(Conversations {
-            template,
-            tokenizer,
-            adds_bos,
-        })
-    }
-
-    /// Ids of the conversation that ends with `response`, without the header of another turn; a
-    /// BOS that the template writes, the tokenizer adds, or both, stands there once.
-    pub fn encode(&self, row: &ResponseRow, response: &str) -> Result<Vec<u32>, JudgeError> {
-        let mut messages = row.prompt.messages().into_owned();
-        messages.push(Message::new("assistant", response));
-        let text = self
-            .template
-            .render(&messages, false)
-            .map_err(|error| JudgeError::row(row, error.to_string()))?;
-        let mut ids = self
-            .tokenizer
-            .encode(&text, false)
-            .map_err(|error| JudgeError::row(row, error.to_string()))?;
-        if let Some(bos) = self.tokenizer.bos_id() {
-            let written = ids.iter().take_while(|&&id| id == bos).count();
-            let wanted = usize::from(written > 0 || self.adds_bos);
-            ids.splice(..written, vec![bos; wanted]);
-        }
-        Ok(ids)
-    }
-}
-
 /// Scores responses with a reward model.
 pub struct RewardJudge<B: Backend> {
     model: RewardModel<B>,
-    conversations: Conversations,
+    text: ChatText,
     estimate: Estimate,
     batch_tokens: usize,
     description: Value,
@@ -103,7 +47,7 @@ impl<B: ModelOps> RewardJudge<B> {
     pub fn new(
         model: RewardModel<B>,
         fingerprint: &str,
-        conversations: Conversations,
+        text: ChatText,
         estimate: Estimate,
         batch_tokens: usize,
     ) -> Self {
@@ -114,7 +58,7 @@ impl<B: ModelOps> RewardJudge<B> {
         RewardJudge {
             description: estimate.describe("reward", more),
             model,
-            conversations,
+            text,
             estimate,
             batch_tokens,
         }
@@ -122,7 +66,10 @@ impl<B: ModelOps> RewardJudge<B> {
 
     /// Ids of one conversation, refused where the model cannot read it.
     fn ids(&self, row: &ResponseRow, number: usize) -> Result<Vec<u32>, JudgeError> {
-        let ids = self.conversations.encode(row, &row.responses[number])?;
+        let mut turns = row.prompt.messages().into_owned();
+        turns.push(Message::new("assistant", &*row.responses[number]));
+        let ids = self.text.turn_ids(&turns);
+        let ids = ids.map_err(|error| JudgeError::row(row, error.to_string()))?;
         let refuse = |problem: String| {
             let problem = format!("response {number}: its conversation {problem}");
             Err(JudgeError::row(row, problem))

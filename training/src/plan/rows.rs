@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use sppo_model::chat_text::ChatText;
+
 use super::memory::Training;
 use super::{Assumed, Batch, IterationFlops, Shape, flops};
 use crate::config::Config;
 use crate::data::{PairContent, PairRow, PromptRow, read_rows};
-use crate::stages::{StageError, Text};
+use crate::stages::StageError;
 use crate::tokenise::{RowTokeniser, TokenisedPair};
 use crate::trainer::tokenise_pairs;
 
@@ -122,14 +124,13 @@ impl Rows {
         let part = parts.into_iter().max_by_key(Vec::len).unwrap_or_default();
         (self.prompts, self.pairs) = (part.len(), part.len());
         let folder = model.folder.as_deref();
-        let Some(text) = folder.map(Text::from_dir).transpose()?.flatten() else {
+        let Some(text) = folder.map(ChatText::find).transpose()?.flatten() else {
             self.assume_prompts("there is no tokenizer yet");
             return Ok(());
         };
         let mut lengths = Vec::with_capacity(part.len());
         for row in &part {
-            let rendered = text.template.render(&row.prompt.messages(), true)?;
-            lengths.push(text.tokenizer.encode(&rendered, false)?.len());
+            lengths.push(text.prompt_ids(&row.prompt.messages())?.len());
         }
         self.prompt = lengths.iter().sum::<usize>() / lengths.len().max(1);
         self.longest_prompt = lengths.into_iter().max().unwrap_or(self.longest_prompt);
@@ -148,16 +149,15 @@ impl Rows {
         let rows: Vec<PairRow> = read_rows(file)?;
         self.pairs = rows.len();
         let folder = model.folder.as_deref();
-        let text = folder.map(Text::from_dir).transpose()?.flatten();
+        let text = folder.map(ChatText::find).transpose()?.flatten();
         let is_text = |row: &PairRow| matches!(row.content, PairContent::Text { .. });
         if text.is_none() && rows.iter().any(is_text) {
             self.assume_prompts("the pairs hold text, and there is no tokenizer yet");
             return Ok(());
         }
         let tokeniser = text.map(|text| {
-            let (tokenizer, template) = (text.tokenizer, text.template);
             let most = train.max_prompt_length.min(self.longest.saturating_sub(1));
-            RowTokeniser::new(tokenizer, template, train.rows, self.longest, most)
+            RowTokeniser::new(text, train.rows, self.longest, most)
         });
         let pairs = tokenise_pairs(
             &rows,

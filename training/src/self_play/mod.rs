@@ -5,8 +5,9 @@
 mod report;
 mod stage;
 
-use sppo_model::ops::TrainingOps;
 use std::path::{Path, PathBuf};
+
+use sppo_model::ops::TrainingOps;
 
 pub use report::{IterationReport, Report};
 

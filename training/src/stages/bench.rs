@@ -1,6 +1,5 @@
 //! Throughput of training and generation on random rows.
 
-use sppo_model::ops::{DeviceError, ModelOps, TrainingOps};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +10,11 @@ use rand::rngs::ChaCha12Rng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use sppo_model::generate::{Engine, Event, Request, SamplingParams};
-use sppo_model::llama::{Decoder, LlamaConfig, Lora};
+use sppo_model::llama::{Decoder, Llama, LlamaConfig, Lora};
+use sppo_model::ops::{DeviceError, ModelOps, TrainingOps};
 
+use super::StageError;
 use super::generate::plan;
-use super::{Policy, StageError};
 use crate::config::{Loss, Recompute, TrainLora};
 use crate::data::{PairRow, read_rows};
 use crate::learner::Learner;
@@ -168,12 +168,11 @@ fn time_training<B: TrainingOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<Timed, StageError> {
-    let policy = Policy::<B>::load(job.model, job.dtype, device)?;
-    let config = policy.config.clone();
+    let (config, model) = Llama::<B>::load(job.model, job.dtype, device)?;
     let count = job.batch * (job.steps + 1);
     let pairs = match job.pairs {
-        Some(path) => given_pairs(path, count, &policy.config)?,
-        None => random_pairs(job, count, &policy.config)?,
+        Some(path) => given_pairs(path, count, &config)?,
+        None => random_pairs(job, count, &config)?,
     };
     let lora = job.lora.map(|rank| TrainLora {
         rank,
@@ -194,8 +193,8 @@ fn time_training<B: TrainingOps>(
         weight_decay: 0.0,
     });
     let model = match &lora {
-        None => policy.model,
-        Some(lora) => policy.model.with_new_adapters(&policy.config, lora, 0)?,
+        None => model,
+        Some(lora) => model.with_new_adapters(&config, lora, 0)?,
     };
     let mut learner = Learner::new(model, optimizer, job.recompute, None);
     let mut step = |number: usize| {
@@ -235,10 +234,10 @@ fn time_generation<B: TrainingOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<f64, StageError> {
-    let policy = Policy::<B::InnerBackend>::load(job.model, job.dtype, device)?;
-    check_room(job, &policy.config, job.new)?;
+    let (config, model) = Llama::<B::InnerBackend>::load(job.model, job.dtype, device)?;
+    check_room(job, &config, job.new)?;
     let mut generator = ChaCha12Rng::seed_from_u64(1);
-    let vocab = policy.config.vocab_size;
+    let vocab = config.vocab_size;
     let mut lengths = ChaCha12Rng::seed_from_u64(2);
     let mut request = |number: usize, new: usize| {
         let params = SamplingParams {
@@ -264,8 +263,8 @@ fn time_generation<B: TrainingOps>(
             4 * job.generate,
         ),
     };
-    let plan = plan::<B::InnerBackend>(&policy.config, &timed, job.generate, None, job.dtype)?;
-    let decoder = Arc::new(Decoder::new(policy.model, &policy.config));
+    let plan = plan::<B::InnerBackend>(&config, &timed, job.generate, None, job.dtype)?;
+    let decoder = Arc::new(Decoder::new(model, &config));
     let run = |requests: VecDeque<(usize, Request)>| {
         let mut engine = Engine::new(decoder.clone(), plan, None);
         for (_, request) in requests {

@@ -1,16 +1,18 @@
 //! Prompt/response rows → fine-tuned model.
 
-use sppo_model::ops::TrainingOps;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use sppo_model::model_folder::ModelFolder;
+use sppo_model::ops::TrainingOps;
 
+use super::StageError;
 use super::learning::{Start, learn, refuse_own_output};
-use super::{Policy, StageError};
 use crate::config::{self, Rows, Section};
 use crate::data::{SftRow, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
+use crate::tokenise::RowTokeniser;
 use crate::trainer::{
     SupervisedObjective, TrainSettings, clear_remains, fingerprint, finished_model,
     latest_checkpoint, model_fingerprint, tokenise_supervised,
@@ -48,15 +50,13 @@ pub fn fine_tune<B: TrainingOps>(
         return Ok(done);
     }
     let resumed = latest_checkpoint(job.output_dir, &key);
-    let policy = Policy::<B::InnerBackend>::load(job.model, DType::F32, device)?;
-    policy.require_text()?;
-    let limit = config.max_length.min(policy.config.max_position_embeddings);
+    let folder = ModelFolder::open(job.model)?;
+    let text = folder.require_text()?.clone();
+    let model = folder.config();
+    let limit = config.max_length.min(model.max_position_embeddings);
     // Half for the prompt where both are too long together.
-    let tokeniser = policy.row_tokeniser(Rows::Clean, limit, limit / 2)?;
-    let examples = match &tokeniser {
-        Some(tokeniser) => tokenise_supervised(&rows, tokeniser, policy.config.vocab_size, limit)?,
-        None => Vec::new(),
-    };
+    let tokeniser = RowTokeniser::new(text, Rows::Clean, limit, limit / 2)?;
+    let examples = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?;
     let settings = settings(job, key, examples.len());
     let start = Start {
         model: job.model,
@@ -68,10 +68,8 @@ pub fn fine_tune<B: TrainingOps>(
         resumed,
         label: "fine-tuning",
     };
-    let files = policy.config.clone();
-    drop(policy);
     let objective = SupervisedObjective::new(examples);
-    learn::<B, _>(start, &files, objective, &settings, device, monitor)
+    learn::<B, _>(start, model, objective, &settings, device, monitor)
 }
 
 fn settings(job: FineTuning<'_>, key: String, examples: usize) -> TrainSettings {

@@ -1,6 +1,5 @@
 //! Prompts → responses.
 
-use sppo_model::ops::ModelOps;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,13 +7,15 @@ use std::time::Instant;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
+use sppo_model::chat_text::ChatText;
 use sppo_model::generate::{
-    Engine, Event, GenerationDefaults, Plan, Request, RequestId, Sample, SamplingParams,
-    check_request,
+    Engine, Event, Plan, Request, RequestId, Sample, SamplingParams, check_request,
 };
 use sppo_model::llama::{Decoder, LlamaConfig};
+use sppo_model::model_folder::ModelFolder;
+use sppo_model::ops::ModelOps;
 
-use super::{Policy, StageError, Text};
+use super::StageError;
 use crate::config::{Config, Generate};
 use crate::data::{Prompt, PromptRow, ResponseRow, RowWriter};
 use crate::monitor::Monitor;
@@ -103,32 +104,28 @@ pub fn generate<B: ModelOps>(
     if output.left.is_empty() {
         return output.finish();
     }
-    let policy = Policy::<B>::load(job.model, job.sampling.dtype, device)?;
-    let text = policy.require_text()?;
-    let mut requests = requests(&job, &output, text, &policy.config)?;
+    let folder = ModelFolder::open(job.model)?;
+    let text = folder.require_text()?;
+    let config = folder.config();
+    let mut requests = requests(&job, &output, &folder)?;
     // Hours later would be a bad time to find the one prompt that is too long.
     for (_, request) in &requests {
-        check_request(&policy.config, request)?;
+        check_request(config, request)?;
     }
     let wanted = job
         .sampling
         .batch
         .min(requests.len().saturating_mul(job.sampling.samples));
     let plan = plan::<B>(
-        &policy.config,
+        config,
         &requests,
         wanted,
         job.sampling.cache_memory_mib,
         job.sampling.dtype,
     )?;
-    let Policy {
-        config,
-        model,
-        text,
-        ..
-    } = policy;
+    let model = folder.load::<B>(job.sampling.dtype, device)?;
     let mut run = Run {
-        engine: Engine::new(Arc::new(Decoder::new(model, &config)), plan, None),
+        engine: Engine::new(Arc::new(Decoder::new(model, config)), plan, None),
         text,
         open: HashMap::new(),
         begun: Instant::now(),
@@ -199,9 +196,9 @@ pub(super) fn plan<B: ModelOps>(
 }
 
 /// The engine at work and its numbers.
-struct Run<B: Backend> {
+struct Run<'a, B: Backend> {
     engine: Engine<B>,
-    text: Option<Text>,
+    text: &'a ChatText,
     /// Which prompt a request is, and its samples so far.
     open: HashMap<RequestId, (usize, Vec<Option<Sample>>)>,
     begun: Instant,
@@ -209,7 +206,7 @@ struct Run<B: Backend> {
     responses: usize,
 }
 
-impl<B: ModelOps> Run<B> {
+impl<B: ModelOps> Run<'_, B> {
     /// One token for everyone; the prompts that are complete now.
     fn step(&mut self) -> Result<Vec<(usize, Vec<Sample>)>, StageError> {
         let mut finished = Vec::new();
@@ -248,10 +245,7 @@ impl<B: ModelOps> Run<B> {
         samples: &[Sample],
     ) -> Result<ResponseRow, StageError> {
         let prompt = &job.prompts[number];
-        let decode = |sample: &Sample| match &self.text {
-            Some(text) => text.tokenizer.decode(sample.text_tokens(), true),
-            None => Ok(String::new()),
-        };
+        let decode = |sample: &Sample| self.text.decode(sample.text_tokens());
         let reasons = samples.iter().map(|s| s.finish.as_str().to_string());
         let sum = |sample: &Sample| sample.logprobs.iter().sum();
         Ok(ResponseRow {
@@ -371,27 +365,24 @@ fn check_resumed(job: &Generation<'_>, done: &[ResponseRow]) -> Result<(), Stage
 fn requests(
     job: &Generation<'_>,
     output: &Output,
-    text: &Text,
-    config: &LlamaConfig,
+    folder: &ModelFolder,
 ) -> Result<VecDeque<(usize, Request)>, StageError> {
     let params = SamplingParams {
         temperature: job.sampling.temperature,
         top_p: job.sampling.top_p,
         top_k: job.sampling.top_k,
         max_new_tokens: job.sampling.max_new_tokens,
-        stop_ids: GenerationDefaults::from_dir(job.model, config)?.stop_ids,
+        stop_ids: folder.generation_defaults()?.stop_ids,
         seed: job.seed,
     };
+    let text = folder.require_text()?;
     let request = |number: usize| {
         let row = &job.prompts[number];
-        let in_prompt = |source| StageError::Prompt {
+        let prompt = text.prompt_ids(&row.prompt.messages());
+        let prompt = prompt.map_err(|source| StageError::Prompt {
             prompt_id: row.prompt_id.clone(),
-            source,
-        };
-        let rendered = text.template.render(&row.prompt.messages(), true);
-        let rendered = rendered.map_err(|e| in_prompt(e.into()))?;
-        let prompt = text.tokenizer.encode(&rendered, false);
-        let prompt = prompt.map_err(|e| in_prompt(e.into()))?;
+            source: source.into(),
+        })?;
         let id = row.prompt_id.clone();
         Ok((
             number,

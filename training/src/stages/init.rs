@@ -1,11 +1,11 @@
 //! A small Llama from scratch, written as a checkpoint folder.
 
-use sppo_model::ops::ModelOps;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use serde_json::{Map, Value, json};
 use sppo_model::llama::{Llama, LlamaConfig};
+use sppo_model::ops::ModelOps;
 use sppo_model::tokenizer::Tokenizer;
 
 use super::StageError;

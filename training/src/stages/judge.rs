@@ -1,17 +1,18 @@
 //! Responses → judged rows → pairs.
 
-use sppo_model::ops::ModelOps;
 use std::path::{Path, PathBuf};
 
+use sppo_model::chat_text::ChatText;
 use sppo_model::llama::RewardModel;
+use sppo_model::ops::ModelOps;
 use sppo_model::pairrm::PairRm;
 
 use super::StageError;
 use crate::config::{self, JudgeKind, resolve_model};
 use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
 use crate::judge::{
-    Conversations, DryRun, Estimate, HttpJudge, Judge, PairRmJudge, PromptText, RewardJudge,
-    Rubric, ScoresJudge, judge_file,
+    DryRun, Estimate, HttpJudge, Judge, JudgeError, PairRmJudge, PromptText, RewardJudge, Rubric,
+    ScoresJudge, judge_file,
 };
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
@@ -88,13 +89,16 @@ fn reward<B: ModelOps>(
 ) -> Result<RewardJudge<B>, StageError> {
     let folder = model_folder(config)?;
     let model = RewardModel::load(&folder, config.precision.dtype(), device)?;
-    let conversations = Conversations::from_dir(&folder)?;
+    let text = ChatText::open(&folder).map_err(|error| JudgeError::Config {
+        key: "judge.model".into(),
+        problem: error.to_string(),
+    })?;
     let fingerprint = model_fingerprint(&folder)?;
     let batch_tokens = config.batch_tokens;
     Ok(RewardJudge::new(
         model,
         &fingerprint,
-        conversations,
+        text,
         estimate,
         batch_tokens,
     ))

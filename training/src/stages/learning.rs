@@ -1,11 +1,11 @@
 //! What all trainings share: where they start, and that they do not replace their own start.
 
-use sppo_model::ops::TrainingOps;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::llama::{Llama, LlamaConfig};
+use sppo_model::ops::TrainingOps;
 
 use super::StageError;
 use crate::config::Recompute;

@@ -1,10 +1,10 @@
 //! A base model and its adapters → a whole model.
 
-use sppo_model::ops::ModelOps;
 use std::path::Path;
 
 use burn::tensor::DType;
 use sppo_model::llama::lora::{Merge, Merged};
+use sppo_model::ops::ModelOps;
 
 use super::StageError;
 use crate::config::model_name;

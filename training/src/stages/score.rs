@@ -1,15 +1,17 @@
 //! Pairs → summed response log-probabilities.
 
-use sppo_model::ops::ModelOps;
 use std::path::Path;
 
 use burn::tensor::DType;
+use sppo_model::model_folder::ModelFolder;
+use sppo_model::ops::ModelOps;
 
-use super::{Policy, StageError};
+use super::StageError;
 use crate::config::Rows;
 use crate::data::{LogpRow, PairRow, RowWriter, read_rows};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
+use crate::tokenise::RowTokeniser;
 use crate::trainer::tokenise_pairs;
 
 /// Log-probabilities of pairs under one model.
@@ -43,15 +45,17 @@ pub fn score<B: ModelOps>(
             rows.len()
         )));
     }
-    let policy = Policy::<B>::load(job.model, DType::F32, device)?;
-    let tokeniser = policy.row_tokeniser(job.rows, job.max_length, job.max_prompt_length)?;
+    let folder = ModelFolder::open(job.model)?;
+    let tokeniser =
+        RowTokeniser::of_folder(&folder, job.rows, job.max_length, job.max_prompt_length)?;
     let pairs = tokenise_pairs(
         &rows,
         tokeniser.as_ref(),
         job.max_length,
-        policy.config.vocab_size,
-        policy.config.max_position_embeddings,
+        folder.config().vocab_size,
+        folder.config().max_position_embeddings,
     )?;
+    let model = folder.load::<B>(DType::F32, device)?;
     monitor.begin("scoring", "pairs", done.len(), pairs.len());
     for (index, batch) in pairs.chunks(job.batch).enumerate() {
         // Batches are cut from the whole list: cut elsewhere, the last digit could differ.
@@ -64,7 +68,7 @@ pub fn score<B: ModelOps>(
             return Err(StageError::Interrupted);
         }
         let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
-        let logps = sequence_logps(&policy.model, &sequences)?;
+        let logps = sequence_logps(&model, &sequences)?;
         for sides in logps.chunks_exact(2).skip(kept) {
             writer.append(&LogpRow {
                 chosen_logps: sides[0],

@@ -1,16 +1,20 @@
 //! Pairs → trained model.
 
-use sppo_model::ops::{ModelOps, TrainingOps};
 use std::path::{Path, PathBuf};
 
+use sppo_model::llama::{Llama, LlamaConfig};
+use sppo_model::model_folder::ModelFolder;
+use sppo_model::ops::{ModelOps, TrainingOps};
+
+use super::StageError;
 use super::learning::{Start, learn, refuse_own_output};
-use super::{Policy, StageError};
 use crate::config::{self, OnNonFinite, Section};
 use crate::data::{PairRow, check_probabilities, read_rows};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
 use crate::plan::Batch;
 use crate::plan::memory::Training;
+use crate::tokenise::RowTokeniser;
 use crate::trainer::{
     Adapters, Cut, PreferenceObjective, PreferencePair, Room, TrainSettings, clear_remains,
     fingerprint, finished_model, latest_checkpoint, model_fingerprint, reference_logps,
@@ -50,13 +54,14 @@ pub fn train_pairs<B: TrainingOps>(
     }
     let dtype = config.precision.dtype();
     let resumed = latest_checkpoint(job.output_dir, &key);
-    let reference = Policy::<B::InnerBackend>::load(job.model, dtype, device)?;
-    let pairs = tokenise(&rows, &reference, config)?;
+    let folder = ModelFolder::open(job.model)?;
+    let pairs = tokenise(&rows, &folder, config)?;
     let held_out = match &config.eval_data {
-        Some(path) => tokenise(&read_pairs(path, config)?, &reference, config)?,
+        Some(path) => tokenise(&read_pairs(path, config)?, &folder, config)?,
         None => Vec::new(),
     };
-    let room = room(config, &reference, &pairs)?;
+    let room = room::<B>(config, folder.config(), &pairs)?;
+    let reference = folder.load::<B::InnerBackend>(dtype, device)?;
     let cut = Cut {
         batch_size: config.batch_size,
         room: room.clone(),
@@ -85,7 +90,6 @@ pub fn train_pairs<B: TrainingOps>(
     let settings = settings(job, key, pairs.len(), room);
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
         .with_held_out(held_out, held_out_known);
-    let files = reference.config.clone();
     drop(reference);
     let start = Start {
         model: job.model,
@@ -97,20 +101,27 @@ pub fn train_pairs<B: TrainingOps>(
         resumed,
         label: "training",
     };
-    learn::<B, _>(start, &files, objective, &settings, device, monitor)
+    learn::<B, _>(
+        start,
+        folder.config(),
+        objective,
+        &settings,
+        device,
+        monitor,
+    )
 }
 
 /// The bound on memory, where one is given; an error where a pair does not fit by itself.
 fn room<B: ModelOps>(
     config: &config::Train,
-    policy: &Policy<B>,
+    model: &LlamaConfig,
     pairs: &[PreferencePair],
 ) -> Result<Option<Room>, StageError> {
     let Some(mib) = config.memory_mib else {
         return Ok(None);
     };
     let room = Room {
-        training: Training::of(config, &policy.config, B::ON_HOST),
+        training: Training::of(config, model, B::ON_HOST),
         bytes: (mib as u64) << 20,
     };
     for pair in pairs {
@@ -185,24 +196,24 @@ fn read_pairs(path: &Path, config: &config::Train) -> Result<Vec<PairRow>, Stage
     Ok(rows)
 }
 
-fn tokenise<B: ModelOps>(
+fn tokenise(
     rows: &[PairRow],
-    policy: &Policy<B>,
+    folder: &ModelFolder,
     config: &config::Train,
 ) -> Result<Vec<PreferencePair>, StageError> {
-    let tokeniser =
-        policy.row_tokeniser(config.rows, config.max_length, config.max_prompt_length)?;
+    let (mode, longest_prompt) = (config.rows, config.max_prompt_length);
+    let tokeniser = RowTokeniser::of_folder(folder, mode, config.max_length, longest_prompt)?;
     Ok(tokenise_pairs(
         rows,
         tokeniser.as_ref(),
         config.max_length,
-        policy.config.vocab_size,
-        policy.config.max_position_embeddings,
+        folder.config().vocab_size,
+        folder.config().max_position_embeddings,
     )?)
 }
 
 fn reference_pass<B: ModelOps>(
-    reference: &Policy<B>,
+    reference: &Llama<B>,
     model_key: &str,
     pairs: &[PreferencePair],
     cut: &Cut,
@@ -212,6 +223,6 @@ fn reference_pass<B: ModelOps>(
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
-    let logps = reference_logps(&reference.model, model_key, pairs, cut, dir, monitor)?;
+    let logps = reference_logps(reference, model_key, pairs, cut, dir, monitor)?;
     logps.ok_or(StageError::Interrupted)
 }

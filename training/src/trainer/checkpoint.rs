@@ -4,7 +4,6 @@
 //! trained; `trainer/` in it holds f32 masters, optimizer state and the position.
 //! `<output_dir>/model/` is the trained model, or the adapters.
 
-use sppo_model::ops::TrainingOps;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sppo_model::checkpoint::{Checkpoint, LazyTensor, write_file};
+use sppo_model::ops::TrainingOps;
 
 use super::{Adapters, ModelFiles, TrainError, TrainSettings};
 use crate::config::model_name;

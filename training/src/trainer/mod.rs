@@ -10,12 +10,12 @@ mod preference;
 mod reference;
 mod supervised;
 
-use sppo_model::ops::{DeviceError, TrainingOps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::DType;
 use sppo_model::llama::{CheckpointError, LlamaConfig, Lora};
+use sppo_model::ops::{DeviceError, TrainingOps};
 
 pub use checkpoint::{
     Saved, base_of_adapters, clear_other_work, clear_remains, fingerprint, finished_model,

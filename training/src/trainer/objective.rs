@@ -1,7 +1,8 @@
 //! What a trainer maximises.
 
-use sppo_model::ops::TrainingOps;
 use std::ops::Range;
+
+use sppo_model::ops::TrainingOps;
 
 use super::TrainError;
 use super::metrics::PairMetrics;

@@ -1,7 +1,8 @@
 //! Preference pairs as a training objective.
 
-use sppo_model::ops::TrainingOps;
 use std::ops::Range;
+
+use sppo_model::ops::TrainingOps;
 
 use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
 use crate::config::Loss;

@@ -1,10 +1,10 @@
 //! Reference log-probabilities: computed once before training, kept on disk.
 
-use sppo_model::ops::ModelOps;
 use std::ops::Range;
 use std::path::Path;
 
 use sppo_model::llama::Llama;
+use sppo_model::ops::ModelOps;
 
 use super::{Cut, PreferencePair, TrainError, fingerprint};
 use crate::data::{LogpRow, RowWriter};

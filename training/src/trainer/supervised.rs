@@ -1,7 +1,8 @@
 //! Supervised fine-tuning as a training objective: cross-entropy of the response tokens.
 
-use sppo_model::ops::TrainingOps;
 use std::ops::Range;
+
+use sppo_model::ops::TrainingOps;
 
 use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
 use crate::data::SftRow;

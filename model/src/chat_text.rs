@@ -1,0 +1,170 @@
+//! Between conversations and token ids, by a folder's tokenizer and chat template.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::chat_template::{ChatTemplate, Message, TemplateError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// Why text cannot become token ids or the other way round.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatTextError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Tokenizer(TokenizerError),
+    #[error(
+        "{folder} has no {what}; text needs tokenizer.json and a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+        folder = folder.display()
+    )]
+    Missing { folder: PathBuf, what: &'static str },
+    #[error("{folder}: {problem}", folder = folder.display())]
+    Ids { folder: PathBuf, problem: String },
+    #[error(
+        "{folder}: nothing ends a turn: the chat template writes no special token behind an answer, and tokenizer_config.json names no eos_token",
+        folder = folder.display()
+    )]
+    NoEndOfTurn { folder: PathBuf },
+}
+
+impl ChatTextError {
+    pub(crate) fn missing(folder: &Path) -> Self {
+        Self::Missing {
+            folder: folder.into(),
+            what: match folder.join("tokenizer.json").exists() {
+                true => "chat template",
+                false => "tokenizer.json",
+            },
+        }
+    }
+}
+
+/// A conversation as ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConversationIds {
+    pub ids: Vec<u32>,
+    /// Where the answer lies in them, with the token that ends its turn.
+    pub response: Range<usize>,
+}
+
+/// A folder's tokenizer and chat template together.
+#[derive(Clone, Debug)]
+pub struct ChatText {
+    folder: PathBuf,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+}
+
+impl ChatText {
+    /// Of a folder; none where it has no tokenizer.json or no chat template.
+    pub fn find(folder: &Path) -> Result<Option<Self>, ChatTextError> {
+        if !folder.join("tokenizer.json").exists() {
+            return Ok(None);
+        }
+        let tokenizer = Tokenizer::from_dir(folder).map_err(ChatTextError::Tokenizer)?;
+        let template = ChatTemplate::from_dir(folder)?;
+        Ok(template.map(|template| Self::new(folder, tokenizer, template)))
+    }
+
+    /// Of a folder that must have both.
+    pub fn open(folder: &Path) -> Result<Self, ChatTextError> {
+        Self::find(folder)?.ok_or_else(|| ChatTextError::missing(folder))
+    }
+
+    /// Of its parts; `folder` is what errors name.
+    pub fn new(folder: &Path, tokenizer: Tokenizer, template: ChatTemplate) -> Self {
+        Self {
+            folder: folder.into(),
+            tokenizer,
+            template,
+        }
+    }
+
+    /// Where both come from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Ids of a text as it stands, special tokens by their names, none added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, ChatTextError> {
+        let ids = self.tokenizer.encode(text, false);
+        ids.map_err(|source| self.at_fault(source))
+    }
+
+    /// The text of ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, ChatTextError> {
+        let text = self.tokenizer.decode(ids, true);
+        text.map_err(|source| self.at_fault(source))
+    }
+
+    /// Ids to generate from: the prompt and the header of the answer.
+    pub fn prompt_ids(&self, prompt: &[Message]) -> Result<Vec<u32>, ChatTextError> {
+        self.encode(&self.template.render_prompt(prompt)?)
+    }
+
+    /// The text of whole turns, without the header of another one.
+    pub fn conversation(&self, turns: &[Message]) -> Result<String, ChatTextError> {
+        Ok(self.template.render(turns, false)?)
+    }
+
+    /// Ids of a prompt and its answer as generation writes them: the prompt's are those of
+    /// [`ChatText::prompt_ids`], and the answer's are encoded apart and end with `end_of_turn`.
+    pub fn conversation_ids(
+        &self,
+        prompt: &[Message],
+        response: &str,
+        end_of_turn: u32,
+    ) -> Result<ConversationIds, ChatTextError> {
+        let mut ids = self.prompt_ids(prompt)?;
+        let start = ids.len();
+        ids.extend(self.encode(response)?);
+        if ids[start..].last() != Some(&end_of_turn) {
+            ids.push(end_of_turn);
+        }
+        let response = start..ids.len();
+        Ok(ConversationIds { ids, response })
+    }
+
+    /// Ids of whole turns as a model reads them that scores conversations: a BOS that the template
+    /// writes, the tokenizer adds, or both, stands there once.
+    pub fn turn_ids(&self, turns: &[Message]) -> Result<Vec<u32>, ChatTextError> {
+        let mut ids = self.encode(&self.conversation(turns)?)?;
+        if let Some(bos) = self.tokenizer.bos_id() {
+            let empty = self.tokenizer.encode("", true);
+            let adds_bos = empty.map_err(|source| self.at_fault(source))?.first() == Some(&bos);
+            let written = ids.iter().take_while(|&&id| id == bos).count();
+            let wanted = usize::from(written > 0 || adds_bos);
+            ids.splice(..written, vec![bos; wanted]);
+        }
+        Ok(ids)
+    }
+
+    /// What ends an assistant's turn: the first special token that the template writes behind its
+    /// message, else the tokenizer's EOS.
+    pub fn end_of_turn(&self) -> Result<u32, ChatTextError> {
+        const PROBE: &str = "endofturnprobe";
+        let turns = [
+            Message::new("user", "question"),
+            Message::new("assistant", PROBE),
+        ];
+        let text = self.conversation(&turns)?;
+        let behind = text.rsplit_once(PROBE).map_or("", |(_, behind)| behind);
+        let mut ids = self.encode(behind)?.into_iter();
+        ids.find(|&id| self.tokenizer.is_special(id))
+            .or(self.tokenizer.eos_id())
+            .ok_or_else(|| ChatTextError::NoEndOfTurn {
+                folder: self.folder.clone(),
+            })
+    }
+
+    fn at_fault(&self, source: TokenizerError) -> ChatTextError {
+        ChatTextError::Ids {
+            folder: self.folder.clone(),
+            problem: source.to_string(),
+        }
+    }
+}
