@@ -47,7 +47,12 @@ impl Progress {
     /// for the rate.
     pub fn new(label: &str, unit: &'static str, done: u64, total: u64) -> Self {
         let shown = tracing::enabled!(tracing::Level::INFO) && std::io::stderr().is_terminal();
-        let view = if shown {
+        Self::with_view(label, unit, done, total, shown)
+    }
+
+    /// The same with a bar, or with lines.
+    fn with_view(label: &str, unit: &'static str, done: u64, total: u64, bar: bool) -> Self {
+        let view = if bar {
             let bar = ProgressBar::new(total)
                 .with_position(done)
                 .with_style(style(unit));
@@ -195,15 +200,18 @@ mod tests {
 
     #[test]
     fn progress_can_be_shared_between_threads() {
-        let progress = Progress::new("work", "rows", 0, 40);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| (0..10).for_each(|_| progress.advance(1)));
-            }
-        });
-        let View::Lines(lines) = &progress.view else {
-            return;
-        };
-        assert_eq!(lock(lines).done, 40);
+        for bar in [false, true] {
+            let progress = Progress::with_view("work", "rows", 0, 40, bar);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| (0..10).for_each(|_| progress.advance(1)));
+                }
+            });
+            let done = match &progress.view {
+                View::Lines(lines) => lock(lines).done,
+                View::Bar(bar) => bar.position(),
+            };
+            assert_eq!(done, 40);
+        }
     }
 }

@@ -9,7 +9,7 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub enum ModelConfigError {
     #[error(
         "this is a LoRA adapter, not a whole model; merge it into its base and use the result: sppo merge --model {base} --adapter {dir} --out MERGED",
         dir = dir.display()
@@ -42,22 +42,22 @@ pub enum ConfigError {
 }
 
 /// The object in `config.json` of a folder.
-pub(crate) fn read_config(dir: &Path) -> Result<Map<String, Value>, ConfigError> {
+pub(crate) fn read_config(dir: &Path) -> Result<Map<String, Value>, ModelConfigError> {
     let path = dir.join("config.json");
     if !path.exists() && dir.join(ADAPTER_CONFIG).is_file() {
-        return Err(ConfigError::Adapter {
+        return Err(ModelConfigError::Adapter {
             base: base_of_adapter(dir).unwrap_or("BASE".into()),
             dir: dir.into(),
         });
     }
-    let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
+    let text = std::fs::read_to_string(&path).map_err(|source| ModelConfigError::Read {
         path: path.clone(),
         source,
     })?;
     let value: Value =
-        serde_json::from_str(&text).map_err(|source| ConfigError::Json { path, source })?;
+        serde_json::from_str(&text).map_err(|source| ModelConfigError::Json { path, source })?;
     let Value::Object(map) = value else {
-        return Err(ConfigError::Value {
+        return Err(ModelConfigError::Value {
             key: "the file".into(),
             found: "no JSON object".into(),
             wanted: "expected an object of settings".into(),
@@ -79,7 +79,7 @@ pub(crate) fn is_absent(value: Option<&Value>) -> bool {
 }
 
 /// Sizes far beyond any such model would exhaust the memory before the weights are looked at.
-pub(crate) fn refuse_absurd(raw: &Map<String, Value>) -> Result<(), ConfigError> {
+pub(crate) fn refuse_absurd(raw: &Map<String, Value>) -> Result<(), ModelConfigError> {
     const MOST: [(&str, u64); 8] = [
         ("hidden_size", 1 << 20),
         ("intermediate_size", 1 << 22),
@@ -94,7 +94,7 @@ pub(crate) fn refuse_absurd(raw: &Map<String, Value>) -> Result<(), ConfigError>
         if let Some(found) = raw.get(key).and_then(Value::as_u64)
             && found > most
         {
-            return Err(ConfigError::Value {
+            return Err(ModelConfigError::Value {
                 key: key.into(),
                 found: found.to_string(),
                 wanted: format!("expected at most {most}"),
@@ -109,11 +109,11 @@ pub(crate) fn size(
     map: &Map<String, Value>,
     key: &str,
     default: Option<usize>,
-) -> Result<usize, ConfigError> {
+) -> Result<usize, ModelConfigError> {
     let wanted = "expected a whole number above 0";
     match (map.get(key), default) {
         (None | Some(Value::Null), Some(default)) => Ok(default),
-        (None, None) => Err(ConfigError::Missing {
+        (None, None) => Err(ModelConfigError::Missing {
             key: key.into(),
             wanted: wanted.into(),
         }),
@@ -121,7 +121,7 @@ pub(crate) fn size(
             .as_u64()
             .filter(|&n| n > 0 && n < (1 << 40))
             .map(|n| n as usize)
-            .ok_or_else(|| ConfigError::Value {
+            .ok_or_else(|| ModelConfigError::Value {
                 key: key.into(),
                 found: value.to_string(),
                 wanted: wanted.into(),
@@ -134,18 +134,18 @@ pub(crate) fn number(
     map: &Map<String, Value>,
     key: &str,
     default: Option<f64>,
-) -> Result<f64, ConfigError> {
+) -> Result<f64, ModelConfigError> {
     let wanted = "expected a number above 0";
     match (map.get(key), default) {
         (None | Some(Value::Null), Some(default)) => Ok(default),
-        (None, None) => Err(ConfigError::Missing {
+        (None, None) => Err(ModelConfigError::Missing {
             key: key.into(),
             wanted: wanted.into(),
         }),
         (Some(value), _) => value
             .as_f64()
             .filter(|x| x.is_finite() && *x > 0.0)
-            .ok_or_else(|| ConfigError::Value {
+            .ok_or_else(|| ModelConfigError::Value {
                 key: key.into(),
                 found: value.to_string(),
                 wanted: wanted.into(),
@@ -154,11 +154,11 @@ pub(crate) fn number(
 }
 
 /// True or false; false where absent.
-pub(crate) fn flag(map: &Map<String, Value>, key: &str) -> Result<bool, ConfigError> {
+pub(crate) fn flag(map: &Map<String, Value>, key: &str) -> Result<bool, ModelConfigError> {
     match map.get(key) {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(value)) => Ok(*value),
-        Some(other) => Err(ConfigError::Value {
+        Some(other) => Err(ModelConfigError::Value {
             key: key.into(),
             found: other.to_string(),
             wanted: "expected true or false".into(),
@@ -167,8 +167,8 @@ pub(crate) fn flag(map: &Map<String, Value>, key: &str) -> Result<bool, ConfigEr
 }
 
 /// Token ids given as one number, a list, or null.
-pub(crate) fn token_ids(map: &Map<String, Value>, key: &str) -> Result<Vec<u32>, ConfigError> {
-    let error = |found: &Value| ConfigError::Value {
+pub(crate) fn token_ids(map: &Map<String, Value>, key: &str) -> Result<Vec<u32>, ModelConfigError> {
+    let error = |found: &Value| ModelConfigError::Value {
         key: key.into(),
         found: found.to_string(),
         wanted: "expected a token id or a list of them".into(),

@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod config_json;
 pub mod generate;
 pub mod llama;
+pub mod load_error;
 pub mod model_folder;
 pub mod nn;
 // Passes over the host's memory are there for the CPU backends.

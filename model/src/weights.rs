@@ -1,7 +1,6 @@
 //! Building a model from a list of named tensors, out of a checkpoint or at random.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
@@ -9,34 +8,9 @@ use rand::RngExt;
 use rand::rngs::ChaCha12Rng;
 use rand_distr::StandardNormal;
 
-use crate::checkpoint::{Checkpoint, SafetensorsError};
-use crate::config_json::ConfigError;
-use crate::llama::lora::error::AdapterError;
+use crate::checkpoint::Checkpoint;
+use crate::load_error::CheckpointError;
 use crate::nn::Linear;
-use crate::ops::DeviceError;
-
-/// Why a model folder cannot be loaded or saved.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    #[error("{dir}: {source}")]
-    Config { dir: PathBuf, source: ConfigError },
-    #[error(transparent)]
-    Weights(#[from] SafetensorsError),
-    #[error(transparent)]
-    Adapter(#[from] AdapterError),
-    #[error("{path} does not fit its config.json:\n  {}", problems.join("\n  "))]
-    Mismatch {
-        path: PathBuf,
-        problems: Vec<String>,
-    },
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    #[error("cannot write {path}: {source}")]
-    Write {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-}
 
 /// Where a model under construction gets its tensors from.
 pub(crate) trait TensorSource {

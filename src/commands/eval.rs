@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{JudgeConfig, Section, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
+use sppo_training::files::{fingerprint, model_fingerprint};
 use sppo_training::judge;
 use sppo_training::stages::{
     Comparison, Evaluation, Generation, Sampling, StageError, build_judge, compare_answers,
     generate,
 };
-use sppo_training::trainer::{fingerprint, model_fingerprint};
 
 use super::args::{ConfigArgs, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};

@@ -5,7 +5,7 @@ use sppo_model::checkpoint::Checkpoint;
 use std::sync::Arc;
 
 use sppo_model::generate::sampling::{Draws, Sampler};
-use sppo_model::generate::{Engine, Plan, Request, Sample, SamplingParams, answer_all};
+use sppo_model::generate::{CachePlan, Engine, Request, Sample, SamplingParams, answer_all};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig};
 use sppo_model::ops::ModelOps;
 use sppo_model::packed_batch::PackedBatch;
@@ -113,7 +113,7 @@ fn answers<B: ModelOps>(
     requests: Vec<Request>,
 ) -> Vec<Vec<Sample>> {
     let context = config.max_position_embeddings;
-    let plan = Plan::new(config, DType::F32, 5, 2, context, None).unwrap();
+    let plan = CachePlan::new(config, DType::F32, 5, 2, context, None).unwrap();
     let decoder = Arc::new(Decoder::new(model, config));
     answer_all(&mut Engine::new(decoder, plan, None), requests).unwrap()
 }

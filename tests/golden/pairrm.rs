@@ -7,7 +7,7 @@ use serde_json::Value;
 use sppo_model::ops::ModelOps;
 use sppo_model::pairrm::{Packed, Packer, PairRm};
 use sppo_training::data::{Prompt, ResponseRow};
-use sppo_training::judge::{Desk, Estimate, Judge, Judgement, PairRmJudge, PromptText};
+use sppo_training::judge::{Estimate, Judge, JudgeSession, Judgement, PairRmJudge, PromptText};
 
 use super::{ids, json, numbers, path};
 use crate::close::assert_close;
@@ -104,7 +104,7 @@ fn scores_whatever_the_budget<B: ModelOps>(device: &B::Device) {
         };
         let quiet = AtomicBool::new(false);
         judge
-            .judge(&rows, &mut Desk::new(&mut take, &quiet))
+            .judge(&rows, &mut JudgeSession::new(&mut take, &quiet))
             .unwrap();
         assert_eq!(judgements.len(), cases.len());
         for (case, judgement) in cases.iter().zip(&judgements) {

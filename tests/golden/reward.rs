@@ -10,7 +10,7 @@ use sppo_model::chat_text::ChatText;
 use sppo_model::llama::RewardModel;
 use sppo_model::ops::ModelOps;
 use sppo_training::data::{ResponseRow, read_rows};
-use sppo_training::judge::{Desk, Estimate, Judge, Judgement, RewardJudge};
+use sppo_training::judge::{Estimate, Judge, JudgeSession, Judgement, RewardJudge};
 
 use super::{ids, numbers, path};
 use crate::close::assert_close;
@@ -48,7 +48,7 @@ fn rows() -> Vec<ResponseRow> {
     read_rows(&file).unwrap()
 }
 
-/// Judges all rows under a budget; after the first judgement the desk may be interrupted.
+/// Judges all rows under a budget; after the first judgement the session may be interrupted.
 fn judged<B: ModelOps>(device: &B::Device, batch_tokens: usize, interrupt: bool) -> Vec<Judgement> {
     let model = RewardModel::<B>::load(&folder(), DType::F32, device).unwrap();
     let text = ChatText::open(&folder()).unwrap();
@@ -63,8 +63,8 @@ fn judged<B: ModelOps>(device: &B::Device, batch_tokens: usize, interrupt: bool)
         Ok(())
     };
     let rows: Vec<&ResponseRow> = rows.iter().collect();
-    let mut desk = Desk::new(&mut take, &stop);
-    judge.judge(&rows, &mut desk).unwrap();
+    let mut session = JudgeSession::new(&mut take, &stop);
+    judge.judge(&rows, &mut session).unwrap();
     judgements
 }
 

@@ -12,9 +12,9 @@ use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_training::config::Recompute;
+use sppo_training::cost::{Batch, flops, published};
 use sppo_training::learner::Learner;
 use sppo_training::optimizer::{Optimizer, Sgd};
-use sppo_training::plan::{Batch, flops, published};
 use sppo_training::tokenise::TokenisedSequence;
 
 type Flex = Autodiff<burn_flex::Flex<f32, i32>>;

@@ -2,7 +2,9 @@
 //! losses, optimizers, the learner, the trainer and the self-play loop.
 
 pub mod config;
+pub mod cost;
 pub mod data;
+pub mod files;
 pub mod judge;
 pub mod learner;
 pub mod loss;

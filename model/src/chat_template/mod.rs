@@ -1,6 +1,7 @@
 //! Chat templates: a model folder's Jinja template, rendered as transformers renders it
 //! (`apply_chat_template` with `tokenize=False`).
 
+mod bounded;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
+
+use bounded::{Bounded, MAX_OUTPUT};
 
 use crate::tokenizer::{TokenizerError, json_kind, read_json, special_tokens};
 
@@ -67,8 +70,6 @@ pub enum TemplateError {
 /// of text or 2 items of a list that it makes or looks at 1 more. Real templates need about a
 /// hundred a message, and handle each byte of a message some five times.
 const FUEL: u64 = 4_000_000;
-/// Bytes that one rendering may write.
-const MAX_OUTPUT: usize = 16 << 20;
 /// Bytes of a template's source; the longest real ones are near 30 KiB.
 const MAX_SOURCE: usize = 1 << 20;
 const NAME: &str = "chat";
@@ -234,27 +235,5 @@ fn describe(error: &minijinja::Error) -> String {
     match error.line() {
         Some(line) => format!("{what} (line {line} of the template)"),
         None => what,
-    }
-}
-
-/// Collects output up to [`MAX_OUTPUT`] bytes.
-#[derive(Default)]
-struct Bounded {
-    bytes: Vec<u8>,
-    overflown: bool,
-}
-
-impl std::io::Write for &mut Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.bytes.len() + bytes.len() > MAX_OUTPUT {
-            self.overflown = true;
-            return Err(std::io::Error::other("the output is too long"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 
-use super::Bounded;
+use super::bounded::Bounded;
 
 /// The message of a template's own `raise_exception`.
 #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
-use super::lane::{Drawn, Lane};
-use super::plan::Plan;
+use super::plan::CachePlan;
 use super::request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
 use super::stop::TextStream;
+use super::worker::{Drawn, Worker};
 use crate::llama::slot_cache::Writes;
 use crate::llama::{Decoder, LlamaConfig};
 use crate::ops::ModelOps;
@@ -23,9 +23,9 @@ use crate::tokenizer::Tokenizer;
 /// a CPU backend. On GPUs other batch shapes may choose other kernels, whose rounding differs.
 pub struct Engine<B: Backend> {
     decoder: Arc<Decoder<B>>,
-    plan: Plan,
-    lanes: Vec<Lane<B>>,
-    /// Accepted, but no lane has room.
+    plan: CachePlan,
+    workers: Vec<Worker<B>>,
+    /// Accepted, but no worker has room.
     queue: VecDeque<(RequestId, Arc<Request>)>,
     open: BTreeMap<RequestId, Open>,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -36,31 +36,35 @@ pub struct Engine<B: Backend> {
 /// A request whose samples are not all finished.
 struct Open {
     request: Arc<Request>,
-    lane: Option<usize>,
+    worker: Option<usize>,
     left: usize,
     texts: BTreeMap<usize, TextStream>,
 }
 
 impl<B: ModelOps> Engine<B> {
     /// An engine over a model; `tokenizer` serves stop strings and streamed text.
-    pub fn new(decoder: Arc<Decoder<B>>, plan: Plan, tokenizer: Option<Arc<Tokenizer>>) -> Self {
+    pub fn new(
+        decoder: Arc<Decoder<B>>,
+        plan: CachePlan,
+        tokenizer: Option<Arc<Tokenizer>>,
+    ) -> Self {
         Self::with_writes(decoder, plan, tokenizer, Writes::of::<B>())
     }
 
     /// The same with caches written in a given way.
     pub fn with_writes(
         decoder: Arc<Decoder<B>>,
-        plan: Plan,
+        plan: CachePlan,
         tokenizer: Option<Arc<Tokenizer>>,
         writes: Writes,
     ) -> Self {
-        let lanes = (0..plan.lanes)
-            .map(|number| Lane::new(&decoder, &plan, number, writes))
+        let workers = (0..plan.workers)
+            .map(|number| Worker::new(&decoder, &plan, number, writes))
             .collect();
         Self {
             decoder,
             plan,
-            lanes,
+            workers,
             queue: VecDeque::new(),
             open: BTreeMap::new(),
             tokenizer,
@@ -98,7 +102,7 @@ impl<B: ModelOps> Engine<B> {
         let request = Arc::new(request);
         let open = Open {
             request: request.clone(),
-            lane: None,
+            worker: None,
             left: request.samples,
             texts: BTreeMap::new(),
         };
@@ -110,11 +114,11 @@ impl<B: ModelOps> Engine<B> {
     /// Drops a request; nothing more is heard of it.
     pub fn cancel(&mut self, id: RequestId) {
         if let Some(open) = self.open.remove(&id) {
-            match open.lane {
+            match open.worker {
                 None => self.queue.retain(|(queued, _)| *queued != id),
-                Some(lane) => {
-                    self.lanes[lane].drop_waiting(id);
-                    self.lanes[lane].drop_samples(|of| of.request == id);
+                Some(worker) => {
+                    self.workers[worker].drop_waiting(id);
+                    self.workers[worker].drop_samples(|of| of.request == id);
                 }
             }
         }
@@ -133,22 +137,22 @@ impl<B: ModelOps> Engine<B> {
         self.open.len()
     }
 
-    /// Draws a token for every sequence under way; what happened, by lanes and slots.
+    /// Draws a token for every sequence under way; what happened, by workers and slots.
     pub fn step(&mut self) -> Result<Vec<Event>, GenerateError> {
         self.assign();
         let (decoder, plan) = (&self.decoder, &self.plan);
         let step =
-            |(number, lane): (usize, &mut Lane<B>)| lane.step(decoder, plan.slots_of(number));
-        let drawn: Vec<Vec<Drawn>> = match self.lanes.len() {
+            |(number, worker): (usize, &mut Worker<B>)| worker.step(decoder, plan.slots_of(number));
+        let drawn: Vec<Vec<Drawn>> = match self.workers.len() {
             // A device is driven from one thread only.
             1 => self
-                .lanes
+                .workers
                 .iter_mut()
                 .enumerate()
                 .map(step)
                 .collect::<Result<_, _>>()?,
             _ => self
-                .lanes
+                .workers
                 .par_iter_mut()
                 .enumerate()
                 .map(step)
@@ -161,19 +165,20 @@ impl<B: ModelOps> Engine<B> {
         Ok(events)
     }
 
-    /// Gives queued requests to the lanes with the most room; only as many as begin soon, so that
-    /// lanes that finish early get more.
+    /// Gives queued requests to the workers with the most room; only as many as begin soon, so that
+    /// workers that finish early get more.
     fn assign(&mut self) {
         while let Some((id, request)) = self.queue.pop_front() {
-            let room =
-                |lane: usize| self.plan.slots_of(lane) as isize - self.lanes[lane].load() as isize;
-            let best =
-                (0..self.lanes.len()).max_by_key(|&lane| (room(lane), std::cmp::Reverse(lane)));
-            match best.filter(|&lane| room(lane) > 0) {
-                Some(lane) => {
-                    self.lanes[lane].push(id, request);
+            let room = |worker: usize| {
+                self.plan.slots_of(worker) as isize - self.workers[worker].load() as isize
+            };
+            let best = (0..self.workers.len())
+                .max_by_key(|&worker| (room(worker), std::cmp::Reverse(worker)));
+            match best.filter(|&worker| room(worker) > 0) {
+                Some(worker) => {
+                    self.workers[worker].push(id, request);
                     if let Some(open) = self.open.get_mut(&id) {
-                        open.lane = Some(lane);
+                        open.worker = Some(worker);
                     }
                 }
                 None => {
@@ -213,8 +218,8 @@ impl<B: ModelOps> Engine<B> {
                 rest = stream.finish(tokenizer).map_err(failed)?;
             }
             if stream.stopped() && finished.is_none() {
-                let lane = open.lane.and_then(|lane| self.lanes.get_mut(lane));
-                finished = lane.and_then(|lane| lane.stop(of));
+                let worker = open.worker.and_then(|worker| self.workers.get_mut(worker));
+                finished = worker.and_then(|worker| worker.stop(of));
             }
             if let Some(sample) = &mut finished {
                 if stream.stopped() {

@@ -3,17 +3,17 @@
 mod candidates;
 mod defaults;
 mod engine;
-mod lane;
 mod plan;
 mod request;
 pub mod sampling;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 pub use defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use engine::{Engine, answer_all, check_request};
-pub use plan::Plan;
+pub use plan::CachePlan;
 pub use request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
 pub use sampling::SamplingParams;
 pub use stop::TextStream;

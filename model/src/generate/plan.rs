@@ -8,34 +8,34 @@ use crate::llama::slot_cache::{bytes_per_token, rounded_width};
 
 /// How an engine is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct CachePlan {
     /// Sequences decoded together.
     pub slots: usize,
     /// Groups of slots that are computed side by side, each on a core.
-    pub lanes: usize,
+    pub workers: usize,
     /// Most tokens of a sequence, prompt and response.
     pub tokens: usize,
     /// Most bytes that keys and values take.
     pub bytes: u64,
 }
 
-impl Plan {
+impl CachePlan {
     /// As many slots as are `wanted` and fit into `budget` bytes, for sequences of up to `tokens`
     /// tokens; an error with the numbers where not even one fits.
     pub fn new(
         config: &LlamaConfig,
         dtype: DType,
         wanted: usize,
-        lanes: usize,
+        workers: usize,
         tokens: usize,
         budget: Option<u64>,
     ) -> Result<Self, GenerateError> {
         let plan = |slots: usize| {
-            let lanes = lanes.clamp(1, slots);
-            let bytes = bytes(config, dtype, slots, lanes, tokens);
+            let workers = workers.clamp(1, slots);
+            let bytes = bytes(config, dtype, slots, workers, tokens);
             Self {
                 slots,
-                lanes,
+                workers,
                 tokens,
                 bytes,
             }
@@ -50,25 +50,25 @@ impl Plan {
         })
     }
 
-    /// Slots of lane number `lane`.
-    pub(super) fn slots_of(&self, lane: usize) -> usize {
-        slots_of(self.slots, self.lanes, lane)
+    /// Slots of worker number `worker`.
+    pub(super) fn slots_of(&self, worker: usize) -> usize {
+        slots_of(self.slots, self.workers, worker)
     }
 }
 
-fn slots_of(slots: usize, lanes: usize, lane: usize) -> usize {
-    slots / lanes + usize::from(lane < slots % lanes)
+fn slots_of(slots: usize, workers: usize, worker: usize) -> usize {
+    slots / workers + usize::from(worker < slots % workers)
 }
 
-/// The cache of every lane, the prompt that it prefills (held twice while a chunk is added), and
+/// The cache of every worker, the prompt that it prefills (held twice while a chunk is added), and
 /// the one tensor that is held twice while the cache grows.
-fn bytes(config: &LlamaConfig, dtype: DType, slots: usize, lanes: usize, tokens: usize) -> u64 {
+fn bytes(config: &LlamaConfig, dtype: DType, slots: usize, workers: usize, tokens: usize) -> u64 {
     let token = bytes_per_token(config, dtype);
     let slot = token * rounded_width(tokens) as u64;
     let growing = |slots: u64| slot * slots / (2 * config.num_hidden_layers as u64);
-    let lane = |lane: usize| {
-        let slots = slots_of(slots, lanes, lane).max(2) as u64;
+    let worker = |worker: usize| {
+        let slots = slots_of(slots, workers, worker).max(2) as u64;
         slot * (slots + 1) + growing(slots + 2)
     };
-    (0..lanes).map(lane).sum()
+    (0..workers).map(worker).sum()
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-pub use crate::config_json::ConfigError;
+pub use crate::config_json::ModelConfigError;
 use crate::config_json::{flag, is_absent, number, read_config, refuse_absurd, size, token_ids};
 
 /// Frequency scaling of Llama 3.1 and later (`rope_type: "llama3"`).
@@ -68,25 +68,25 @@ const NEUTRAL: &[(&str, &[&str])] = &[
 
 impl LlamaConfig {
     /// Reads `config.json` of a checkpoint folder.
-    pub fn from_dir(dir: &Path) -> Result<Self, ConfigError> {
+    pub fn from_dir(dir: &Path) -> Result<Self, ModelConfigError> {
         Self::from_map(read_config(dir)?)
     }
 
     /// Reads a parsed `config.json`; both spellings of the rope settings are known.
-    pub fn from_map(raw: Map<String, Value>) -> Result<Self, ConfigError> {
+    pub fn from_map(raw: Map<String, Value>) -> Result<Self, ModelConfigError> {
         refuse_unsupported(&raw)?;
         let heads = size(&raw, "num_attention_heads", None)?;
         let hidden = size(&raw, "hidden_size", None)?;
         let kv_heads = size(&raw, "num_key_value_heads", Some(heads))?;
         if heads % kv_heads != 0 {
-            return Err(ConfigError::Value {
+            return Err(ModelConfigError::Value {
                 key: "num_key_value_heads".into(),
                 found: kv_heads.to_string(),
                 wanted: format!("it must divide num_attention_heads = {heads}"),
             });
         }
         if is_absent(raw.get("head_dim")) && hidden % heads != 0 {
-            return Err(ConfigError::Value {
+            return Err(ModelConfigError::Value {
                 key: "hidden_size".into(),
                 found: hidden.to_string(),
                 wanted: format!(
@@ -96,7 +96,7 @@ impl LlamaConfig {
         }
         let head_dim = size(&raw, "head_dim", Some(hidden / heads))?;
         if head_dim % 2 != 0 {
-            return Err(ConfigError::Value {
+            return Err(ModelConfigError::Value {
                 key: "head_dim".into(),
                 found: head_dim.to_string(),
                 wanted: "rotary embedding needs an even head size".into(),
@@ -181,8 +181,8 @@ impl LlamaConfig {
     }
 }
 
-fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
-    let unsupported = |key: &str, found: &Value, hint: &str| ConfigError::Unsupported {
+fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ModelConfigError> {
+    let unsupported = |key: &str, found: &Value, hint: &str| ModelConfigError::Unsupported {
         key: key.into(),
         found: found.to_string(),
         hint: hint.into(),
@@ -197,7 +197,7 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
             ));
         }
         None => {
-            return Err(ConfigError::Missing {
+            return Err(ModelConfigError::Missing {
                 key: "model_type".into(),
                 wanted: "expected \"llama\"".into(),
             });
@@ -224,11 +224,11 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
 }
 
 /// `rope_theta` and the scaling, from `rope_parameters` (new) or `rope_theta` + `rope_scaling`.
-fn rope(raw: &Map<String, Value>) -> Result<(f64, Option<RopeScaling>), ConfigError> {
+fn rope(raw: &Map<String, Value>) -> Result<(f64, Option<RopeScaling>), ModelConfigError> {
     let object = |key: &str| match raw.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Object(map)) => Ok(Some(map)),
-        Some(other) => Err(ConfigError::Value {
+        Some(other) => Err(ModelConfigError::Value {
             key: key.into(),
             found: other.to_string(),
             wanted: "expected an object".into(),
@@ -264,7 +264,7 @@ fn rope(raw: &Map<String, Value>) -> Result<(f64, Option<RopeScaling>), ConfigEr
                 )?,
             }),
         )),
-        other => Err(ConfigError::Unsupported {
+        other => Err(ModelConfigError::Unsupported {
             key: "rope_scaling.rope_type".into(),
             found: format!("{other:?}"),
             hint: "known are \"default\" and \"llama3\"".into(),
@@ -287,7 +287,7 @@ mod tests {
         }
     }
 
-    fn with(key: &str, value: Value) -> Result<LlamaConfig, ConfigError> {
+    fn with(key: &str, value: Value) -> Result<LlamaConfig, ModelConfigError> {
         let mut map = base();
         map.insert(key.into(), value);
         LlamaConfig::from_map(map)

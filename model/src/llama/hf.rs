@@ -15,9 +15,9 @@ use super::model::Llama;
 use super::parameters::{Parameter, ParameterTable, ParameterVisitor, visit_parameters};
 use super::rope::inverse_frequencies;
 use crate::checkpoint::{self, Checkpoint, LazyTensor, SafetensorsError};
+pub use crate::load_error::CheckpointError;
 use crate::nn::RmsNorm;
 use crate::tokenizer;
-pub use crate::weights::CheckpointError;
 use crate::weights::{Fresh, FromCheckpoint, TensorReader, TensorSource, check_tensors};
 
 /// A Llama under construction: takes tensors in the order of the table.

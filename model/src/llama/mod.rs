@@ -12,9 +12,10 @@ pub mod reward;
 pub mod rope;
 pub mod slot_cache;
 
-pub use config::{ConfigError, LlamaConfig, RopeScaling};
+pub use config::{LlamaConfig, ModelConfigError, RopeScaling};
 pub use decoder::Decoder;
 pub use hf::CheckpointError;
 pub use lora::Lora;
 pub use model::Llama;
+pub use parameters::{Group, Kind, Parameter, ParameterTable};
 pub use reward::RewardModel;

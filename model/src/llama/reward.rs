@@ -9,11 +9,12 @@ use super::config::LlamaConfig;
 use super::model::Llama;
 use super::parameters::{Parameter, ParameterTable};
 use crate::checkpoint::{Checkpoint, SafetensorsError};
-use crate::config_json::{ConfigError, read_config, size};
+use crate::config_json::{ModelConfigError, read_config, size};
+use crate::load_error::CheckpointError;
 use crate::nn::Linear;
 use crate::ops::{DeviceError, ModelOps, ints, to_f32, to_host};
 use crate::packed_batch::PackedBatch;
-use crate::weights::{CheckpointError, FromCheckpoint, TensorReader, check_tensors};
+use crate::weights::{FromCheckpoint, TensorReader, check_tensors};
 
 const ARCHITECTURE: &str = "LlamaForSequenceClassification";
 /// The head's weight.
@@ -103,7 +104,7 @@ impl<B: ModelOps> RewardModel<B> {
 }
 
 /// The configuration of a reward model's body; what is no reward model is refused.
-fn reward_config(dir: &Path) -> Result<LlamaConfig, ConfigError> {
+fn reward_config(dir: &Path) -> Result<LlamaConfig, ModelConfigError> {
     let raw = read_config(dir)?;
     refuse_other_kinds(&raw)?;
     let labels = match raw.get("id2label") {
@@ -113,7 +114,7 @@ fn reward_config(dir: &Path) -> Result<LlamaConfig, ConfigError> {
     };
     let labels = size(&raw, "num_labels", Some(labels))?;
     if labels != 1 {
-        return Err(ConfigError::Unsupported {
+        return Err(ModelConfigError::Unsupported {
             key: "num_labels".into(),
             found: labels.to_string(),
             hint: "a reward model has one label (num_labels 1, or one entry in id2label; transformers takes 2 where both are missing)".into(),
@@ -127,7 +128,7 @@ fn reward_config(dir: &Path) -> Result<LlamaConfig, ConfigError> {
     })
 }
 
-fn refuse_other_kinds(raw: &Map<String, Value>) -> Result<(), ConfigError> {
+fn refuse_other_kinds(raw: &Map<String, Value>) -> Result<(), ModelConfigError> {
     let known = raw.get("architectures").and_then(Value::as_array);
     if known.is_some_and(|all| all.iter().any(|one| one == ARCHITECTURE)) {
         return Ok(());
@@ -136,12 +137,12 @@ fn refuse_other_kinds(raw: &Map<String, Value>) -> Result<(), ConfigError> {
         "a reward judge is a {ARCHITECTURE} (model.* and score.weight, made with num_labels 1)"
     );
     match raw.get("architectures") {
-        Some(found) => Err(ConfigError::Unsupported {
+        Some(found) => Err(ModelConfigError::Unsupported {
             key: "architectures".into(),
             found: found.to_string(),
             hint,
         }),
-        None => Err(ConfigError::Missing {
+        None => Err(ModelConfigError::Missing {
             key: "architectures".into(),
             wanted: hint,
         }),

@@ -9,15 +9,11 @@ use std::sync::Arc;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
-use burn_autodiff::checkpoint::base::Checkpointer;
-use burn_autodiff::grads::Gradients;
-use burn_autodiff::ops::{Backward, Ops};
 use rayon::prelude::*;
 
-use super::ModelOps;
-use super::device::{ints, mask};
-use super::host::{softmax_backward_used, softmax_used};
-use super::memory::{HostMemory, HostTensor, cast, from_host, map, primitive, tensor, to_f32};
+use super::device::{Placement, ints, mask};
+use super::math::{softmax_backward_used, softmax_used};
+use super::memory::{HostMemory, HostTensor, cast, from_host, map, to_f32};
 use super::rotary::Rotation;
 use crate::packed_batch::PackedBatch;
 
@@ -108,7 +104,7 @@ struct AttendedBatch<B: Backend> {
     weights: Tensor<B, 4>,
 }
 
-impl<B: ModelOps> PackedAttention<B> {
+impl<B: Placement> PackedAttention<B> {
     /// Over the tokens of `batch`, by heads in `dtype`.
     pub fn new(
         batch: &PackedBatch,
@@ -337,7 +333,7 @@ impl<B: Backend> PaddedIndices<B> {
     }
 }
 
-pub(super) fn forward<B: ModelOps>(
+pub(super) fn forward<B: Placement>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
@@ -381,7 +377,7 @@ fn add_mask<B: Backend>(scores: Tensor<B, 4>, mask: Tensor<B, 2>, group: usize) 
     flat.reshape([rows, kv, queries, columns])
 }
 
-pub(super) fn backward<B: ModelOps>(
+pub(super) fn backward<B: Placement>(
     grad: Tensor<B, 2>,
     attended: Attended<B>,
     over: &PackedAttention<B>,
@@ -431,7 +427,7 @@ enum Move {
     First,
 }
 
-impl<B: ModelOps + HostMemory> PackedAttention<B> {
+impl<B: HostMemory> PackedAttention<B> {
     /// Heads of tokens `[tokens, heads · dim]` → for each padded batch
     /// `[rows, kv, group · longest, dim]`; zeros for padding.
     fn to_padded(&self, x: Tensor<B, 2>, how: Move) -> Vec<Tensor<B, 4>> {
@@ -523,7 +519,7 @@ impl<B: ModelOps + HostMemory> PackedAttention<B> {
     }
 }
 
-pub(super) fn forward_on_host<B: ModelOps + HostMemory>(
+pub(super) fn forward_on_host<B: HostMemory>(
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
@@ -553,7 +549,7 @@ pub(super) fn forward_on_host<B: ModelOps + HostMemory>(
     (mixed, Attended(attended))
 }
 
-pub(super) fn backward_on_host<B: ModelOps + HostMemory>(
+pub(super) fn backward_on_host<B: HostMemory>(
     grad: Tensor<B, 2>,
     attended: Attended<B>,
     over: &PackedAttention<B>,
@@ -580,23 +576,4 @@ pub(super) fn backward_on_host<B: ModelOps + HostMemory>(
         over.to_tokens(of_keys, heads.kv, Move::Rotated(1.0), &device),
         over.to_tokens(of_values, heads.kv, Move::Plain, &device),
     ]
-}
-
-/// The backward step of attention.
-#[derive(Debug)]
-pub(super) struct AttentionStep;
-
-impl<B: ModelOps> Backward<B, 3> for AttentionStep {
-    type State = (Attended<B>, PackedAttention<B>);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = tensor(grads.consume::<B>(&ops.node));
-        let (attended, over) = ops.state;
-        let found = B::packed_attention_backward(grad, attended, &over);
-        for (node, gradient) in ops.parents.into_iter().zip(found) {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, primitive(gradient));
-            }
-        }
-    }
 }

@@ -1,19 +1,20 @@
-//! Autodiff: each operation one node of the graph, with a backward step of its own.
+//! Autodiff: each operation one node of the graph, with a backward step of its own, whose gradients
+//! are the operation's `…_backward`.
 
 use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn_autodiff::Autodiff;
+use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn_autodiff::ops::{Backward, OpsKind};
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::ModelOps;
-use super::attention::{AttentionStep, PackedAttention};
-use super::embedding::{EmbedStep, TokenIds};
-use super::feed_forward::SwigluStep;
-use super::linear::{BiasStep, LinearStep};
-use super::memory::{primitive, tensor};
-use super::norm::RmsNormStep;
-use super::target_logps::{TargetLogpsState, TargetLogpsStep};
+use super::attention::{Attended, PackedAttention};
+use super::device::Placement;
+use super::embedding::TokenIds;
+use super::memory::{cast, primitive, tensor};
 
 /// A tensor and its node in the graph.
 type Tracked<B> = FloatTensor<Autodiff<B>>;
@@ -52,9 +53,11 @@ fn value_for<B: ModelOps, const D: usize>(
     (!other.node.requirement.is_none()).then(|| value(x))
 }
 
-impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
+impl<B: Placement, C: CheckpointStrategy> Placement for Autodiff<B, C> {
     const ON_HOST: bool = B::ON_HOST;
+}
 
+impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
     fn linear_layer(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,
@@ -130,5 +133,155 @@ impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
             };
             (out, state)
         })
+    }
+}
+
+/// The backward step of `x · weightᵀ`, and of the same plus a bias.
+#[derive(Debug)]
+struct LinearStep;
+
+impl<B: ModelOps> Backward<B, 2> for LinearStep {
+    type State = (Option<Tensor<B, 2>>, Option<Tensor<B, 2>>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad: Tensor<B, 2> = tensor(grads.consume::<B>(&ops.node));
+        let [of_x, of_weight] = ops.parents;
+        let (x, weight) = ops.state;
+        if let (Some(node), Some(x)) = (of_weight, x) {
+            let of_weight = B::linear_layer_weight_gradient(grad.clone(), x);
+            grads.register::<B>(node.id, primitive(of_weight));
+        }
+        if let (Some(node), Some(weight)) = (of_x, weight) {
+            grads.register::<B>(node.id, primitive(grad.matmul(weight)));
+        }
+    }
+}
+
+/// The backward step of adding a bias to rows.
+#[derive(Debug)]
+struct BiasStep;
+
+impl<B: ModelOps> Backward<B, 2> for BiasStep {
+    type State = ();
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad: Tensor<B, 2> = tensor(grads.consume::<B>(&ops.node));
+        let [of_y, of_bias] = ops.parents;
+        if let Some(node) = of_bias {
+            let of_bias: Tensor<B, 1> = grad.clone().sum_dim(0).squeeze_dim(0);
+            grads.register::<B>(node.id, primitive(of_bias));
+        }
+        if let Some(node) = of_y {
+            grads.register::<B>(node.id, primitive(grad));
+        }
+    }
+}
+
+/// The backward step of RMSNorm.
+#[derive(Debug)]
+struct RmsNormStep;
+
+impl<B: ModelOps> Backward<B, 2> for RmsNormStep {
+    type State = (Tensor<B, 2>, Tensor<B, 1>, f64);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let (x, weight, eps) = ops.state;
+        let (x_gradient, weight_gradient) = B::rms_norm_backward(grad, x, weight, eps);
+        let [of_x, of_weight] = ops.parents;
+        if let Some(node) = of_weight {
+            grads.register::<B>(node.id, primitive(weight_gradient));
+        }
+        if let Some(node) = of_x {
+            grads.register::<B>(node.id, primitive(x_gradient));
+        }
+    }
+}
+
+/// The backward step of SwiGLU.
+#[derive(Debug)]
+struct SwigluStep;
+
+impl<B: ModelOps> Backward<B, 2> for SwigluStep {
+    type State = (Tensor<B, 2>, Tensor<B, 2>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let (gate, up) = ops.state;
+        let found = B::swiglu_backward(grad, gate, up);
+        for (node, gradient) in ops.parents.into_iter().zip(found) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, primitive(gradient));
+            }
+        }
+    }
+}
+
+/// The backward step of taking rows.
+#[derive(Debug)]
+struct EmbedStep;
+
+impl<B: ModelOps> Backward<B, 1> for EmbedStep {
+    type State = (TokenIds<B>, usize);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let (ids, vocab) = ops.state;
+        if let [Some(node)] = ops.parents {
+            let of_weight = B::embed_backward(grad, &ids, vocab);
+            grads.register::<B>(node.id, primitive(of_weight));
+        }
+    }
+}
+
+/// The backward step of target log-probabilities.
+#[derive(Debug)]
+struct TargetLogpsStep;
+
+/// What it needs of the forward step; input and weight only where the other one has a gradient.
+#[derive(Clone, Debug)]
+struct TargetLogpsState<B: Backend> {
+    x: Option<Tensor<B, 2>>,
+    weight: Option<Tensor<B, 2>>,
+    probabilities: Tensor<B, 2>,
+    targets: TokenIds<B>,
+}
+
+impl<B: ModelOps> Backward<B, 2> for TargetLogpsStep {
+    type State = TargetLogpsState<B>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let state = ops.state;
+        let of_logits = B::target_logps_backward(grad, state.probabilities, &state.targets);
+        let [of_x, of_weight] = ops.parents;
+        if let (Some(node), Some(x)) = (of_weight, state.x) {
+            let of_logits = cast(of_logits.clone(), x.dtype());
+            let of_weight = B::linear_layer_weight_gradient(of_logits, x);
+            grads.register::<B>(node.id, primitive(of_weight));
+        }
+        if let (Some(node), Some(weight)) = (of_x, state.weight) {
+            let of_x = cast(of_logits, weight.dtype()).matmul(weight);
+            grads.register::<B>(node.id, primitive(of_x));
+        }
+    }
+}
+
+/// The backward step of attention.
+#[derive(Debug)]
+struct AttentionStep;
+
+impl<B: ModelOps> Backward<B, 3> for AttentionStep {
+    type State = (Attended<B>, PackedAttention<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let (attended, over) = ops.state;
+        let found = B::packed_attention_backward(grad, attended, &over);
+        for (node, gradient) in ops.parents.into_iter().zip(found) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, primitive(gradient));
+            }
+        }
     }
 }

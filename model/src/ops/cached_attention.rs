@@ -5,7 +5,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 
 use super::device::mask;
-use super::host::softmax_used;
+use super::math::softmax_used;
 use super::memory::{HostMemory, cast, map, to_f32};
 
 /// How many of the columns each query sees, from the first.

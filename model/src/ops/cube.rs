@@ -4,6 +4,16 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use burn_fusion::{Fusion, FusionBackend};
 
 use super::ModelOps;
+use super::device::Placement;
+
+impl<R, F, I, BT> Placement for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+}
 
 impl<R, F, I, BT> ModelOps for CubeBackend<R, F, I, BT>
 where
@@ -13,5 +23,7 @@ where
     BT: BoolElement,
 {
 }
+
+impl<B: FusionBackend> Placement for Fusion<B> {}
 
 impl<B: FusionBackend> ModelOps for Fusion<B> {}

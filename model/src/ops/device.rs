@@ -1,7 +1,23 @@
-//! Indices and masks on a device.
+//! Where a backend's tensors lie; indices and masks on a device.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+
+/// What went wrong on a device.
+#[derive(Debug, thiserror::Error)]
+#[error("reading from the device failed: {0}")]
+pub struct DeviceError(pub String);
+
+/// A backend that says where its tensors lie.
+pub trait Placement: Backend {
+    /// Whether that is the host's memory.
+    const ON_HOST: bool = false;
+
+    /// Whether operations on `dtype` are passes over the host's memory.
+    fn in_passes(dtype: DType) -> bool {
+        Self::ON_HOST && dtype == DType::F32
+    }
+}
 
 /// What a hidden attention score is set to: its exponential is exactly zero in f32.
 pub(super) const MASKED: f32 = -1e30;

@@ -5,13 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
-use burn_autodiff::checkpoint::base::Checkpointer;
-use burn_autodiff::grads::Gradients;
-use burn_autodiff::ops::{Backward, Ops};
 
-use super::ModelOps;
 use super::device::ints;
-use super::memory::{HostMemory, HostTensor, cast, from_host, primitive, tensor, to_f32};
+use super::memory::{HostMemory, HostTensor, cast, from_host, to_f32};
 
 /// Token ids, on the host and on the device.
 #[derive(Clone, Debug)]
@@ -95,21 +91,4 @@ pub(super) fn backward_on_host<B: HostMemory>(
         sums.iter_mut().zip(grad).for_each(|(sum, x)| *sum += x);
     }
     from_host(sums, [vocab, hidden], &device)
-}
-
-/// The backward step of taking rows.
-#[derive(Debug)]
-pub(super) struct EmbedStep;
-
-impl<B: ModelOps> Backward<B, 1> for EmbedStep {
-    type State = (TokenIds<B>, usize);
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = tensor(grads.consume::<B>(&ops.node));
-        let (ids, vocab) = ops.state;
-        if let [Some(node)] = ops.parents {
-            let of_weight = B::embed_backward(grad, &ids, vocab);
-            grads.register::<B>(node.id, primitive(of_weight));
-        }
-    }
 }

@@ -3,16 +3,10 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::backend::Backend;
-use burn_autodiff::checkpoint::base::Checkpointer;
-use burn_autodiff::grads::Gradients;
-use burn_autodiff::ops::{Backward, Ops};
 use rayon::prelude::*;
 
-use super::ModelOps;
-use super::host::{GRAIN, exp};
-use super::memory::{
-    HostMemory, HostTensor, cast, from_host, map, primitive, take, tensor, to_f32,
-};
+use super::math::{GRAIN, exp};
+use super::memory::{HostMemory, HostTensor, cast, from_host, map, take, to_f32};
 
 pub(super) fn swiglu<B: Backend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
     silu(gate) * up
@@ -106,23 +100,4 @@ fn erf(x: f32) -> f32 {
     let under = under * t + 5.159_933e-1;
     let under = under * t + 1.0;
     x * over / under
-}
-
-/// The backward step of SwiGLU.
-#[derive(Debug)]
-pub(super) struct SwigluStep;
-
-impl<B: ModelOps> Backward<B, 2> for SwigluStep {
-    type State = (Tensor<B, 2>, Tensor<B, 2>);
-
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = tensor(grads.consume::<B>(&ops.node));
-        let (gate, up) = ops.state;
-        let found = B::swiglu_backward(grad, gate, up);
-        for (node, gradient) in ops.parents.into_iter().zip(found) {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, primitive(gradient));
-            }
-        }
-    }
 }

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
 
-use super::DeviceError;
+use super::device::DeviceError;
 
 /// A backend whose tensors lie in the host's memory.
 pub trait HostMemory: Backend {

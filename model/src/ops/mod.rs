@@ -1,6 +1,6 @@
 //! The operations that the models are made of, each fused where a backend allows.
 //!
-//! [`ModelOps`] is an extension of Burn's [`Backend`]. Its default bodies are tensor operations,
+//! [`ModelOps`] is an extension of Burn's `Backend`. Its default bodies are tensor operations,
 //! which run on any backend in any dtype. Flex and NdArray, whose tensors lie in the host's memory,
 //! do in one pass on all cores what the default bodies do one operation after the other, in f32
 //! (`host`). Autodiff takes an operation as one node of its graph, whose backward step is written
@@ -18,6 +18,7 @@ mod embedding;
 mod feed_forward;
 mod host;
 mod linear;
+mod math;
 mod memory;
 mod norm;
 mod optimizer;
@@ -28,33 +29,21 @@ mod target_logps;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Int, Tensor};
 
 pub use attention::{Attended, Heads, PackedAttention};
 pub use cached_attention::Visible;
 pub(crate) use device::ints;
+pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;
 pub use memory::{cast, edit_bytes, to_f32, to_host};
 pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep};
 pub use relative_attention::RelativePositions;
 pub use rotary::Rotation;
 
-/// What went wrong on a device.
-#[derive(Debug, thiserror::Error)]
-#[error("reading from the device failed: {0}")]
-pub struct DeviceError(pub String);
-
 /// A backend with the operations of a Llama step, of generation, and of PairRM.
-pub trait ModelOps: Backend {
-    /// Whether tensors lie in the host's memory.
-    const ON_HOST: bool = false;
-
-    /// Whether operations on `dtype` are passes over the host's memory.
-    fn in_passes(dtype: DType) -> bool {
-        Self::ON_HOST && dtype == DType::F32
-    }
-
+pub trait ModelOps: Placement {
     /// `x · weightᵀ + bias`: `[rows, in]`, `[out, in]`, `[out]` → `[rows, out]`.
     fn linear_layer(
         x: Tensor<Self, 2>,
@@ -199,7 +188,7 @@ pub trait ModelOps: Backend {
         weight: Tensor<Self, 2>,
         targets: &TokenIds<Self>,
     ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
-        target_logps::forward(x, weight, targets)
+        target_logps::forward(Self::linear_layer(x, weight, None), targets)
     }
 
     /// The gradient by the logits f32 `[rows, vocab]`, given the one by the log-probabilities `[rows]`.

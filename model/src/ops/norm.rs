@@ -2,14 +2,10 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn_autodiff::checkpoint::base::Checkpointer;
-use burn_autodiff::grads::Gradients;
-use burn_autodiff::ops::{Backward, Ops};
 use rayon::prelude::*;
 
-use super::ModelOps;
-use super::host::{dot, rows_of_a_thread};
-use super::memory::{HostMemory, HostTensor, cast, from_host, map, primitive, tensor, to_f32};
+use super::math::{dot, rows_of_a_thread};
+use super::memory::{HostMemory, HostTensor, cast, from_host, map, to_f32};
 
 pub(super) fn rms_norm<B: Backend>(
     x: Tensor<B, 2>,
@@ -170,25 +166,4 @@ pub(super) fn layer_norm_on_host<B: HostMemory>(
                 rows.chunks_mut(width).for_each(normalise);
             });
     })
-}
-
-/// The backward step of RMSNorm.
-#[derive(Debug)]
-pub(super) struct RmsNormStep;
-
-impl<B: ModelOps> Backward<B, 2> for RmsNormStep {
-    type State = (Tensor<B, 2>, Tensor<B, 1>, f64);
-
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = tensor(grads.consume::<B>(&ops.node));
-        let (x, weight, eps) = ops.state;
-        let (x_gradient, weight_gradient) = B::rms_norm_backward(grad, x, weight, eps);
-        let [of_x, of_weight] = ops.parents;
-        if let Some(node) = of_weight {
-            grads.register::<B>(node.id, primitive(weight_gradient));
-        }
-        if let Some(node) = of_x {
-            grads.register::<B>(node.id, primitive(x_gradient));
-        }
-    }
 }

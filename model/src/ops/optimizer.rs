@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
-use super::DeviceError;
-use super::host::GRAIN;
+use super::device::DeviceError;
+use super::math::GRAIN;
 use super::memory::{HostMemory, HostTensor, from_host, map, take, to_host};
 
 /// torch.optim.RMSprop: v = αv + (1 − α)g², w −= lr · g / (√v + eps).

@@ -7,9 +7,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
 use rayon::prelude::*;
 
-use super::ModelOps;
-use super::device::ints;
-use super::host::softmax_row;
+use super::device::{Placement, ints};
+use super::math::softmax_row;
 use super::memory::{HostMemory, HostTensor, cast, map, to_f32};
 
 /// For sequences of one length, where each query and key read the tables of positions.
@@ -24,7 +23,7 @@ pub struct RelativePositions<B: Backend> {
     places: Option<[Tensor<B, 1, Int>; 2]>,
 }
 
-impl<B: ModelOps> RelativePositions<B> {
+impl<B: Placement> RelativePositions<B> {
     /// `by_distance` `[2 · length − 1]` holds rows below `rows`, for distance length − 1 − m.
     pub fn new(by_distance: Vec<u32>, rows: usize, dtype: DType, device: &B::Device) -> Self {
         let mut positions = Self {

@@ -6,7 +6,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::ModelOps;
+use super::device::Placement;
 use super::memory::{HostMemory, HostTensor, cast, from_host};
 
 /// How far each token's heads are rotated.
@@ -70,7 +70,13 @@ impl Angles {
     }
 }
 
-impl<B: ModelOps> Rotation<B> {
+impl<B: Backend> Rotation<B> {
+    pub(super) fn angles(&self) -> &Angles {
+        &self.angles
+    }
+}
+
+impl<B: Placement> Rotation<B> {
     /// Of tokens at `positions` by the inverse `frequencies` `[head_dim / 2]`, for heads in `dtype`.
     pub fn new(frequencies: &[f32], positions: &[u32], dtype: DType, device: &B::Device) -> Self {
         let angles = Angles::new(frequencies, positions);
@@ -79,10 +85,6 @@ impl<B: ModelOps> Rotation<B> {
             angles: Arc::new(angles),
             factors,
         }
-    }
-
-    pub(super) fn angles(&self) -> &Angles {
-        &self.angles
     }
 
     fn factors(&self, device: &B::Device) -> Factors<B> {
@@ -142,7 +144,7 @@ impl<B: Backend> Factors<B> {
     }
 }
 
-pub(super) fn rotate<B: ModelOps>(
+pub(super) fn rotate<B: Placement>(
     x: Tensor<B, 2>,
     rotation: &Rotation<B>,
     scale: f64,
@@ -156,7 +158,7 @@ pub(super) fn rotate<B: ModelOps>(
     }
 }
 
-pub(super) fn rotate_on_host<B: ModelOps + HostMemory>(
+pub(super) fn rotate_on_host<B: HostMemory>(
     x: Tensor<B, 2>,
     rotation: &Rotation<B>,
     scale: f64,

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::Checkpoint;
-use crate::config_json::{ConfigError, is_absent, number, read_config, refuse_absurd, size};
+use crate::config_json::{ModelConfigError, is_absent, number, read_config, refuse_absurd, size};
 use crate::tokenizer::Tokenizer;
 
 /// Shape and constants of a PairRM, named as in transformers' `DebertaV2Config`.
@@ -70,7 +70,7 @@ impl PairRmConfig {
         dir: &Path,
         checkpoint: &Checkpoint,
         tokenizer: &Tokenizer,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, ModelConfigError> {
         let raw = read_config(dir)?;
         let raw = match raw.get("ranker_type") {
             Some(kind) => from_trainer(kind, &raw, checkpoint)?,
@@ -79,13 +79,13 @@ impl PairRmConfig {
         Self::from_map(&raw, tokenizer)
     }
 
-    fn from_map(raw: &Map<String, Value>, tokenizer: &Tokenizer) -> Result<Self, ConfigError> {
+    fn from_map(raw: &Map<String, Value>, tokenizer: &Tokenizer) -> Result<Self, ModelConfigError> {
         refuse_unsupported(raw)?;
         refuse_absurd(raw)?;
         let hidden = size(raw, "hidden_size", None)?;
         let heads = size(raw, "num_attention_heads", None)?;
         if hidden % heads != 0 {
-            return Err(ConfigError::Value {
+            return Err(ModelConfigError::Value {
                 key: "hidden_size".into(),
                 found: hidden.to_string(),
                 wanted: format!("it must be a multiple of num_attention_heads = {heads}"),
@@ -99,7 +99,7 @@ impl PairRmConfig {
             .unwrap_or(positions);
         let position_buckets = size(raw, "position_buckets", None)?;
         if position_buckets < 4 || max_relative_positions <= position_buckets / 2 + 1 {
-            return Err(ConfigError::Value {
+            return Err(ModelConfigError::Value {
                 key: "position_buckets".into(),
                 found: position_buckets.to_string(),
                 wanted: format!(
@@ -125,7 +125,7 @@ impl PairRmConfig {
             ("candidate_maxlength", config.candidate_maxlength),
         ] {
             if found < 3 {
-                return Err(ConfigError::Value {
+                return Err(ModelConfigError::Value {
                     key: key.into(),
                     found: found.to_string(),
                     wanted: "expected 3 or more: [CLS], the prefix and [SEP] need a place".into(),
@@ -133,7 +133,7 @@ impl PairRmConfig {
             }
         }
         if tokenizer.vocab_size() > config.vocab_size {
-            return Err(ConfigError::Value {
+            return Err(ModelConfigError::Value {
                 key: "vocab_size".into(),
                 found: config.vocab_size.to_string(),
                 wanted: format!(
@@ -146,8 +146,8 @@ impl PairRmConfig {
     }
 }
 
-fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
-    let unsupported = |key: &str, found: &Value, hint: &str| ConfigError::Unsupported {
+fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ModelConfigError> {
+    let unsupported = |key: &str, found: &Value, hint: &str| ModelConfigError::Unsupported {
         key: key.into(),
         found: found.to_string(),
         hint: hint.into(),
@@ -175,7 +175,7 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
     }
     for key in ["relative_attention", "share_att_key", "position_buckets"] {
         if is_absent(raw.get(key)) {
-            return Err(ConfigError::Missing {
+            return Err(ModelConfigError::Missing {
                 key: key.into(),
                 wanted: "PairRM is a DeBERTa-v3 with shared relative attention".into(),
             });
@@ -201,14 +201,14 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ConfigError> {
 }
 
 /// The prefix ids of the tokenizer, which must be those of `config.json` where it names them.
-fn prefixes(raw: &Map<String, Value>, tokenizer: &Tokenizer) -> Result<Prefixes, ConfigError> {
+fn prefixes(raw: &Map<String, Value>, tokenizer: &Tokenizer) -> Result<Prefixes, ModelConfigError> {
     let mut ids = [0; 4];
     for ((token, key), id) in PREFIXES.iter().zip(&mut ids) {
         let known = tokenizer.token_to_id(token);
         let named = raw.get(*key).filter(|value| !value.is_null());
         match (known, named) {
             (None, _) => {
-                return Err(ConfigError::Value {
+                return Err(ModelConfigError::Value {
                     key: (*key).into(),
                     found: named.map_or("absent".into(), Value::to_string),
                     wanted: format!(
@@ -217,7 +217,7 @@ fn prefixes(raw: &Map<String, Value>, tokenizer: &Tokenizer) -> Result<Prefixes,
                 });
             }
             (Some(known), Some(named)) if named.as_u64() != Some(known.into()) => {
-                return Err(ConfigError::Value {
+                return Err(ModelConfigError::Value {
                     key: (*key).into(),
                     found: named.to_string(),
                     wanted: format!("the folder's tokenizer says that {token} is {known}"),
@@ -241,10 +241,10 @@ fn from_trainer(
     kind: &Value,
     raw: &Map<String, Value>,
     checkpoint: &Checkpoint,
-) -> Result<Map<String, Value>, ConfigError> {
+) -> Result<Map<String, Value>, ModelConfigError> {
     let name = raw.get("model_name").and_then(Value::as_str).unwrap_or("");
     if kind != "pairranker" || !name.contains("deberta-v3") {
-        return Err(ConfigError::Unsupported {
+        return Err(ModelConfigError::Unsupported {
             key: "ranker_type".into(),
             found: format!("{kind} on {name:?}"),
             hint: "known is \"pairranker\" on a deberta-v3 model, as llm-blender/PairRM has it"
@@ -254,7 +254,7 @@ fn from_trainer(
     let shapes: std::collections::BTreeMap<&str, &[usize]> = checkpoint.shapes().collect();
     let side = |name: &str, axis: usize| {
         let shape = shapes.get(name).and_then(|shape| shape.get(axis));
-        shape.copied().ok_or_else(|| ConfigError::Missing {
+        shape.copied().ok_or_else(|| ModelConfigError::Missing {
             key: "hidden_size".into(),
             wanted: format!("and the weights have no {name} to read it off"),
         })

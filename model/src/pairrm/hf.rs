@@ -6,12 +6,11 @@ use super::config::PairRmConfig;
 use super::encoder::{Layer, PairRm};
 use super::packing::Packer;
 use crate::checkpoint::Checkpoint;
+use crate::load_error::CheckpointError;
 use crate::nn::{LayerNorm, Linear};
 use crate::ops::ModelOps;
 use crate::tokenizer::{self, Tokenizer, TokenizerError};
-use crate::weights::{
-    CheckpointError, FromCheckpoint, NamesAndShapes, TensorReader, TensorSource, check_tensors,
-};
+use crate::weights::{FromCheckpoint, NamesAndShapes, TensorReader, TensorSource, check_tensors};
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
 

@@ -3,7 +3,10 @@
 use serde_json::Value;
 use sppo_model::chat_template::Message;
 
-use super::{Object, Prompt};
+use super::prompt::Prompt;
+
+/// A JSON object as the readers hand it over.
+pub(super) type Object = serde_json::Map<String, serde_json::Value>;
 
 /// What is wrong with one row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{DataError, EachRow, Object, Place};
+use super::error::{DataError, Place};
+use super::fields::Object;
+use super::format::EachRow;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 

@@ -16,7 +16,9 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::DataType;
 use serde_json::Value;
 
-use super::{DataError, EachRow, Object, Place, RowProblem};
+use super::error::{DataError, Place};
+use super::fields::{Object, RowProblem};
+use super::format::EachRow;
 
 /// Calls `each` for every row with the columns named in `keys`; other columns are not read.
 pub(super) fn scan(

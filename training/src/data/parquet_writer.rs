@@ -14,7 +14,7 @@ use arrow_json::ReaderBuilder;
 use arrow_schema::{DataType, Field, Fields, Schema};
 use serde_json::Value;
 
-use super::Object;
+use super::fields::Object;
 
 /// Rows that are turned into columns at a time.
 const BATCH: usize = 2048;

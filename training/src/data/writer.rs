@@ -7,8 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::error::{DataError, Place};
+use super::fields::{Fields, Object, RowProblem};
+use super::format::Format;
 use super::parquet_writer::{self, Table};
-use super::{Collector, DataError, Fields, Format, Object, Place, Row, RowProblem, jsonl, parquet};
+use super::reader::Collector;
+use super::rows::Row;
+use super::{jsonl, parquet};
 
 /// Appends whole rows to a `.jsonl` or `.parquet` file, each flushed as it is written.
 ///
@@ -253,4 +258,27 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// Writes all rows of a file anew: beside it first, then renamed, so that a kill leaves the old
+/// rows or the new ones.
+pub fn write_rows<T: Row>(path: &Path, rows: &[T]) -> Result<(), DataError> {
+    Format::of(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".new-{name}"));
+    // What an earlier, killed run left must not be continued.
+    for stale in [&aside, &journal_of(&aside), &journal_of(path)] {
+        match std::fs::remove_file(stale) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(DataError::io(stale, "remove it", source));
+            }
+            _ => {}
+        }
+    }
+    let (mut writer, _) = RowWriter::open(&aside)?;
+    for row in rows {
+        writer.append(row)?;
+    }
+    writer.finish()?;
+    std::fs::rename(&aside, path).map_err(|source| DataError::io(path, "replace it", source))
 }

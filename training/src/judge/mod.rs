@@ -101,9 +101,13 @@ pub trait Judge {
         Ok(())
     }
 
-    /// Judges `rows` in order, handing each judgement to `desk` as soon as it is whole; ends
-    /// early, without an error, once the desk is interrupted.
-    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError>;
+    /// Judges `rows` in order, handing each judgement to `session` as soon as it is whole; ends
+    /// early, without an error, once the session is interrupted.
+    fn judge(
+        &mut self,
+        rows: &[&ResponseRow],
+        session: &mut JudgeSession<'_>,
+    ) -> Result<(), JudgeError>;
 
     /// What is written with every judged row, and must be the same when judging goes on.
     fn description(&self) -> Value {
@@ -112,18 +116,18 @@ pub trait Judge {
 }
 
 /// Where judgements go, one for each row in the order of the rows.
-pub struct Desk<'a> {
+pub struct JudgeSession<'a> {
     take: &'a mut dyn FnMut(Judgement) -> Result<(), JudgeError>,
     interrupt: &'a AtomicBool,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> JudgeSession<'a> {
     /// `take` receives the judgements; `interrupt` is set when the user asks to stop.
     pub fn new(
         take: &'a mut dyn FnMut(Judgement) -> Result<(), JudgeError>,
         interrupt: &'a AtomicBool,
     ) -> Self {
-        Desk { take, interrupt }
+        JudgeSession { take, interrupt }
     }
 
     /// Hands in the next row's judgement.
@@ -198,7 +202,7 @@ pub fn judge_file(
         progress(resumed + judged, rows.len());
         Ok(())
     };
-    judge.judge(&left, &mut Desk::new(&mut take, interrupt))?;
+    judge.judge(&left, &mut JudgeSession::new(&mut take, interrupt))?;
     let interrupted = judged < left.len();
     if !interrupted {
         writer.finish()?;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Comparisons, Desk, Estimate, JudgeError};
+use super::{Comparisons, Estimate, JudgeError, JudgeSession};
 use crate::data::ResponseRow;
 
 /// Rows from the first that is not whole.
@@ -42,7 +42,7 @@ impl OpenRows {
         &mut self,
         rows: &[&ResponseRow],
         estimate: &Estimate,
-        desk: &mut Desk<'_>,
+        session: &mut JudgeSession<'_>,
     ) -> Result<(), JudgeError> {
         while self.rows.front().is_some_and(|row| row.missing == 0)
             && let Some(done) = self.rows.pop_front()
@@ -51,7 +51,7 @@ impl OpenRows {
             let judgement = estimate
                 .from_comparisons(matrix)
                 .map_err(|error| JudgeError::row(rows[self.first], error.to_string()))?;
-            desk.hand_in(judgement)?;
+            session.hand_in(judgement)?;
             self.first += 1;
         }
         Ok(())

@@ -10,7 +10,7 @@ use sppo_model::tokenizer::TokenizerError;
 
 use super::open_rows::OpenRows;
 use super::prompt_text::PromptText;
-use super::{Comparisons, Desk, Estimate, Judge, JudgeError};
+use super::{Comparisons, Estimate, Judge, JudgeError, JudgeSession};
 use crate::data::ResponseRow;
 
 /// Compares responses with a PairRM.
@@ -97,11 +97,15 @@ impl<B: ModelOps> Judge for PairRmJudge<B> {
     }
 
     /// Batches are filled from row after row; a row is handed in with its last comparison.
-    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
+    fn judge(
+        &mut self,
+        rows: &[&ResponseRow],
+        session: &mut JudgeSession<'_>,
+    ) -> Result<(), JudgeError> {
         let mut open = OpenRows::default();
         let mut waiting = VecDeque::new();
         let mut left = rows.iter();
-        while !desk.interrupted() {
+        while !session.interrupted() {
             let mut tokens: usize = waiting.iter().map(Task::tokens).sum();
             while tokens < self.batch_tokens
                 && let Some(row) = left.next()
@@ -118,7 +122,7 @@ impl<B: ModelOps> Judge for PairRmJudge<B> {
             for (task, logit) in batch.iter().zip(self.model.compare(&packed)?) {
                 open.set(task.row, task.pair, f64::from(logit));
             }
-            open.hand_in(rows, &self.estimate, desk)?;
+            open.hand_in(rows, &self.estimate, session)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use sppo_model::chat_text::ChatText;
 use sppo_model::llama::RewardModel;
 use sppo_model::ops::ModelOps;
 
-use super::{Desk, Estimate, Judge, JudgeError};
+use super::{Estimate, Judge, JudgeError, JudgeSession};
 use crate::data::ResponseRow;
 
 /// Sequences of so many batches are sorted by length together, which spares padding in attention.
@@ -132,9 +132,13 @@ impl<B: ModelOps> Judge for RewardJudge<B> {
     }
 
     /// Window after window; a row is handed in once it and all before it are whole.
-    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
+    fn judge(
+        &mut self,
+        rows: &[&ResponseRow],
+        session: &mut JudgeSession<'_>,
+    ) -> Result<(), JudgeError> {
         let mut next = 0;
-        while next < rows.len() && !desk.interrupted() {
+        while next < rows.len() && !session.interrupted() {
             let mut first = next;
             let (mut open, mut waiting) = (VecDeque::new(), Vec::new());
             let mut tokens = 0;
@@ -152,10 +156,10 @@ impl<B: ModelOps> Judge for RewardJudge<B> {
                     && let Some(done) = open.pop_front()
                 {
                     let scores = done.texts.iter().map(|&text| done.scores[text]);
-                    desk.hand_in(self.estimate.from_scores(scores.collect()))?;
+                    session.hand_in(self.estimate.from_scores(scores.collect()))?;
                     first += 1;
                 }
-                if waiting.is_empty() || desk.interrupted() {
+                if waiting.is_empty() || session.interrupted() {
                     break;
                 }
                 let (batch, rest) = waiting.split_at(batch_end(waiting, self.batch_tokens));

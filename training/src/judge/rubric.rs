@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use super::{Desk, Judge, JudgeError, Judgement};
+use super::{Judge, JudgeError, JudgeSession, Judgement};
 use crate::config::{LengthUnit, RubricConfig, Section, WeightedPattern};
 use crate::data::{ResponseRow, stable_hash};
 
@@ -107,8 +107,12 @@ impl Judge for Rubric {
         "rubric"
     }
 
-    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
-        desk.one_by_one(rows, |row| self.judge_row(row))
+    fn judge(
+        &mut self,
+        rows: &[&ResponseRow],
+        session: &mut JudgeSession<'_>,
+    ) -> Result<(), JudgeError> {
+        session.one_by_one(rows, |row| self.judge_row(row))
     }
 
     fn description(&self) -> Value {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Desk, Estimate, Judge, JudgeError, Judgement};
+use super::{Estimate, Judge, JudgeError, JudgeSession, Judgement};
 use crate::config::Probability;
 use crate::data::{Fields, ResponseRow, Row, RowProblem, read_rows, stable_hash};
 
@@ -154,8 +154,12 @@ impl Judge for ScoresJudge {
         }
     }
 
-    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
-        desk.one_by_one(rows, |row| self.judge_row(row))
+    fn judge(
+        &mut self,
+        rows: &[&ResponseRow],
+        session: &mut JudgeSession<'_>,
+    ) -> Result<(), JudgeError> {
+        session.one_by_one(rows, |row| self.judge_row(row))
     }
 
     fn description(&self) -> Value {

@@ -4,9 +4,9 @@ use burn::tensor::DType;
 use serde::Serialize;
 use sppo_model::llama::LlamaConfig;
 
-use super::memory::Training;
 use super::rows::{Rows, most_that};
 use crate::config::{Config, Recompute};
+use crate::cost::memory::Training;
 use crate::optimizer;
 
 /// Cards by what they are sold as, and their memory in MiB as drivers report it.

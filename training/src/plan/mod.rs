@@ -1,40 +1,24 @@
 //! What a run takes before it starts: parameters, memory by part, tokens, operations and steps.
 
-mod batch;
 mod fit;
-pub mod flops;
-pub mod memory;
 mod rows;
-mod shapes;
+mod shape;
 mod table;
 
 use serde::Serialize;
-use sppo_model::generate::Plan as Slots;
+use sppo_model::generate::CachePlan;
 use sppo_model::llama::LlamaConfig;
 
-pub use batch::Batch;
 pub use fit::Fit;
-pub use shapes::published;
+pub use shape::Assumed;
 
-use crate::config::{Config, ModelSource, Recompute};
+use crate::config::{Config, Recompute};
+use crate::cost::memory::{self, GenerationMemory, Training, TrainingMemory};
+use crate::cost::{Batch, Sizes, flops};
 use crate::optimizer;
 use crate::stages::StageError;
-use memory::{GenerationMemory, Training, TrainingMemory};
-use rows::Rows;
-
-/// What the plan of a configuration cannot know from it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Assumed {
-    /// Whether the device is a CPU.
-    pub host: bool,
-    /// Memory of the device in bytes, where it is known.
-    pub memory: Option<u64>,
-    /// Prompts of an iteration, instead of those of the file.
-    pub prompts: Option<usize>,
-    /// Mean length of a prompt and of a response in tokens, instead of those of the files.
-    pub prompt_tokens: Option<usize>,
-    pub response_tokens: Option<usize>,
-}
+use rows::{IterationFlops, Rows};
+use shape::Shape;
 
 /// The plan of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -71,14 +55,6 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// Operations of one iteration, judging aside.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct IterationFlops {
-    pub generation: f64,
-    pub reference: f64,
-    pub training: f64,
-}
-
 impl Plan {
     /// The plan of a configuration; reads configurations, prompts and pairs, but no weights.
     pub fn new(config: &Config, assumed: Assumed) -> Result<Self, StageError> {
@@ -113,7 +89,7 @@ impl Plan {
             notes.push("one pair alone takes more than train.memory_mib".into());
         }
         Ok(Self {
-            parameters: memory::parameters(&model.config),
+            parameters: Sizes::of(&model.config, None).weights(),
             trained_parameters: training.trained(),
             precision: train.precision.word(),
             recompute: train.recompute.word(),
@@ -147,48 +123,6 @@ fn memory_bytes(assumed: &Assumed) -> Option<u64> {
     Some(assumed.memory?.saturating_sub(driver))
 }
 
-/// The model of a configuration, without its weights.
-struct Shape {
-    name: String,
-    config: LlamaConfig,
-    /// Its folder, where it is here.
-    folder: Option<std::path::PathBuf>,
-}
-
-impl Shape {
-    fn of(config: &Config) -> Result<Self, StageError> {
-        // A plan is wanted most before gigabytes are downloaded.
-        if let Some(name) = &config.model.path
-            && let (Err(_), Some(shape)) = (config.model.source(), published(name))
-        {
-            return Ok(Self {
-                name: format!("{name} (not downloaded yet)"),
-                config: shape,
-                folder: None,
-            });
-        }
-        match config.model.source()? {
-            ModelSource::Folder(dir) => {
-                let read = LlamaConfig::from_dir(&dir);
-                let read = read.map_err(|source| sppo_model::llama::CheckpointError::Config {
-                    dir: dir.clone(),
-                    source,
-                });
-                Ok(Self {
-                    name: crate::config::model_name(&dir),
-                    config: read?,
-                    folder: Some(dir),
-                })
-            }
-            ModelSource::Init(init) => Ok(Self {
-                name: "[model.init]".into(),
-                config: crate::stages::init_config(init)?,
-                folder: Some(init.tokenizer.clone()),
-            }),
-        }
-    }
-}
-
 fn generation(
     config: &Config,
     model: &LlamaConfig,
@@ -198,14 +132,14 @@ fn generation(
     let generate = &config.generate;
     let context = model.max_position_embeddings;
     let tokens = (rows.longest_prompt + generate.max_new_tokens).min(context);
-    let lanes = match assumed.host {
+    let workers = match assumed.host {
         true => std::thread::available_parallelism().map_or(1, |n| n.get()),
         false => 1,
     };
     let budget = generate.cache_memory_mib.map(|mib| (mib as u64) << 20);
-    let lanes = lanes.min(generate.batch / 4).max(1);
+    let workers = workers.min(generate.batch / 4).max(1);
     let dtype = generate.precision.dtype();
-    let slots = Slots::new(model, dtype, generate.batch, lanes, tokens, budget)?;
+    let slots = CachePlan::new(model, dtype, generate.batch, workers, tokens, budget)?;
     Ok(memory::generation(model, dtype, &slots))
 }
 

@@ -2,21 +2,31 @@
 
 use std::path::Path;
 
+use serde::Serialize;
 use sppo_model::chat_text::ChatText;
 
-use super::memory::Training;
-use super::{Assumed, Batch, IterationFlops, Shape, flops};
+use super::shape::{Assumed, Shape};
 use crate::config::Config;
+use crate::cost::memory::Training;
+use crate::cost::{Batch, flops};
 use crate::data::{PairContent, PairRow, PromptRow, read_rows};
+use crate::self_play::split_prompts;
 use crate::stages::StageError;
-use crate::tokenise::{RowTokeniser, TokenisedPair};
-use crate::trainer::tokenise_pairs;
+use crate::tokenise::{RowTokeniser, TokenisedPair, tokenise_pairs};
 
 /// Mean lengths of UltraFeedback's prompts and of the responses to them, in tokens.
 const PROMPT: usize = 150;
 const RESPONSE: usize = 300;
 /// Prompts of an iteration where no file tells.
 const PROMPTS: usize = 20_000;
+
+/// Operations of one iteration, judging aside.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct IterationFlops {
+    pub generation: f64,
+    pub reference: f64,
+    pub training: f64,
+}
 
 /// The rows of one iteration.
 pub(super) struct Rows {
@@ -120,7 +130,7 @@ impl Rows {
         file: &Path,
     ) -> Result<(), StageError> {
         let prompts: Vec<PromptRow> = read_rows(file)?;
-        let parts = crate::self_play::split_prompts(config, prompts)?;
+        let parts = split_prompts(config, prompts)?;
         let part = parts.into_iter().max_by_key(Vec::len).unwrap_or_default();
         (self.prompts, self.pairs) = (part.len(), part.len());
         let folder = model.folder.as_deref();
@@ -193,8 +203,8 @@ impl Rows {
         let Some(mib) = config.train.memory_mib else {
             return most;
         };
-        let room = (mib as u64) << 20;
-        let holds = |pairs| training.memory(&self.largest(pairs)).peak <= room;
+        let budget = (mib as u64) << 20;
+        let holds = |pairs| training.memory(&self.largest(pairs)).peak <= budget;
         most_that(most, holds).max(1)
     }
 

@@ -3,6 +3,7 @@
 //! stopped anywhere goes on from there.
 
 mod report;
+mod split;
 mod stage;
 
 use std::path::{Path, PathBuf};
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 use sppo_model::ops::TrainingOps;
 
 pub use report::{IterationReport, Report};
+pub(crate) use split::split_prompts;
 
-use crate::config::{Config, JudgeKind, ModelSource, Section, Split};
+use crate::config::{Config, JudgeKind, ModelSource, Section};
 use crate::data::{PromptRow, read_rows};
+use crate::files::{FileError, fingerprint, model_fingerprint, replace_file};
 use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
@@ -21,7 +24,6 @@ use crate::stages::{
     build_judge, compare_answers, fine_tune, generate, init_model, judge_responses, make_pairs,
     merge_adapters, train_pairs,
 };
-use crate::trainer::{fingerprint, model_fingerprint};
 use stage::Stage;
 
 /// A model of the run and the key of all that it was made from.
@@ -52,9 +54,9 @@ pub fn run<B: TrainingOps>(
     heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
 
     let dir = &config.output_dir;
-    std::fs::create_dir_all(dir).map_err(StageError::io("make", dir))?;
+    std::fs::create_dir_all(dir).map_err(FileError::new("make", dir))?;
     let resolved = dir.join("config.toml");
-    std::fs::write(&resolved, config.to_toml()).map_err(StageError::io("write", &resolved))?;
+    replace_file(&resolved, config.to_toml().as_bytes())?;
 
     let run = Run {
         config,
@@ -347,33 +349,6 @@ fn required<'a>(path: &'a Option<PathBuf>, key: &str) -> Result<&'a Path, StageE
 }
 
 fn file_key(path: &Path) -> Result<String, StageError> {
-    let bytes = std::fs::read(path).map_err(StageError::io("read", path))?;
+    let bytes = std::fs::read(path).map_err(FileError::new("read", path))?;
     Ok(fingerprint([("file", bytes.as_slice())]))
-}
-
-/// The prompts of each iteration: equal parts in the order of the file, or all of them each time.
-pub(crate) fn split_prompts(
-    config: &Config,
-    prompts: Vec<PromptRow>,
-) -> Result<Vec<Vec<PromptRow>>, StageError> {
-    let limit = config.prompts.per_iteration.unwrap_or(usize::MAX);
-    let rounds = config.iterations;
-    let whole = match config.prompts.split {
-        Split::Reuse => vec![prompts; rounds],
-        Split::Disjoint if prompts.len() < rounds => {
-            return Err(StageError::Input(format!(
-                "prompts.split = \"disjoint\" needs at least one prompt for each of {rounds} iterations, found {}; add prompts or set prompts.split = \"reuse\"",
-                prompts.len()
-            )));
-        }
-        Split::Disjoint => {
-            let part = |i: usize| {
-                let bound = |i: usize| i * prompts.len() / rounds;
-                prompts[bound(i)..bound(i + 1)].to_vec()
-            };
-            (0..rounds).map(part).collect()
-        }
-    };
-    let limited = |part: Vec<PromptRow>| part.into_iter().take(limit).collect();
-    Ok(whole.into_iter().map(limited).collect())
 }

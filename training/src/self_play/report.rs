@@ -1,11 +1,11 @@
 //! What a run came to: report.json for programs, report.md for people.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{FileError, replace_file};
 use crate::stages::{Evaluation, StageError};
 
 /// One iteration's result on the held-out prompts.
@@ -72,12 +72,14 @@ pub struct Report {
 impl Report {
     /// Writes report.json and report.md into `dir`.
     pub fn write(&self, dir: &Path) -> Result<(), StageError> {
-        let json = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
         let path = dir.join("report.json");
-        json.and_then(|text| fs::write(&path, text + "\n"))
-            .map_err(StageError::io("write", &path))?;
-        let path = dir.join("report.md");
-        fs::write(&path, self.table()).map_err(StageError::io("write", &path))
+        let json = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
+        let json = json.map_err(FileError::new("write", &path))? + "\n";
+        replace_file(&path, json.as_bytes())?;
+        Ok(replace_file(
+            &dir.join("report.md"),
+            self.table().as_bytes(),
+        )?)
     }
 
     /// The results as a Markdown table.

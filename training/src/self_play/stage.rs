@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{FileError, replace_file};
 use crate::stages::StageError;
 
 #[derive(Serialize, Deserialize)]
@@ -59,19 +60,13 @@ impl Stage {
     }
 
     fn write(&self, done: bool) -> Result<(), StageError> {
-        if let Some(folder) = self.mark.parent() {
-            fs::create_dir_all(folder).map_err(StageError::io("make", folder))?;
-        }
-        let text = serde_json::to_string(&Mark {
+        let mark = Mark {
             key: self.key.clone(),
             done,
-        });
-        // Beside, then renamed: a kill leaves the old mark or the new one.
-        let aside = self.mark.with_extension("key.partial");
-        text.map_err(std::io::Error::from)
-            .and_then(|text| fs::write(&aside, text))
-            .and_then(|()| fs::rename(&aside, &self.mark))
-            .map_err(StageError::io("write", &self.mark))
+        };
+        let text = serde_json::to_string(&mark).map_err(std::io::Error::from);
+        let text = text.map_err(FileError::new("write", &self.mark))?;
+        Ok(replace_file(&self.mark, text.as_bytes())?)
     }
 }
 
@@ -82,7 +77,7 @@ fn remove(path: &Path) -> Result<(), StageError> {
     };
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StageError::io("remove", path)(error))
+            Err(FileError::new("remove", path)(error).into())
         }
         _ => Ok(()),
     }

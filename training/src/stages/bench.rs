@@ -13,16 +13,16 @@ use sppo_model::generate::{Engine, Event, Request, SamplingParams};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig, Lora};
 use sppo_model::ops::{DeviceError, ModelOps, TrainingOps};
 
-use super::StageError;
+use super::error::StageError;
 use super::generate::plan;
 use crate::config::{Loss, Recompute, TrainLora};
+use crate::cost::{Batch, flops};
 use crate::data::{PairRow, read_rows};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::{Optimizer, RmsProp};
-use crate::plan::{Batch, flops};
-use crate::tokenise::TokenisedPair;
-use crate::trainer::{Cut, Objective, PreferenceObjective, PreferencePair, tokenise_pairs};
+use crate::tokenise::{PreferencePair, TokenisedPair, tokenise_pairs};
+use crate::trainer::{Cut, Objective, PreferenceObjective};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,7 @@ pub fn bench<B: TrainingOps>(
     })
 }
 
-fn check_room(job: Bench<'_>, config: &LlamaConfig, more: usize) -> Result<(), StageError> {
+fn check_context(job: Bench<'_>, config: &LlamaConfig, more: usize) -> Result<(), StageError> {
     let (longest, context) = (job.prompt + more, config.max_position_embeddings);
     match longest <= context {
         true => Ok(()),
@@ -126,7 +126,7 @@ fn random_pairs(
     count: usize,
     config: &LlamaConfig,
 ) -> Result<Vec<PreferencePair>, StageError> {
-    check_room(job, config, job.response)?;
+    check_context(job, config, job.response)?;
     let mut generator = ChaCha12Rng::seed_from_u64(0);
     let pair = |number: usize| {
         let mut ids = |count| random_ids(&mut generator, count, config.vocab_size);
@@ -235,7 +235,7 @@ fn time_generation<B: TrainingOps>(
     monitor: &dyn Monitor,
 ) -> Result<f64, StageError> {
     let (config, model) = Llama::<B::InnerBackend>::load(job.model, job.dtype, device)?;
-    check_room(job, &config, job.new)?;
+    check_context(job, &config, job.new)?;
     let mut generator = ChaCha12Rng::seed_from_u64(1);
     let vocab = config.vocab_size;
     let mut lengths = ChaCha12Rng::seed_from_u64(2);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::StageError;
+use super::error::StageError;
 use super::judge::judge_responses;
 use crate::data::{JudgedRow, ResponseRow, read_rows, write_rows};
 use crate::judge::Judge;

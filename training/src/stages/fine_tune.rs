@@ -6,16 +6,16 @@ use burn::tensor::DType;
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::TrainingOps;
 
-use super::StageError;
+use super::error::StageError;
 use super::learning::{Start, learn, refuse_own_output};
 use crate::config::{self, Rows, Section};
 use crate::data::{SftRow, read_rows};
+use crate::files::{fingerprint, model_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
-use crate::tokenise::RowTokeniser;
+use crate::tokenise::{RowTokeniser, tokenise_supervised};
 use crate::trainer::{
-    SupervisedObjective, TrainSettings, clear_remains, fingerprint, finished_model,
-    latest_checkpoint, model_fingerprint, tokenise_supervised,
+    SupervisedObjective, TrainSettings, clear_remains, finished_model, latest_checkpoint,
 };
 
 /// Supervised fine-tuning of `model`.
@@ -80,7 +80,7 @@ fn settings(job: FineTuning<'_>, key: String, examples: usize) -> TrainSettings 
         epochs: config.epochs,
         stop_at_epoch: None,
         batch_size: config.batch_size,
-        room: None,
+        memory_budget: None,
         gradient_accumulation: config.gradient_accumulation,
         schedule: Schedule {
             kind: config.schedule,

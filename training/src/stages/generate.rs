@@ -9,15 +9,16 @@ use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use sppo_model::chat_text::ChatText;
 use sppo_model::generate::{
-    Engine, Event, Plan, Request, RequestId, Sample, SamplingParams, check_request,
+    CachePlan, Engine, Event, Request, RequestId, Sample, SamplingParams, check_request,
 };
 use sppo_model::llama::{Decoder, LlamaConfig};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
-use super::StageError;
+use super::error::StageError;
 use crate::config::{Config, Generate};
 use crate::data::{Prompt, PromptRow, ResponseRow, RowWriter};
+use crate::files::FileError;
 use crate::monitor::Monitor;
 
 /// Sampling of responses from one model.
@@ -167,28 +168,28 @@ pub fn generate<B: ModelOps>(
     output.finish()
 }
 
-/// Slots and lanes for `requests`: the most that the budget holds, one lane a core on a CPU.
+/// Slots and workers for `requests`: the most that the budget holds, one worker a core on a CPU.
 pub(super) fn plan<B: ModelOps>(
     config: &LlamaConfig,
     requests: &VecDeque<(usize, Request)>,
     wanted: usize,
     budget_mib: Option<usize>,
     dtype: DType,
-) -> Result<Plan, StageError> {
+) -> Result<CachePlan, StageError> {
     let context = config.max_position_embeddings;
     let tokens = requests.iter().map(|(_, r)| r.most_tokens(context)).max();
-    let lanes = match B::ON_HOST {
+    let workers = match B::ON_HOST {
         true => std::thread::available_parallelism().map_or(1, |n| n.get()),
         false => 1,
     };
-    // A lane of fewer rows reads its weights for too little.
-    let lanes = lanes.min(wanted / 4).max(1);
+    // A worker of fewer rows reads its weights for too little.
+    let workers = workers.min(wanted / 4).max(1);
     let budget = budget_mib.map(|mib| (mib as u64) << 20);
-    let plan = Plan::new(config, dtype, wanted, lanes, tokens.unwrap_or(1), budget)?;
+    let plan = CachePlan::new(config, dtype, wanted, workers, tokens.unwrap_or(1), budget)?;
     tracing::debug!(
-        "{} slots in {} lanes, up to {} tokens each, at most {} MiB of cache",
+        "{} slots in {} workers, up to {} tokens each, at most {} MiB of cache",
         plan.slots,
-        plan.lanes,
+        plan.workers,
         plan.tokens,
         plan.bytes >> 20
     );
@@ -275,7 +276,7 @@ impl Output {
         let ahead_path = ahead_of(job.out);
         // Rows ahead of an output that is gone are of another run.
         if ahead_path.exists() && !RowWriter::<ResponseRow>::has_begun(job.out) {
-            std::fs::remove_file(&ahead_path).map_err(StageError::io("remove", &ahead_path))?;
+            std::fs::remove_file(&ahead_path).map_err(FileError::new("remove", &ahead_path))?;
         }
         let (writer, done) = RowWriter::<ResponseRow>::open(job.out)?;
         check_resumed(job, &done)?;
@@ -333,7 +334,8 @@ impl Output {
     fn finish(self) -> Result<(), StageError> {
         self.writer.finish()?;
         drop(self.ahead);
-        std::fs::remove_file(&self.ahead_path).map_err(StageError::io("remove", &self.ahead_path))
+        let removed = std::fs::remove_file(&self.ahead_path);
+        Ok(removed.map_err(FileError::new("remove", &self.ahead_path))?)
     }
 }
 

@@ -8,9 +8,9 @@ use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::ops::ModelOps;
 use sppo_model::tokenizer::Tokenizer;
 
-use super::StageError;
+use super::error::StageError;
 use crate::config::{Config, Init, ModelSource};
-use crate::trainer::write_aside;
+use crate::files::replace_folder;
 
 /// Writes `dir` with random weights drawn by `seed`, and the tokenizer files of `init.tokenizer`.
 pub fn init_model<B: ModelOps>(
@@ -21,7 +21,7 @@ pub fn init_model<B: ModelOps>(
 ) -> Result<(), StageError> {
     let config = init_config(init)?;
     let model = Llama::<B>::init(&config, seed, device)?;
-    write_aside(dir, |folder| {
+    replace_folder(dir, |folder| {
         Ok(model.save(folder, &config, DType::F32, &init.tokenizer)?)
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::StageError;
+use super::error::StageError;
 use crate::data::{PromptRow, ResponseRow, RowWriter, read_rows};
 
 /// Writes the rows of `shards` to `out` in the order of `prompts`; refuses rows that are missing,

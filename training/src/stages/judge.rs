@@ -7,16 +7,16 @@ use sppo_model::llama::RewardModel;
 use sppo_model::ops::ModelOps;
 use sppo_model::pairrm::PairRm;
 
-use super::StageError;
+use super::error::StageError;
 use crate::config::{self, JudgeKind, resolve_model};
 use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
+use crate::files::model_fingerprint;
 use crate::judge::{
     DryRun, Estimate, HttpJudge, Judge, JudgeError, PairRmJudge, PromptText, RewardJudge, Rubric,
     ScoresJudge, judge_file,
 };
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
-use crate::trainer::model_fingerprint;
 
 /// The judge that `[judge]` describes, its model loaded on `device`.
 pub fn build_judge<B: ModelOps>(

@@ -7,7 +7,7 @@ use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::ops::TrainingOps;
 
-use super::StageError;
+use super::error::StageError;
 use crate::config::Recompute;
 use crate::learner::Learner;
 use crate::monitor::Monitor;

@@ -6,9 +6,10 @@ use burn::tensor::DType;
 use sppo_model::llama::lora::{Merge, Merged};
 use sppo_model::ops::ModelOps;
 
-use super::StageError;
+use super::error::StageError;
 use crate::config::model_name;
-use crate::trainer::{base_of_adapters, weights_fingerprint, write_aside};
+use crate::files::{FileError, replace_folder, weights_fingerprint};
+use crate::trainer::base_of_adapters;
 
 /// Adapters to add to the model they were trained on.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +36,10 @@ pub fn merge_adapters<B: ModelOps>(
             job.base.display()
         )));
     }
-    let merged = write_aside(job.out, |dir| -> Result<_, StageError> {
+    let merged = replace_folder(job.out, |dir| -> Result<_, StageError> {
         let merged = merge.write::<B>(dir, job.dtype, device)?;
         let card = dir.join("README.md");
-        std::fs::write(&card, card_text(job)).map_err(StageError::io("write", &card))?;
+        std::fs::write(&card, card_text(job)).map_err(FileError::new("write", &card))?;
         Ok(merged)
     })?;
     tracing::info!(

@@ -6,13 +6,12 @@ use burn::tensor::DType;
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
-use super::StageError;
+use super::error::StageError;
 use crate::config::Rows;
 use crate::data::{LogpRow, PairRow, RowWriter, read_rows};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
-use crate::tokenise::RowTokeniser;
-use crate::trainer::tokenise_pairs;
+use crate::tokenise::{RowTokeniser, tokenise_pairs};
 
 /// Log-probabilities of pairs under one model.
 #[derive(Clone, Copy, Debug)]

@@ -6,19 +6,19 @@ use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
 
-use super::StageError;
+use super::error::StageError;
 use super::learning::{Start, learn, refuse_own_output};
 use crate::config::{self, OnNonFinite, Section};
+use crate::cost::Batch;
+use crate::cost::memory::Training;
 use crate::data::{PairRow, check_probabilities, read_rows};
+use crate::files::{fingerprint, model_fingerprint, weights_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
-use crate::plan::Batch;
-use crate::plan::memory::Training;
-use crate::tokenise::RowTokeniser;
+use crate::tokenise::{PreferencePair, RowTokeniser, tokenise_pairs};
 use crate::trainer::{
-    Adapters, Cut, PreferenceObjective, PreferencePair, Room, TrainSettings, clear_remains,
-    fingerprint, finished_model, latest_checkpoint, model_fingerprint, reference_logps,
-    tokenise_pairs, weights_fingerprint,
+    Adapters, Cut, MemoryBudget, PreferenceObjective, TrainSettings, clear_remains, finished_model,
+    latest_checkpoint, reference_logps,
 };
 
 /// One iteration's training: `model` is start and reference.
@@ -60,11 +60,11 @@ pub fn train_pairs<B: TrainingOps>(
         Some(path) => tokenise(&read_pairs(path, config)?, &folder, config)?,
         None => Vec::new(),
     };
-    let room = room::<B>(config, folder.config(), &pairs)?;
+    let memory_budget = memory_budget::<B>(config, folder.config(), &pairs)?;
     let reference = folder.load::<B::InnerBackend>(dtype, device)?;
     let cut = Cut {
         batch_size: config.batch_size,
-        room: room.clone(),
+        memory_budget: memory_budget.clone(),
     };
     // Another device or batch may round otherwise in the last digit.
     let reference_key = format!(
@@ -87,7 +87,7 @@ pub fn train_pairs<B: TrainingOps>(
     let known = logps(&pairs, monitor)?;
     let held_out_known = logps(&held_out, monitor)?;
     let adapters = adapters(job, &model_key)?;
-    let settings = settings(job, key, pairs.len(), room);
+    let settings = settings(job, key, pairs.len(), memory_budget);
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
         .with_held_out(held_out, held_out_known);
     drop(reference);
@@ -112,21 +112,23 @@ pub fn train_pairs<B: TrainingOps>(
 }
 
 /// The bound on memory, where one is given; an error where a pair does not fit by itself.
-fn room<B: ModelOps>(
+fn memory_budget<B: ModelOps>(
     config: &config::Train,
     model: &LlamaConfig,
     pairs: &[PreferencePair],
-) -> Result<Option<Room>, StageError> {
+) -> Result<Option<MemoryBudget>, StageError> {
     let Some(mib) = config.memory_mib else {
         return Ok(None);
     };
-    let room = Room {
+    let memory_budget = MemoryBudget {
         training: Training::of(config, model, B::ON_HOST),
         bytes: (mib as u64) << 20,
     };
     for pair in pairs {
-        let needed = room.training.memory(&Batch::of(&pair.pair.sides()));
-        if needed.peak > room.bytes {
+        let needed = memory_budget
+            .training
+            .memory(&Batch::of(&pair.pair.sides()));
+        if needed.peak > memory_budget.bytes {
             return Err(StageError::Input(format!(
                 "row {}: training on it alone takes {} MiB, and train.memory_mib is {mib}; {}",
                 pair.name,
@@ -135,7 +137,7 @@ fn room<B: ModelOps>(
             )));
         }
     }
-    Ok(Some(room))
+    Ok(Some(memory_budget))
 }
 
 /// The adapters to train, where the configuration asks for some.
@@ -153,7 +155,12 @@ fn adapters(job: PairTraining<'_>, model_key: &str) -> Result<Option<Adapters>, 
     }))
 }
 
-fn settings(job: PairTraining<'_>, key: String, pairs: usize, room: Option<Room>) -> TrainSettings {
+fn settings(
+    job: PairTraining<'_>,
+    key: String,
+    pairs: usize,
+    memory_budget: Option<MemoryBudget>,
+) -> TrainSettings {
     let config = job.config;
     TrainSettings {
         output_dir: job.output_dir.into(),
@@ -161,7 +168,7 @@ fn settings(job: PairTraining<'_>, key: String, pairs: usize, room: Option<Room>
         epochs: config.epochs,
         stop_at_epoch: config.stop_at_epoch,
         batch_size: config.batch_size,
-        room,
+        memory_budget,
         gradient_accumulation: config.gradient_accumulation,
         schedule: Schedule {
             kind: config.schedule,

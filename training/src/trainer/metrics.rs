@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::TrainError;
+use super::error::TrainError;
+use crate::files::FileError;
 use crate::loss::{LossOutput, PairLogps};
 
 /// Means over the pairs of a step, named as TRL names them.
@@ -106,19 +107,12 @@ impl MetricsFile {
     /// steps behind its checkpoint again.
     pub fn open(dir: &Path, lines: usize) -> Result<Self, TrainError> {
         let path = dir.join("metrics.jsonl");
-        let failed = |action| {
-            let path = path.clone();
-            move |source| TrainError::Io {
-                action,
-                path,
-                source,
-            }
-        };
+        let failed = |action| FileError::new(action, &path);
         std::fs::create_dir_all(dir).map_err(failed("make the folder of"))?;
         let old = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(failed("read")(e)),
+            Err(e) => return Err(failed("read")(e).into()),
         };
         let kept: usize = old
             .split_inclusive(|&b| b == b'\n')
@@ -148,10 +142,6 @@ impl MetricsFile {
     }
 
     fn failed(&self, source: std::io::Error) -> TrainError {
-        TrainError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source,
-        }
+        FileError::new("write", &self.path)(source).into()
     }
 }

@@ -2,157 +2,38 @@
 //!
 //! What a row is worth is the objective's business: preference pairs or supervised examples.
 
+mod card;
 mod checkpoint;
+mod error;
 mod metrics;
 mod objective;
 mod order;
 mod preference;
 mod reference;
+mod resume;
+mod settings;
 mod supervised;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::DType;
-use sppo_model::llama::{CheckpointError, LlamaConfig, Lora};
-use sppo_model::ops::{DeviceError, TrainingOps};
+use sppo_model::ops::TrainingOps;
 
-pub use checkpoint::{
-    Saved, base_of_adapters, clear_other_work, clear_remains, fingerprint, finished_model,
-    latest_checkpoint, model_fingerprint, restore, weights_fingerprint, write_aside,
-};
+pub use error::TrainError;
 pub use metrics::{PairMetrics, StepMetrics};
-pub use objective::{Cut, Objective, Room, WindowReport};
-pub use preference::{PreferenceObjective, PreferencePair, tokenise_pairs};
+pub use objective::{Cut, MemoryBudget, Objective, WindowReport};
+pub use preference::PreferenceObjective;
 pub use reference::reference_logps;
-pub use supervised::{SupervisedObjective, tokenise_supervised};
+pub use resume::{
+    Saved, base_of_adapters, clear_other_work, clear_remains, finished_model, latest_checkpoint,
+    restore,
+};
+pub use settings::{Adapters, ModelFiles, TrainSettings};
+pub use supervised::SupervisedObjective;
 
-use crate::data::DataError;
 use crate::learner::{Learner, StepReport};
 use crate::monitor::Monitor;
-use crate::optimizer::Schedule;
-use crate::tokenise::TokeniseError;
 use metrics::MetricsFile;
-
-/// Why training ended.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Data(#[from] DataError),
-    #[error("cannot {action} {path}: {source}", path = path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{path} is damaged: {message}; remove that folder to go on from the one before", path = path.display())]
-    Damaged { path: PathBuf, message: String },
-    #[error("step {step}: the {what} is not finite (rows {}); {kept}; {advice}", rows.join(", "))]
-    NonFinite {
-        step: usize,
-        what: &'static str,
-        rows: Vec<String>,
-        /// What is left to go on from.
-        kept: &'static str,
-        advice: &'static str,
-    },
-    #[error(
-        "weights or optimizer state are not finite behind step {step} and are not saved; {advice}"
-    )]
-    Broken { step: usize, advice: &'static str },
-    #[error("row {row}: {source}")]
-    Row { row: String, source: TokeniseError },
-    #[error("row {row}: {message}")]
-    BadRow { row: String, message: String },
-}
-
-/// Everything about a training but the model and the rows.
-#[derive(Clone, Debug)]
-pub struct TrainSettings {
-    /// Receives metrics.jsonl, checkpoints/ and model/.
-    pub output_dir: PathBuf,
-    /// Hash of all that the result depends on; a checkpoint of another key is not resumed.
-    pub key: String,
-    pub epochs: usize,
-    pub stop_at_epoch: Option<usize>,
-    /// Rows that go through the model together.
-    pub batch_size: usize,
-    /// Bound on the memory of that.
-    pub room: Option<Room>,
-    pub gradient_accumulation: usize,
-    pub schedule: Schedule,
-    pub shuffle: bool,
-    pub seed: u64,
-    /// Steps between checkpoints; 0 keeps none but on interruption.
-    pub checkpoint_every: usize,
-    pub keep_checkpoints: usize,
-    /// Steps between evaluations on the objective's own held-out rows; 0 is off.
-    pub eval_every: usize,
-    pub skip_non_finite: bool,
-    /// What to do where numbers are not finite.
-    pub advice: &'static str,
-    pub save_dtype: DType,
-    /// Words for the model card: what was trained and from what.
-    pub summary: String,
-}
-
-impl TrainSettings {
-    /// How a step's rows are cut.
-    fn cut(&self) -> Cut {
-        Cut {
-            batch_size: self.batch_size,
-            room: self.room.clone(),
-        }
-    }
-
-    /// Rows of one optimizer step.
-    pub fn window(&self) -> usize {
-        self.batch_size * self.gradient_accumulation
-    }
-
-    /// Optimizer steps of one pass over `rows`.
-    pub fn steps_per_epoch(&self, rows: usize) -> usize {
-        rows.div_ceil(self.window())
-    }
-
-    /// With the schedule made for all epochs over `rows`; `warmup` maps steps to warmup steps.
-    pub fn with_schedule(mut self, rows: usize, warmup: impl Fn(usize) -> usize) -> Self {
-        let total = self.epochs * self.steps_per_epoch(rows);
-        self.schedule.total_steps = total;
-        self.schedule.warmup_steps = warmup(total);
-        self
-    }
-
-    /// Optimizer steps that are taken.
-    pub fn steps(&self, rows: usize) -> usize {
-        let epochs = self.stop_at_epoch.unwrap_or(self.epochs).min(self.epochs);
-        epochs * self.steps_per_epoch(rows)
-    }
-}
-
-/// The folder that a trained model is described by: its config, and where its tokenizer lies.
-#[derive(Clone, Copy, Debug)]
-pub struct ModelFiles<'a> {
-    pub config: &'a LlamaConfig,
-    /// Folder whose tokenizer and generation files go along unchanged; the base of adapters.
-    pub template: &'a Path,
-    /// What to save instead of a whole model.
-    pub adapters: Option<&'a Adapters>,
-}
-
-/// Adapters in training.
-#[derive(Clone, Debug)]
-pub struct Adapters {
-    pub lora: Lora,
-    /// Of the base's weights.
-    pub base: String,
-    /// Of new adapters' values.
-    pub seed: u64,
-}
 
 /// How a training ended.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use sppo_model::ops::TrainingOps;
 
-use super::TrainError;
+use super::error::TrainError;
 use super::metrics::PairMetrics;
+use crate::cost::Batch;
+use crate::cost::memory::Training;
 use crate::learner::Learner;
-use crate::plan::Batch;
-use crate::plan::memory::Training;
 
 /// What the rows of one optimizer step came to.
 #[derive(Clone, Debug, Default)]
@@ -28,17 +28,17 @@ pub struct Cut {
     /// Most rows of a batch.
     pub batch_size: usize,
     /// A bound on the memory, beside that.
-    pub room: Option<Room>,
+    pub memory_budget: Option<MemoryBudget>,
 }
 
 /// A bound on a training's memory.
 #[derive(Clone, Debug)]
-pub struct Room {
+pub struct MemoryBudget {
     pub training: Training,
     pub bytes: u64,
 }
 
-impl Room {
+impl MemoryBudget {
     /// Whether a batch's training stays within the bound.
     pub fn holds(&self, batch: &Batch) -> bool {
         self.training.memory(batch).peak <= self.bytes
@@ -50,7 +50,7 @@ impl Cut {
     pub fn rows(batch_size: usize) -> Self {
         Self {
             batch_size,
-            room: None,
+            memory_budget: None,
         }
     }
 
@@ -62,8 +62,8 @@ impl Cut {
         while start < count {
             let most = (start + self.batch_size).min(count);
             let fits = |end: &usize| {
-                let room = self.room.as_ref();
-                room.is_none_or(|room| room.holds(&batch(start..*end)))
+                let memory_budget = self.memory_budget.as_ref();
+                memory_budget.is_none_or(|memory_budget| memory_budget.holds(&batch(start..*end)))
             };
             let end = (start + 2..=most).take_while(fits).last();
             let end = end.unwrap_or(start + 1);

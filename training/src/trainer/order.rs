@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha12Rng;
 use rand::seq::SliceRandom;
 
-use super::TrainSettings;
+use super::settings::TrainSettings;
 
 /// The epoch of `step` and the rows of its window.
 pub(super) fn window(

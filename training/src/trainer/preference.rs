@@ -4,92 +4,14 @@ use std::ops::Range;
 
 use sppo_model::ops::TrainingOps;
 
-use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
+use super::error::TrainError;
+use super::metrics::PairMetrics;
+use super::objective::{Cut, Objective, WindowReport};
 use crate::config::Loss;
-use crate::data::{PairContent, PairRow, ProbabilityKey};
+use crate::cost::Batch;
 use crate::learner::Learner;
 use crate::loss::{LossOutput, PairLogps, PairProbabilities};
-use crate::plan::Batch;
-use crate::tokenise::{RowTokeniser, TokenisedPair, TokenisedSequence};
-
-/// A pair ready for the learner.
-#[derive(Clone, Debug)]
-pub struct PreferencePair {
-    /// The row's prompt_id.
-    pub name: String,
-    pub pair: TokenisedPair,
-}
-
-/// Turns rows into token ids; pre-tokenised rows need no tokenizer. Every id must be below
-/// `vocab`, every row fit into `context` tokens.
-pub fn tokenise_pairs(
-    rows: &[PairRow],
-    tokeniser: Option<&RowTokeniser>,
-    max_length: usize,
-    vocab: usize,
-    context: usize,
-) -> Result<Vec<PreferencePair>, TrainError> {
-    let tokenise = |row: &PairRow| {
-        let name = row.prompt_id.clone();
-        let in_row = |source| TrainError::Row {
-            row: row.prompt_id.clone(),
-            source,
-        };
-        let bad = |message: String| TrainError::BadRow {
-            row: row.prompt_id.clone(),
-            message,
-        };
-        let probability = |key| row.probability(key).unwrap_or(f64::NAN);
-        let probabilities = [
-            probability(ProbabilityKey::Chosen),
-            probability(ProbabilityKey::Win),
-            probability(ProbabilityKey::Lose),
-        ];
-        let pair = match (&row.content, tokeniser) {
-            (
-                PairContent::Ids {
-                    prompt,
-                    chosen,
-                    rejected,
-                },
-                _,
-            ) => TokenisedPair::from_ids(prompt, chosen, rejected, probabilities, max_length)
-                .map_err(in_row)?,
-            (
-                PairContent::Text {
-                    prompt,
-                    chosen,
-                    rejected,
-                },
-                Some(tokeniser),
-            ) => {
-                let sides = tokeniser.pair(prompt, chosen, rejected).map_err(in_row)?;
-                TokenisedPair::new(sides, probabilities)
-            }
-            (PairContent::Text { .. }, None) => {
-                return Err(bad(
-                    "holds text, but the model's folder has no tokenizer with a chat template"
-                        .into(),
-                ));
-            }
-        };
-        for sequence in [&pair.chosen, &pair.rejected] {
-            if let Some(id) = sequence.ids.iter().find(|&&id| id as usize >= vocab) {
-                return Err(bad(format!(
-                    "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
-                )));
-            }
-            if sequence.ids.len() > context {
-                return Err(bad(format!(
-                    "has {} tokens, the model's context {context}; lower train.max_length",
-                    sequence.ids.len()
-                )));
-            }
-        }
-        Ok(PreferencePair { name, pair })
-    };
-    rows.iter().map(tokenise).collect()
-}
+use crate::tokenise::{PreferencePair, TokenisedSequence};
 
 /// Pairs with their reference log-probabilities.
 pub struct PreferenceObjective {

@@ -6,11 +6,14 @@ use std::path::Path;
 use sppo_model::llama::Llama;
 use sppo_model::ops::ModelOps;
 
-use super::{Cut, PreferencePair, TrainError, fingerprint};
+use super::error::TrainError;
+use super::objective::Cut;
+use crate::cost::Batch;
 use crate::data::{LogpRow, RowWriter};
+use crate::files::fingerprint;
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
-use crate::plan::Batch;
+use crate::tokenise::PreferencePair;
 
 /// Summed response log-probabilities `[chosen, rejected]` of every pair under `model`, from
 /// `<dir>/reference-<hash of model and rows>.jsonl` as far as that file goes.

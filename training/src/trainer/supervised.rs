@@ -4,41 +4,12 @@ use std::ops::Range;
 
 use sppo_model::ops::TrainingOps;
 
-use super::{Cut, Objective, PairMetrics, TrainError, WindowReport};
-use crate::data::SftRow;
+use super::error::TrainError;
+use super::metrics::PairMetrics;
+use super::objective::{Cut, Objective, WindowReport};
+use crate::cost::Batch;
 use crate::learner::Learner;
-use crate::plan::Batch;
-use crate::tokenise::{RowTokeniser, TokenisedSequence};
-
-/// Turns prompt/response rows into token ids that fit `vocab` and `context`.
-pub fn tokenise_supervised(
-    rows: &[SftRow],
-    tokeniser: &RowTokeniser,
-    vocab: usize,
-    context: usize,
-) -> Result<Vec<TokenisedSequence>, TrainError> {
-    let tokenise = |(index, row): (usize, &SftRow)| {
-        let name = (index + 1).to_string();
-        let sequence = tokeniser
-            .single(&row.prompt, &row.response)
-            .map_err(|source| TrainError::Row {
-                row: name.clone(),
-                source,
-            })?;
-        let message = match sequence.ids.iter().find(|&&id| id as usize >= vocab) {
-            Some(id) => format!(
-                "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
-            ),
-            None if sequence.ids.len() > context => format!(
-                "has {} tokens, the model's context {context}; lower sft.max_length",
-                sequence.ids.len()
-            ),
-            None => return Ok(sequence),
-        };
-        Err(TrainError::BadRow { row: name, message })
-    };
-    rows.iter().enumerate().map(tokenise).collect()
-}
+use crate::tokenise::TokenisedSequence;
 
 /// Examples whose responses are to become likely.
 pub struct SupervisedObjective {

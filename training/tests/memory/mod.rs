@@ -6,14 +6,14 @@ use burn::tensor::DType;
 
 use burn_autodiff::Autodiff;
 use serde_json::{Value, json};
-use sppo_model::generate::{Engine, Plan, Request, SamplingParams};
+use sppo_model::generate::{CachePlan, Engine, Request, SamplingParams};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig, Lora};
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::Recompute;
+use sppo_training::cost::memory::{self, Training};
+use sppo_training::cost::{Batch, Sizes};
 use sppo_training::learner::Learner;
 use sppo_training::optimizer::{Optimizer, RmsProp, Sgd};
-use sppo_training::plan::Batch;
-use sppo_training::plan::memory::{self, Training};
 use sppo_training::tokenise::TokenisedSequence;
 
 use crate::ALLOCATED;
@@ -241,7 +241,7 @@ fn plans_of_generation() {
         let before = ALLOCATED.current_usage();
         ALLOCATED.reset_peak_usage();
         let model = Llama::<burn_flex::Flex<f32, i32>>::init(&config, 1, &device).unwrap();
-        let plan = Plan::new(&config, DType::F32, slots, 2, prompt + new, None).unwrap();
+        let plan = CachePlan::new(&config, DType::F32, slots, 2, prompt + new, None).unwrap();
         let decoder = Arc::new(Decoder::new(model, &config));
         let mut engine = Engine::new(decoder, plan, None);
         for number in 0..slots {
@@ -302,7 +302,7 @@ fn logits_take_the_same_whatever_their_number() {
             batches: 1,
         };
         // Gradients too, and masters where there are some.
-        let weights = memory::parameters(&config) * if dtype == DType::F32 { 8 } else { 10 };
+        let weights = Sizes::of(&config, None).weights() * if dtype == DType::F32 { 8 } else { 10 };
         counted::<Flex>(&case, &sequences).saturating_sub(weights)
     };
     let chunk = |vocab: usize| (sppo_training::learner::chunk_rows(vocab) * vocab * 4) as u64;

@@ -7,7 +7,6 @@ use burn::tensor::{DType, backend::Backend};
 use serde_json::{Map, Value, json};
 
 use super::Lora;
-use super::error::{AdapterError, WEIGHTS};
 use super::targets::{last_part, targets};
 use crate::checkpoint::{Checkpoint, LazyTensor, write_file};
 use crate::config_json::ADAPTER_CONFIG;
@@ -15,8 +14,9 @@ use crate::llama::config::LlamaConfig;
 use crate::llama::hf::{copy_files, lazy_tensors};
 use crate::llama::model::Llama;
 use crate::llama::parameters::{Parameter, ParameterTable, peft_name};
+use crate::load_error::{ADAPTER_WEIGHTS, AdapterError, CheckpointError};
 use crate::tokenizer;
-use crate::weights::{CheckpointError, check_tensors};
+use crate::weights::check_tensors;
 
 /// Settings of PEFT that change what an adapter computes, and all that is computed here.
 const NEUTRAL: &[(&str, &[&str])] = &[
@@ -66,7 +66,7 @@ impl AdapterFolder {
             path: &path,
         };
         settings.refuse_unsupported()?;
-        let file = dir.join(WEIGHTS);
+        let file = dir.join(ADAPTER_WEIGHTS);
         if !file.is_file() {
             return Err(AdapterError::NoWeights { dir: dir.into() }.into());
         }
@@ -207,7 +207,7 @@ impl<B: Backend> Llama<B> {
     ) -> Result<(), CheckpointError> {
         let tensors = lazy_tensors(self, DType::F32, Parameter::is_adapter);
         let tensors: Vec<&LazyTensor<'_>> = tensors.iter().collect();
-        write_file(&dir.join(WEIGHTS), &tensors)?;
+        write_file(&dir.join(ADAPTER_WEIGHTS), &tensors)?;
         let path = dir.join(ADAPTER_CONFIG);
         let text = format!("{:#}\n", config_json(lora, base));
         std::fs::write(&path, text).map_err(|source| CheckpointError::Write { path, source })?;

@@ -10,9 +10,10 @@ use crate::checkpoint::{Checkpoint, LazyTensor};
 use crate::llama::config::LlamaConfig;
 use crate::llama::hf::{open, write_folder};
 use crate::llama::parameters::{Group, Kind, Parameter, ParameterTable, peft_name};
+use crate::load_error::CheckpointError;
 use crate::nn::Adapter;
 use crate::ops::to_host;
-use crate::weights::{CheckpointError, FromCheckpoint, TensorReader};
+use crate::weights::{FromCheckpoint, TensorReader};
 
 /// What a merge came to.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -13,8 +13,9 @@ use crate::llama::block::Block;
 use crate::llama::config::LlamaConfig;
 use crate::llama::model::Llama;
 use crate::llama::parameters::{Group, LINEAR_LAYERS, ParameterTable};
+use crate::load_error::CheckpointError;
 use crate::nn::{Adapter, Linear};
-use crate::weights::{CheckpointError, FromCheckpoint, TensorReader, TensorSource};
+use crate::weights::{FromCheckpoint, TensorReader, TensorSource};
 
 impl<B: Backend> Llama<B> {
     /// The model frozen, with new adapters that change nothing yet: A uniform within 1/√in, as

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::fields::{Fields, RowProblem};
 
 pub use pairs::{PairContent, PairRow, ProbabilityKey, check_probabilities};
-pub use prompts::{Prompt, PromptRow, SftRow, stable_hash};
+pub use prompts::{PromptRow, SftRow};
 pub use responses::{JudgedRow, LogpRow, ResponseRow};
 
 /// A row of a file: read from the keys of an object, written through [`Serialize`].

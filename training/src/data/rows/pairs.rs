@@ -6,9 +6,10 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 use sppo_model::chat_template::Message;
 
-use super::super::{DataError, Place};
-use super::prompts::{id_or_hash, split_conversation, turn};
-use super::{Fields, Prompt, Row, RowProblem};
+use super::super::error::{DataError, Place};
+use super::super::prompt::{Prompt, turn};
+use super::prompts::{id_or_hash, split_conversation};
+use super::{Fields, Row, RowProblem};
 
 /// A prompt with a better and a worse response.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,8 +4,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::fields::{in_unit, same_length};
+use super::super::prompt::Prompt;
 use super::prompts::id_or_hash;
-use super::{Fields, Prompt, Row, RowProblem};
+use super::{Fields, Row, RowProblem};
 
 /// K sampled responses to one prompt.
 #[derive(Clone, Debug, PartialEq, Serialize)]

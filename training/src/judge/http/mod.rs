@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::open_rows::OpenRows;
-use super::{Comparisons, Desk, Estimate, Judge, JudgeError};
+use super::{Comparisons, Estimate, Judge, JudgeError, JudgeSession};
 use crate::config::{JudgeHttp, OnInvalid};
 use crate::data::{ResponseRow, stable_hash};
 
@@ -173,9 +173,13 @@ impl Judge for HttpJudge {
             .try_for_each(|row| self.estimate.check_pairs(row))
     }
 
-    /// At most `concurrency` questions are under way. After the first error, or once the desk is
+    /// At most `concurrency` questions are under way. After the first error, or once the session is
     /// interrupted, no more are sent; the answers to those under way are still kept.
-    fn judge(&mut self, rows: &[&ResponseRow], desk: &mut Desk<'_>) -> Result<(), JudgeError> {
+    fn judge(
+        &mut self,
+        rows: &[&ResponseRow],
+        session: &mut JudgeSession<'_>,
+    ) -> Result<(), JudgeError> {
         let mut cache = std::mem::replace(&mut self.cache, Cache::none());
         let stop = AtomicBool::new(false);
         let (questions, waiting) = mpsc::channel::<Question>();
@@ -204,7 +208,7 @@ impl Judge for HttpJudge {
                 asked: HashMap::new(),
                 cache: &mut cache,
             };
-            let result = under_way.run(&questions, &answers, &stop, desk);
+            let result = under_way.run(&questions, &answers, &stop, session);
             drop(questions);
             result
         });
@@ -246,11 +250,11 @@ impl UnderWay<'_> {
         questions: &mpsc::Sender<Question>,
         answers: &mpsc::Receiver<(String, Result<f64, AskError>)>,
         stop: &AtomicBool,
-        desk: &mut Desk<'_>,
+        session: &mut JudgeSession<'_>,
     ) -> Result<(), JudgeError> {
         let mut failure = None;
         loop {
-            if desk.interrupted() {
+            if session.interrupted() {
                 stop.store(true, Ordering::Relaxed);
             }
             let stopped = stop.load(Ordering::Relaxed);
@@ -262,7 +266,7 @@ impl UnderWay<'_> {
                 let _ = questions.send(question);
             }
             if failure.is_none() {
-                let handed = self.open.hand_in(self.rows, &self.judge.estimate, desk);
+                let handed = self.open.hand_in(self.rows, &self.judge.estimate, session);
                 if let Err(error) = handed {
                     stop.store(true, Ordering::Relaxed);
                     failure = Some(error);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 
 use super::candidates::StepLogits;
-use super::plan::Plan;
+use super::plan::CachePlan;
 use super::request::{FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
 use super::sampling::{Draws, Sampler, SamplingParams};
 use crate::llama::Decoder;
@@ -24,8 +24,8 @@ pub(super) struct Drawn {
     pub finished: Option<Sample>,
 }
 
-/// Slots of its own, on a core of its own where lanes are many.
-pub(super) struct Lane<B: Backend> {
+/// Slots of its own, on a core of its own where workers are many.
+pub(super) struct Worker<B: Backend> {
     cache: SlotCache<B>,
     /// What is in each of the first slots; a gap until the next sample enters or the last moves in.
     rows: Vec<Option<Row>>,
@@ -59,8 +59,8 @@ struct Row {
     logprobs: Vec<f64>,
 }
 
-impl<B: ModelOps> Lane<B> {
-    pub fn new(decoder: &Decoder<B>, plan: &Plan, number: usize, writes: Writes) -> Self {
+impl<B: ModelOps> Worker<B> {
+    pub fn new(decoder: &Decoder<B>, plan: &CachePlan, number: usize, writes: Writes) -> Self {
         // A row alone would be computed by other routines than several are.
         let slots = plan.slots_of(number).max(2);
         let cache = SlotCache::new(

@@ -6,10 +6,11 @@
 
 use burn::tensor::DType;
 use serde::Serialize;
-use sppo_model::generate::Plan;
+use sppo_model::generate::CachePlan;
 use sppo_model::llama::{LlamaConfig, Lora};
 
 use super::batch::Batch;
+use super::sizes::Sizes;
 use crate::config::{self, Recompute};
 use crate::learner::chunk_rows;
 use crate::optimizer;
@@ -65,60 +66,6 @@ pub struct GenerationMemory {
     pub peak: u64,
 }
 
-/// Number of parameters of a Llama.
-pub fn parameters(config: &LlamaConfig) -> u64 {
-    let vocabularies = if config.tie_word_embeddings { 1 } else { 2 };
-    let hidden = config.hidden_size as u64;
-    config.num_hidden_layers as u64 * block_parameters(config)
-        + vocabularies * vocabulary_parameters(config)
-        + hidden
-}
-
-fn vocabulary_parameters(config: &LlamaConfig) -> u64 {
-    (config.vocab_size * config.hidden_size) as u64
-}
-
-fn block_parameters(config: &LlamaConfig) -> u64 {
-    let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let (queries, keys) = widths(config);
-    let attention_biases = match config.attention_bias {
-        true => queries + 2 * keys + hidden,
-        false => 0,
-    };
-    let mlp_biases = if config.mlp_bias { 2 * ffn + hidden } else { 0 };
-    2 * hidden * (queries + keys) + 3 * hidden * ffn + 2 * hidden + attention_biases + mlp_biases
-}
-
-/// Of all queries, and of all keys.
-fn widths(config: &LlamaConfig) -> (u64, u64) {
-    let width = config.head_dim;
-    (
-        (config.num_attention_heads * width) as u64,
-        (config.num_key_value_heads * width) as u64,
-    )
-}
-
-/// Number of parameters of adapters.
-pub fn adapter_parameters(config: &LlamaConfig, lora: &Lora) -> u64 {
-    let ends = adapter_ends(config, lora).map(|(input, output)| input + output);
-    config.num_hidden_layers as u64 * lora.rank as u64 * ends.sum::<u64>()
-}
-
-/// Inputs and outputs of a block's layers that have an adapter.
-fn adapter_ends(config: &LlamaConfig, lora: &Lora) -> impl Iterator<Item = (u64, u64)> {
-    let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let (queries, keys) = widths(config);
-    lora.targets
-        .iter()
-        .map(move |target| match target.as_str() {
-            "q_proj" => (hidden, queries),
-            "k_proj" | "v_proj" => (hidden, keys),
-            "o_proj" => (queries, hidden),
-            "down_proj" => (ffn, hidden),
-            _ => (hidden, ffn),
-        })
-}
-
 impl Training {
     /// Of `[train]` on a model; `host` says whether the device is a CPU.
     pub fn of(train: &config::Train, config: &LlamaConfig, host: bool) -> Self {
@@ -136,20 +83,22 @@ impl Training {
 
     /// Number of parameters that are trained.
     pub fn trained(&self) -> u64 {
-        match &self.lora {
-            Some(lora) => adapter_parameters(&self.config, lora),
-            None => parameters(&self.config),
+        let sizes = Sizes::of(&self.config, self.lora.as_ref());
+        match self.lora {
+            Some(_) => sizes.adapters(),
+            None => sizes.weights(),
         }
     }
 
     /// The memory of a training whose largest batch is `batch`.
     pub fn memory(&self, batch: &Batch) -> TrainingMemory {
         let config = &self.config;
+        let sizes = Sizes::of(config, self.lora.as_ref());
         let trained = self.trained();
         let layers = config.num_hidden_layers as u64;
         let size = self.dtype.size() as u64;
         let adapters = if self.lora.is_some() { 4 * trained } else { 0 };
-        let weights = parameters(config) * size + adapters;
+        let weights = sizes.weights() * size + adapters;
         // Adapters are f32 themselves.
         let has_masters = self.dtype != DType::F32 && self.lora.is_none();
         let masters = if has_masters { 4 * trained } else { 0 } / self.shards;
@@ -165,7 +114,7 @@ impl Training {
         let block = last + parts.passing;
         let logits = parts.logits;
         let largest = match self.lora {
-            None => 4 * vocabulary_parameters(config),
+            None => 4 * sizes.vocabulary,
             Some(_) => 0,
         };
         // The vocabulary's gradient, cast and added to the one before.
@@ -183,7 +132,7 @@ impl Training {
                 // At the first block and at the last.
                 let first = activations + logits.max(block) + beside;
                 let of_blocks = match self.lora {
-                    None => 4 * layers.saturating_sub(1) * block_parameters(config) / self.shards,
+                    None => 4 * layers.saturating_sub(1) * sizes.block / self.shards,
                     Some(_) => gradients,
                 };
                 let last = activations / layers + block + of_blocks + largest;
@@ -213,8 +162,8 @@ impl Training {
     fn activations(&self, batch: &Batch) -> Activations {
         let config = &self.config;
         let size = self.dtype.size() as f64;
-        let (queries, keys) = widths(config);
-        let (queries, keys) = (queries as f64, keys as f64);
+        let queries = (config.num_attention_heads * config.head_dim) as f64;
+        let keys = (config.num_key_value_heads * config.head_dim) as f64;
         let tokens = batch.packed.tokens as f64;
         let of_hidden = size * tokens * config.hidden_size as f64;
         let of_ffn = size * tokens * config.intermediate_size as f64;
@@ -223,11 +172,9 @@ impl Training {
         let scores = 4.0 * batch.packed.scores as f64 * config.num_attention_heads as f64;
         let rows = chunk_rows(config.vocab_size).min(batch.response_tokens);
         let logits = 4.0 * (rows * config.vocab_size) as f64;
-        let adapters = self.lora.as_ref().map_or(0.0, |lora| {
-            let inputs = adapter_ends(config, lora).map(|(input, _)| input);
-            // In f32, whatever the dtype of the activations.
-            4.0 * tokens * inputs.sum::<u64>() as f64
-        });
+        // Inputs of adapters, in f32 whatever the dtype of the activations.
+        let inputs = Sizes::of(config, self.lora.as_ref()).adapter_inputs;
+        let adapters = 4.0 * tokens * inputs as f64;
         // Inputs of both norms and of the layers behind them, gate, up and their product, and what
         // attention keeps; its weights are in the activations' dtype.
         let kept = 4.0 * of_hidden + of_mixed + 3.0 * of_ffn + of_heads + scores * size / 4.0;
@@ -262,8 +209,8 @@ struct Activations {
 }
 
 /// Generation as `plan` lays it out.
-pub fn generation(config: &LlamaConfig, dtype: DType, plan: &Plan) -> GenerationMemory {
-    let weights = parameters(config) * dtype.size() as u64;
+pub fn generation(config: &LlamaConfig, dtype: DType, plan: &CachePlan) -> GenerationMemory {
+    let weights = Sizes::of(config, None).weights() * dtype.size() as u64;
     let logits = 2 * 4 * (plan.slots * config.vocab_size) as u64;
     GenerationMemory {
         weights,
@@ -276,7 +223,7 @@ pub fn generation(config: &LlamaConfig, dtype: DType, plan: &Plan) -> Generation
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::published;
+    use crate::cost::published;
 
     /// Against the numbers of Meta's card and ZeRO's arithmetic: 8 030 261 248 parameters, of 2
     /// bytes each in bf16, and 4 bytes for each of master, average and gradient.

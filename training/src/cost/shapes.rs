@@ -38,7 +38,7 @@ pub fn published(id: &str) -> Option<LlamaConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::memory::parameters;
+    use crate::cost::Sizes;
 
     #[test]
     fn published_models_have_their_known_number_of_parameters() {
@@ -48,7 +48,7 @@ mod tests {
             ("meta-llama/Llama-3.2-1B-Instruct", 1.236),
             ("meta-llama/Llama-3.2-3B", 3.213),
         ] {
-            let found = parameters(&published(id).unwrap()) as f64 / 1e9;
+            let found = Sizes::of(&published(id).unwrap(), None).weights() as f64 / 1e9;
             assert!((found - billions).abs() < 1e-3, "{id}: {found}");
         }
         for other in ["meta-llama/Llama-3-8Bx", "gpt2", ""] {

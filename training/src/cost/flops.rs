@@ -3,22 +3,14 @@
 use sppo_model::llama::{LlamaConfig, Lora};
 
 use super::batch::Batch;
-use super::memory::adapter_parameters;
-
-/// Weights of one block's linear layers.
-fn block_weights(config: &LlamaConfig) -> f64 {
-    let (hidden, ffn) = (config.hidden_size as f64, config.intermediate_size as f64);
-    let queries = (config.num_attention_heads * config.head_dim) as f64;
-    let keys = (config.num_key_value_heads * config.head_dim) as f64;
-    2.0 * hidden * (queries + keys) + 3.0 * hidden * ffn
-}
+use super::sizes::Sizes;
 
 /// A forward pass: shared prompts once, attention below the diagonal only, the vocabulary
 /// projection for response tokens only.
 pub fn forward(config: &LlamaConfig, batch: &Batch) -> f64 {
     let layers = config.num_hidden_layers as f64;
     let width = (config.num_attention_heads * config.head_dim) as f64;
-    let linear = 2.0 * layers * block_weights(config) * batch.packed.tokens as f64;
+    let linear = 2.0 * layers * Sizes::of(config, None).linear as f64 * batch.packed.tokens as f64;
     let attention = 4.0 * layers * width * batch.attended as f64;
     let vocabulary = 2.0 * (config.hidden_size * config.vocab_size) as f64;
     linear + attention + vocabulary * batch.response_tokens as f64
@@ -31,7 +23,8 @@ pub fn training(config: &LlamaConfig, lora: Option<&Lora>, batch: &Batch) -> f64
     let Some(lora) = lora else {
         return 3.0 * forward(config, batch);
     };
-    let adapters = 2.0 * adapter_parameters(config, lora) as f64 * batch.packed.tokens as f64;
+    let adapters =
+        2.0 * Sizes::of(config, Some(lora)).adapters() as f64 * batch.packed.tokens as f64;
     2.0 * forward(config, batch) + 3.0 * adapters
 }
 
@@ -46,7 +39,7 @@ pub fn generation(
 ) -> f64 {
     let layers = config.num_hidden_layers as f64;
     let width = (config.num_attention_heads * config.head_dim) as f64;
-    let linear = 2.0 * layers * block_weights(config);
+    let linear = 2.0 * layers * Sizes::of(config, None).linear as f64;
     let vocabulary = 2.0 * (config.hidden_size * config.vocab_size) as f64;
     let attended = new * (prompt + new / 2.0);
     let prefill = prompt * linear + 4.0 * layers * width * prompt * prompt / 2.0;
@@ -56,7 +49,7 @@ pub fn generation(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::shapes::published;
+    use crate::cost::published;
 
     #[test]
     fn an_8b_model_takes_six_operations_a_weight_and_token() {

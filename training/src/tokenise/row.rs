@@ -1,4 +1,4 @@
-//! Rows of token ids from conversations: what the learner sees of a prompt and its responses.
+//! One row of token ids from a conversation.
 //!
 //! Two modes: `clean`, in which training sees exactly the ids that generation sees, and
 //! `official`, the rows of the published SPPO trainer (TRL's `tokenize_row`), to the id.
@@ -45,6 +45,19 @@ pub enum TokeniseError {
         found: usize,
         max_length: usize,
     },
+    #[error("holds text, but the model's folder has no tokenizer with a chat template")]
+    NoText,
+    #[error(
+        "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
+    )]
+    Vocabulary { id: u32, vocab: usize },
+    #[error("has {found} tokens, the model's context {context}; lower {key}")]
+    Context {
+        found: usize,
+        context: usize,
+        /// What bounds it.
+        key: &'static str,
+    },
 }
 
 /// One prompt with one response, as ids.
@@ -61,6 +74,27 @@ impl TokenisedSequence {
         Self {
             ids: [prompt, response].concat(),
             response_start: prompt.len(),
+        }
+    }
+
+    /// Refuses ids from `vocab` on, and more than `context` tokens, which `key` bounds.
+    pub(super) fn check(
+        &self,
+        vocab: usize,
+        context: usize,
+        key: &'static str,
+    ) -> Result<(), TokeniseError> {
+        if let Some(&id) = self.ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(TokeniseError::Vocabulary { id, vocab });
+        }
+        let found = self.ids.len();
+        match found > context {
+            true => Err(TokeniseError::Context {
+                found,
+                context,
+                key,
+            }),
+            false => Ok(()),
         }
     }
 

@@ -1,11 +1,39 @@
-//! Why an adapter cannot be used.
+//! Why a model folder or an adapter cannot be loaded or saved.
 
 use std::path::PathBuf;
 
-use crate::config_json::ADAPTER_CONFIG;
+use crate::checkpoint::SafetensorsError;
+use crate::config_json::{ADAPTER_CONFIG, ModelConfigError};
+use crate::ops::DeviceError;
 
 /// The file of an adapter's tensors.
-pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Why a model folder cannot be loaded or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{dir}: {source}")]
+    Config {
+        dir: PathBuf,
+        source: ModelConfigError,
+    },
+    #[error(transparent)]
+    Weights(#[from] SafetensorsError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error("{path} does not fit its config.json:\n  {}", problems.join("\n  "))]
+    Mismatch {
+        path: PathBuf,
+        problems: Vec<String>,
+    },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("cannot write {path}: {source}")]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
 
 /// Why a folder cannot be used as an adapter.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +43,7 @@ pub enum AdapterError {
         dir = dir.display()
     )]
     NotAdapter { dir: PathBuf },
-    #[error("{dir} holds no {WEIGHTS}; other formats are not read, save the adapter as safetensors", dir = dir.display())]
+    #[error("{dir} holds no {ADAPTER_WEIGHTS}; other formats are not read, save the adapter as safetensors", dir = dir.display())]
     NoWeights { dir: PathBuf },
     #[error("cannot read {path}: {source}", path = path.display())]
     Read {

@@ -1,0 +1,105 @@
+//! Arithmetic on rows of f32 in the host's memory.
+
+use rayon::prelude::*;
+
+/// Elements that one thread takes at a time.
+pub(super) const GRAIN: usize = 1 << 14;
+
+/// Rows of `width` that one thread takes at a time.
+pub(super) fn rows_of_a_thread(width: usize) -> usize {
+    (GRAIN / width).max(1)
+}
+
+/// Σ x · y, in sixteen sums side by side.
+pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (xs, ys) = (x.chunks_exact(16), y.chunks_exact(16));
+    let rest = xs.remainder().iter().zip(ys.remainder());
+    let rest: f32 = rest.map(|(x, y)| x * y).sum();
+    for (x, y) in xs.zip(ys) {
+        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *sum += x * y;
+        }
+    }
+    rest + sums.iter().sum::<f32>()
+}
+
+/// e^x for x ≤ 0, to 3e-7 of its value; 0 below −87, NaN of NaN.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Not `max`, which would turn NaN into a number.
+    let x = if x < -87.0 { -87.0 } else { x };
+    // Adding and taking away 1.5 · 2^23 rounds to a whole number.
+    const ROUND: f32 = 12_582_912.0;
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.388_888_9e-3_f32;
+    let p = p * r + 8.333_334e-3;
+    let p = p * r + 4.166_666_8e-2;
+    let p = p * r + 1.666_666_7e-1;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
+    // Such an n lies within −126..=0, so that its power of two is a normal number.
+    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    p * power
+}
+
+/// Softmax of one row in place; gives Σ exp(x − largest).
+pub(super) fn softmax_row(row: &mut [f32]) -> f32 {
+    let highest = row.iter().copied().fold(f32::MIN, f32::max);
+    let mut sum = 0.0;
+    for part in row.chunks_mut(16) {
+        for x in part.iter_mut() {
+            *x = exp(*x - highest);
+        }
+        sum += part.iter().sum::<f32>();
+    }
+    let scale = 1.0 / sum;
+    row.iter_mut().for_each(|x| *x *= scale);
+    sum
+}
+
+/// Softmax of the first `used` of each row; what lies behind becomes 0.
+pub(super) fn softmax_used(values: &mut [f32], width: usize, used: impl Fn(usize) -> usize + Sync) {
+    let rows = rows_of_a_thread(width);
+    let softmax = |(block, rows_of_block): (usize, &mut [f32])| {
+        for (i, row) in rows_of_block.chunks_mut(width).enumerate() {
+            let (row, behind) = row.split_at_mut(used(block * rows + i));
+            softmax_row(row);
+            behind.fill(0.0);
+        }
+    };
+    values
+        .par_chunks_mut(rows * width)
+        .enumerate()
+        .for_each(softmax);
+}
+
+/// Turns the gradient by softmax's output into the one by its input, of the first `used` of each
+/// row; what lies behind becomes 0.
+pub(super) fn softmax_backward_used(
+    grad: &mut [f32],
+    weights: &[f32],
+    width: usize,
+    used: impl Fn(usize) -> usize + Sync,
+) {
+    let rows = rows_of_a_thread(width);
+    let backward = |(block, (grad, weights)): (usize, (&mut [f32], &[f32]))| {
+        let both = grad.chunks_mut(width).zip(weights.chunks(width));
+        for (i, (grad, weights)) in both.enumerate() {
+            let used = used(block * rows + i);
+            let (grad, behind) = grad.split_at_mut(used);
+            let weights = &weights[..used];
+            let along = dot(grad, weights);
+            for (grad, weight) in grad.iter_mut().zip(weights) {
+                *grad = weight * (*grad - along);
+            }
+            behind.fill(0.0);
+        }
+    };
+    grad.par_chunks_mut(rows * width)
+        .zip(weights.par_chunks(rows * width))
+        .enumerate()
+        .for_each(backward);
+}

@@ -1,0 +1,117 @@
+//! A file or a folder put in another's place in one step.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::error::FileError;
+
+/// Writes a file beside its final name, flushes it and renames it: a kill leaves the old bytes or
+/// the new ones.
+pub fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let parent = parent_of(target);
+    fs::create_dir_all(parent).map_err(FileError::new("make", parent))?;
+    let aside = aside(target, PARTIAL);
+    let written = File::create(&aside).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(error) = written.and_then(|()| fs::rename(&aside, target)) {
+        // Half a file is of no use and may be what filled the disk.
+        let _ = fs::remove_file(&aside);
+        return Err(FileError::new("write", target)(error));
+    }
+    sync(parent)
+}
+
+fn parent_of(target: &Path) -> &Path {
+    let parent = target.parent().filter(|p| !p.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
+/// Makes a folder beside its final name and puts it there once `fill` has written it: a kill leaves
+/// the old folder or the new one, whole and flushed.
+pub fn replace_folder<T, E: From<FileError>>(
+    target: &Path,
+    fill: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
+    let parent = parent_of(target);
+    fs::create_dir_all(parent).map_err(FileError::new("make", parent))?;
+    let aside = aside(target, PARTIAL);
+    let remove = |dir: &Path| match dir.exists() {
+        true => fs::remove_dir_all(dir).map_err(FileError::new("remove", dir)),
+        false => Ok(()),
+    };
+    remove(&aside)?;
+    fs::create_dir(&aside).map_err(FileError::new("make", &aside))?;
+    let filled = match fill(&aside) {
+        Ok(filled) => filled,
+        Err(error) => {
+            // Half a folder is of no use and may be what filled the disk.
+            let _ = fs::remove_dir_all(&aside);
+            return Err(error);
+        }
+    };
+    sync_tree(&aside)?;
+    match target.exists() {
+        true => exchange(&aside, target)?,
+        false => fs::rename(&aside, target).map_err(FileError::new("rename", &aside))?,
+    }
+    sync(parent)?;
+    remove(&aside)?;
+    Ok(filled)
+}
+
+/// Puts a folder in another's place, which then lies in its own: in one step, so that a kill
+/// leaves one or the other under the name.
+#[cfg(target_os = "linux")]
+fn exchange(new: &Path, target: &Path) -> Result<(), FileError> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // Some file systems cannot.
+        Err(_) => replace_in_two_steps(new, target),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(new: &Path, target: &Path) -> Result<(), FileError> {
+    replace_in_two_steps(new, target)
+}
+
+/// A rename cannot replace a folder that holds files, so the old one is set aside first.
+fn replace_in_two_steps(new: &Path, target: &Path) -> Result<(), FileError> {
+    let old = aside(target, OLD);
+    if old.exists() {
+        fs::remove_dir_all(&old).map_err(FileError::new("remove", &old))?;
+    }
+    fs::rename(target, &old).map_err(FileError::new("rename", target))?;
+    fs::rename(new, target).map_err(FileError::new("rename", new))?;
+    fs::remove_dir_all(&old).map_err(FileError::new("remove", &old))
+}
+
+pub(crate) const PARTIAL: &str = ".partial";
+pub(crate) const OLD: &str = ".old";
+
+/// `.name.partial` or `.name.old` beside a folder.
+fn aside(target: &Path, kind: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}{kind}"))
+}
+
+fn sync_tree(dir: &Path) -> Result<(), FileError> {
+    for entry in fs::read_dir(dir).map_err(FileError::new("read", dir))? {
+        let path = entry.map_err(FileError::new("read", dir))?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => sync(&path)?,
+        }
+    }
+    sync(dir)
+}
+
+fn sync(path: &Path) -> Result<(), FileError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(FileError::new("flush", path))
+}

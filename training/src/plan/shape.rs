@@ -1,0 +1,66 @@
+//! What is planned: the model's shape, and what a configuration does not tell.
+
+use std::path::PathBuf;
+
+use sppo_model::llama::LlamaConfig;
+
+use crate::config::{Config, ModelSource};
+use crate::cost::published;
+use crate::stages::StageError;
+
+/// What the plan of a configuration cannot know from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Assumed {
+    /// Whether the device is a CPU.
+    pub host: bool,
+    /// Memory of the device in bytes, where it is known.
+    pub memory: Option<u64>,
+    /// Prompts of an iteration, instead of those of the file.
+    pub prompts: Option<usize>,
+    /// Mean length of a prompt and of a response in tokens, instead of those of the files.
+    pub prompt_tokens: Option<usize>,
+    pub response_tokens: Option<usize>,
+}
+
+/// The model of a configuration, without its weights.
+pub(super) struct Shape {
+    pub name: String,
+    pub config: LlamaConfig,
+    /// Its folder, where it is here.
+    pub folder: Option<PathBuf>,
+}
+
+impl Shape {
+    /// Of a configuration.
+    pub fn of(config: &Config) -> Result<Self, StageError> {
+        // A plan is wanted most before gigabytes are downloaded.
+        if let Some(name) = &config.model.path
+            && let (Err(_), Some(shape)) = (config.model.source(), published(name))
+        {
+            return Ok(Self {
+                name: format!("{name} (not downloaded yet)"),
+                config: shape,
+                folder: None,
+            });
+        }
+        match config.model.source()? {
+            ModelSource::Folder(dir) => {
+                let read = LlamaConfig::from_dir(&dir);
+                let read = read.map_err(|source| sppo_model::llama::CheckpointError::Config {
+                    dir: dir.clone(),
+                    source,
+                });
+                Ok(Self {
+                    name: crate::config::model_name(&dir),
+                    config: read?,
+                    folder: Some(dir),
+                })
+            }
+            ModelSource::Init(init) => Ok(Self {
+                name: "[model.init]".into(),
+                config: crate::stages::init_config(init)?,
+                folder: Some(init.tokenizer.clone()),
+            }),
+        }
+    }
+}

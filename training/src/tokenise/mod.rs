@@ -1,0 +1,7 @@
+//! From rows to token ids: what the learner sees of a prompt and its responses.
+
+mod files;
+mod row;
+
+pub use files::{PreferencePair, RowError, tokenise_pairs, tokenise_supervised};
+pub use row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence};

@@ -1,0 +1,93 @@
+//! Everything about a training but the model and the rows.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use sppo_model::llama::{LlamaConfig, Lora};
+
+use super::objective::{Cut, MemoryBudget};
+use crate::optimizer::Schedule;
+
+/// Everything about a training but the model and the rows.
+#[derive(Clone, Debug)]
+pub struct TrainSettings {
+    /// Receives metrics.jsonl, checkpoints/ and model/.
+    pub output_dir: PathBuf,
+    /// Hash of all that the result depends on; a checkpoint of another key is not resumed.
+    pub key: String,
+    pub epochs: usize,
+    pub stop_at_epoch: Option<usize>,
+    /// Rows that go through the model together.
+    pub batch_size: usize,
+    /// Bound on the memory of that.
+    pub memory_budget: Option<MemoryBudget>,
+    pub gradient_accumulation: usize,
+    pub schedule: Schedule,
+    pub shuffle: bool,
+    pub seed: u64,
+    /// Steps between checkpoints; 0 keeps none but on interruption.
+    pub checkpoint_every: usize,
+    pub keep_checkpoints: usize,
+    /// Steps between evaluations on the objective's own held-out rows; 0 is off.
+    pub eval_every: usize,
+    pub skip_non_finite: bool,
+    /// What to do where numbers are not finite.
+    pub advice: &'static str,
+    pub save_dtype: DType,
+    /// Words for the model card: what was trained and from what.
+    pub summary: String,
+}
+
+impl TrainSettings {
+    /// How a step's rows are cut.
+    pub(super) fn cut(&self) -> Cut {
+        Cut {
+            batch_size: self.batch_size,
+            memory_budget: self.memory_budget.clone(),
+        }
+    }
+
+    /// Rows of one optimizer step.
+    pub fn window(&self) -> usize {
+        self.batch_size * self.gradient_accumulation
+    }
+
+    /// Optimizer steps of one pass over `rows`.
+    pub fn steps_per_epoch(&self, rows: usize) -> usize {
+        rows.div_ceil(self.window())
+    }
+
+    /// With the schedule made for all epochs over `rows`; `warmup` maps steps to warmup steps.
+    pub fn with_schedule(mut self, rows: usize, warmup: impl Fn(usize) -> usize) -> Self {
+        let total = self.epochs * self.steps_per_epoch(rows);
+        self.schedule.total_steps = total;
+        self.schedule.warmup_steps = warmup(total);
+        self
+    }
+
+    /// Optimizer steps that are taken.
+    pub fn steps(&self, rows: usize) -> usize {
+        let epochs = self.stop_at_epoch.unwrap_or(self.epochs).min(self.epochs);
+        epochs * self.steps_per_epoch(rows)
+    }
+}
+
+/// The folder that a trained model is described by: its config, and where its tokenizer lies.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelFiles<'a> {
+    pub config: &'a LlamaConfig,
+    /// Folder whose tokenizer and generation files go along unchanged; the base of adapters.
+    pub template: &'a Path,
+    /// What to save instead of a whole model.
+    pub adapters: Option<&'a Adapters>,
+}
+
+/// Adapters in training.
+#[derive(Clone, Debug)]
+pub struct Adapters {
+    pub lora: Lora,
+    /// Of the base's weights.
+    pub base: String,
+    /// Of new adapters' values.
+    pub seed: u64,
+}
