@@ -25,7 +25,7 @@ impl Loss {
 /// The three probabilities of one pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PairProbabilities {
-    /// P[chosen][rejected].
+    /// `P[chosen][rejected]`.
     pub chosen: f64,
     /// p_win(chosen): mean over all candidates.
     pub win: f64,
@@ -93,7 +93,7 @@ impl PairLogps {
     /// The loss of this batch.
     ///
     /// `sppo`: ½[(Δw − η(p_win(w) − ½))² + (Δl − η(p_win(l) − ½))²] with η = 1/β; `sppo_single`:
-    /// the same with targets ±η(P[w][l] − ½); `sppo_hard`: targets ±η/2, no factor ½; `dpo`:
+    /// the same with targets ±η(`P[w][l]` − ½); `sppo_hard`: targets ±η/2, no factor ½; `dpo`:
     /// −ln σ(β(Δw − Δl)); `hinge`: max(0, 1 − β(Δw − Δl)); `ipo`: (Δw − Δl − η/2)²; `kto_pair`:
     /// 1 − σ(β(Δw − KL_l)) and 1 − σ(β(KL_w − Δl)), each KL a batch mean, not below 0.
     pub fn loss(&self, kind: Loss, beta: f64) -> LossOutput {

@@ -22,7 +22,7 @@ pub struct Saved {
     pub step: usize,
     /// Optimizer updates behind it.
     pub updates: usize,
-    /// Of adapters, the weights of their base ([`weights_fingerprint`]).
+    /// Of adapters, the weights of their base ([`crate::files::weights_fingerprint`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
 }
