@@ -93,7 +93,7 @@ fn ahead_of(out: &Path) -> PathBuf {
 
 /// Answers the prompts that `out` does not hold yet.
 ///
-/// Rows stand in the order of prompts. One that is finished before its turn is kept in
+/// Rows stand in the order of prompts. One that is finished before its turn is kept
 /// beside the output, so that nothing finished is lost when the run stops, and the file is
 /// the same however often it did.
 pub fn generate<B: ModelOps>(
