@@ -8,8 +8,9 @@ use sppo_model::ops::ModelOps;
 use sppo_model::ops::{TrainingOps, UpdateStep};
 use sppo_model::packed_batch::PackedBatch;
 use sppo_training::config::{self, Loss, Recompute};
+use sppo_training::data::PairProbabilities;
 use sppo_training::learner::{Learner, sequence_logps};
-use sppo_training::loss::{PairLogps, PairProbabilities};
+use sppo_training::loss::PairLogps;
 use sppo_training::optimizer::{Optimizer, RmsProp, Schedule};
 use sppo_training::tokenise::TokenisedPair;
 
@@ -38,7 +39,7 @@ fn losses_and_gradients() {
             reference_chosen: column("ref_chosen"),
             reference_rejected: column("ref_rejected"),
             probabilities: probabilities
-                .map(|((chosen, win), lose)| PairProbabilities { chosen, win, lose })
+                .map(|((chosen, win), lose)| PairProbabilities::new(chosen, win, lose))
                 .collect(),
         };
         let beta = case["beta"].as_f64().unwrap();
@@ -110,7 +111,11 @@ pub fn pairs() -> Vec<TokenisedPair> {
             &ids(&row["prompt_ids"]),
             &ids(&row["chosen_ids"]),
             &ids(&row["rejected_ids"]),
-            ["chosen_probs", "chosen_probs_win", "chosen_probs_lose"].map(probability),
+            PairProbabilities::new(
+                probability("chosen_probs"),
+                probability("chosen_probs_win"),
+                probability("chosen_probs_lose"),
+            ),
             512,
         )
         .unwrap()

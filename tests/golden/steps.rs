@@ -5,8 +5,9 @@ use sppo_model::llama::Llama;
 use sppo_model::ops::ModelOps;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::Loss;
+use sppo_training::data::PairProbabilities;
 use sppo_training::learner::{Learner, sequence_logps};
-use sppo_training::loss::{PairLogps, PairProbabilities};
+use sppo_training::loss::PairLogps;
 use sppo_training::optimizer::{Optimizer, RmsProp};
 use sppo_training::tokenise::{TokenisedPair, TokenisedSequence};
 
@@ -26,14 +27,7 @@ impl Step {
         Self {
             sequences: chosen.chain(rejected).collect(),
             reference: known(0).chain(known(1)).collect(),
-            probabilities: rows
-                .iter()
-                .map(|&i| PairProbabilities {
-                    chosen: pairs[i].chosen_probs,
-                    win: pairs[i].chosen_probs_win,
-                    lose: pairs[i].chosen_probs_lose,
-                })
-                .collect(),
+            probabilities: rows.iter().map(|&i| pairs[i].probabilities).collect(),
         }
     }
 

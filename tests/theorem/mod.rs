@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use sppo_model::llama::{Llama, LlamaConfig};
 
 use sppo_training::config::{Loss, Recompute};
+use sppo_training::data::PairProbabilities;
 use sppo_training::learner::Learner;
-use sppo_training::loss::{PairLogps, PairProbabilities};
+use sppo_training::loss::PairLogps;
 use sppo_training::optimizer::{Optimizer, Sgd};
 use sppo_training::tokenise::TokenisedSequence;
 
@@ -102,11 +103,7 @@ fn self_play(seed: u64, kind: Loss, beta: f64, rate: f64) -> Vec<[[f64; 3]; 2]> 
                     reference_chosen: of(0),
                     reference_rejected: of(1),
                     probabilities: pairs
-                        .map(|[i, j]| PairProbabilities {
-                            chosen: GAME[i][j],
-                            win: win[i],
-                            lose: win[j],
-                        })
+                        .map(|[i, j]| PairProbabilities::new(GAME[i][j], win[i], win[j]))
                         .to_vec(),
                 };
                 let output = batch.loss(kind, beta);

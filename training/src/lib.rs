@@ -1,6 +1,8 @@
 //! Self-Play Preference Optimization (arXiv 2405.00675) on Burn: data, judges, preference,
 //! losses, optimizers, the learner, the trainer and the self-play loop.
 
+#![warn(missing_docs)]
+
 pub mod config;
 pub mod cost;
 pub mod data;

@@ -4,7 +4,7 @@
 //! rows, so losses live on the host and the learner only needs d loss / d log-probability.
 
 use crate::config::Loss;
-use crate::data::ProbabilityKey;
+use crate::data::{PairProbabilities, ProbabilityKey};
 
 impl Loss {
     /// The probabilities that a row must carry.
@@ -22,24 +22,18 @@ impl Loss {
     }
 }
 
-/// The three probabilities of one pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PairProbabilities {
-    /// `P[chosen][rejected]`.
-    pub chosen: f64,
-    /// p_win(chosen): mean over all candidates.
-    pub win: f64,
-    /// p_win(rejected).
-    pub lose: f64,
-}
-
 /// Summed response log-probabilities of a batch, one entry a pair.
 #[derive(Clone, Debug, Default)]
 pub struct PairLogps {
+    /// log π(chosen), in nats.
     pub policy_chosen: Vec<f64>,
+    /// log π(rejected), in nats.
     pub policy_rejected: Vec<f64>,
+    /// log π_ref(chosen), in nats.
     pub reference_chosen: Vec<f64>,
+    /// log π_ref(rejected), in nats.
     pub reference_rejected: Vec<f64>,
+    /// Only `sppo` and `sppo_single` read them.
     pub probabilities: Vec<PairProbabilities>,
 }
 
@@ -48,6 +42,7 @@ pub struct PairLogps {
 pub struct LossOutput {
     /// One entry a pair; two (all chosen, then all rejected) for `kto_pair`.
     pub losses: Vec<f64>,
+    /// Mean of `losses`.
     pub mean: f64,
     /// d mean / d policy_chosen.
     pub grad_chosen: Vec<f64>,
@@ -128,9 +123,11 @@ fn row_loss(kind: Loss, beta: f64, w: f64, l: f64, p: PairProbabilities) -> (f64
     };
     let contrast = |(value, slope): (f64, f64)| (value, slope, -slope);
     let margin = beta * (w - l);
+    // A loss of a probability that is not there is none either.
+    let of = |probability: Option<f64>| probability.unwrap_or(f64::NAN);
     match kind {
-        Loss::Sppo => squares(0.5, eta * (p.win - 0.5), eta * (p.lose - 0.5)),
-        Loss::SppoSingle => squares(0.5, eta * (p.chosen - 0.5), eta * (0.5 - p.chosen)),
+        Loss::Sppo => squares(0.5, eta * (of(p.win) - 0.5), eta * (of(p.lose) - 0.5)),
+        Loss::SppoSingle => squares(0.5, eta * (of(p.chosen) - 0.5), eta * (0.5 - of(p.chosen))),
         Loss::SppoHard => squares(1.0, 0.5 * eta, -0.5 * eta),
         Loss::Dpo => {
             // ln(1 + e^−m) without overflow.
@@ -188,14 +185,7 @@ mod tests {
             policy_rejected: vec![-12.0, -18.0, -9.0],
             reference_chosen: vec![-11.0, -21.5, -7.0],
             reference_rejected: vec![-11.5, -17.0, -9.5],
-            probabilities: vec![
-                PairProbabilities {
-                    chosen: 0.9,
-                    win: 0.7,
-                    lose: 0.2,
-                };
-                3
-            ],
+            probabilities: vec![PairProbabilities::new(0.9, 0.7, 0.2); 3],
         }
     }
 

@@ -3,31 +3,49 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{JudgedRow, PairContent, PairRow};
+use crate::data::{JudgedRow, PairContent, PairProbabilities, PairRow};
 
 /// Why no pair can be chosen.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum PreferenceError {
     /// Scores or probabilities that are NaN or infinite.
     #[error("{what} is {value}; only finite numbers can be compared")]
-    NotFinite { what: String, value: f64 },
+    NotFinite {
+        /// Name and index of the number, like `rm_scores[2]`.
+        what: String,
+        /// The number.
+        value: f64,
+    },
     /// A matrix that does not fit the scores.
     #[error("{what} has {found} entries where {expected} were expected, one for each response")]
     Shape {
+        /// Name of the list, or of the matrix or a row of it.
         what: String,
+        /// Number of responses.
         expected: usize,
+        /// Number of its entries.
         found: usize,
     },
     /// Fewer than two responses.
     #[error("{found} response(s); a pair needs at least two (sppo generate --samples 2 or more)")]
-    TooFew { found: usize },
+    TooFew {
+        /// Number of responses.
+        found: usize,
+    },
     /// More opponents than responses.
     #[error("judge.samples is {asked}, but there are {found} responses")]
-    Opponents { found: usize, asked: usize },
+    Opponents {
+        /// Number of responses.
+        found: usize,
+        /// Number of opponents, `judge.samples`.
+        asked: usize,
+    },
     /// One of the above, in a row.
     #[error("prompt_id `{prompt_id}`: {source}")]
     Row {
+        /// The row.
         prompt_id: String,
+        /// What is wrong with it.
         source: Box<PreferenceError>,
     },
 }
@@ -50,12 +68,8 @@ pub struct PairSelection {
     pub chosen: usize,
     /// Index of the lowest score, the first on ties.
     pub rejected: usize,
-    /// P(chosen beats rejected).
-    pub chosen_probs: f64,
-    /// Mean over the opponents j, itself included, of P(chosen beats j).
-    pub chosen_probs_win: f64,
-    /// Mean over the opponents j, itself included, of P(rejected beats j).
-    pub chosen_probs_lose: f64,
+    /// Means are over the opponents, the response itself included.
+    pub probabilities: PairProbabilities,
 }
 
 /// σ(x) = 1 / (1 + e^−x).
@@ -119,9 +133,11 @@ pub fn select_pair(
     Ok(PairSelection {
         chosen,
         rejected,
-        chosen_probs: probability[chosen][rejected],
-        chosen_probs_win: mean(chosen),
-        chosen_probs_lose: mean(rejected),
+        probabilities: PairProbabilities::new(
+            probability[chosen][rejected],
+            mean(chosen),
+            mean(rejected),
+        ),
     })
 }
 
@@ -156,9 +172,7 @@ pub fn judged_to_pair(row: &JudgedRow, ties: Ties) -> Result<Option<PairRow>, Pr
             chosen: chosen.clone(),
             rejected: rejected.clone(),
         },
-        chosen_probs: Some(pair.chosen_probs),
-        chosen_probs_win: Some(pair.chosen_probs_win),
-        chosen_probs_lose: Some(pair.chosen_probs_lose),
+        probabilities: pair.probabilities,
     }))
 }
 
@@ -252,9 +266,9 @@ mod tests {
                 panic!("not text");
             };
             assert_eq!((&chosen, &rejected), (&case.chosen, &case.rejected));
-            close(pair.chosen_probs.unwrap(), case.chosen_probs);
-            close(pair.chosen_probs_win.unwrap(), case.chosen_probs_win);
-            close(pair.chosen_probs_lose.unwrap(), case.chosen_probs_lose);
+            close(pair.probabilities.chosen.unwrap(), case.chosen_probs);
+            close(pair.probabilities.win.unwrap(), case.chosen_probs_win);
+            close(pair.probabilities.lose.unwrap(), case.chosen_probs_lose);
         }
     }
 
@@ -272,8 +286,8 @@ mod tests {
         row.judge = Some(serde_json::json!({ "kind": "pairrm", "samples": 2 }));
         let pair = judged_to_pair(&row, Ties::Keep).unwrap().unwrap();
         let p = probabilities(&[0.0, 2.0], 1.0);
-        assert_eq!(pair.chosen_probs_win, Some((p[1][0] + 0.5) / 2.0));
-        assert_eq!(pair.chosen_probs_lose, Some((0.5 + p[0][1]) / 2.0));
+        assert_eq!(pair.probabilities.win, Some((p[1][0] + 0.5) / 2.0));
+        assert_eq!(pair.probabilities.lose, Some((0.5 + p[0][1]) / 2.0));
         row.judge = Some(serde_json::json!({ "samples": 4 }));
         let error = judged_to_pair(&row, Ties::Keep).unwrap_err().to_string();
         assert!(

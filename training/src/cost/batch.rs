@@ -9,6 +9,7 @@ use crate::tokenise::TokenisedSequence;
 pub struct Batch {
     /// Tokens that are computed, and attention's padded batches.
     pub packed: PackedSize,
+    /// Tokens of responses, whose logits are computed.
     pub response_tokens: usize,
     /// Pairs of a token and one that it attends to.
     pub attended: usize,

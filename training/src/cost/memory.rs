@@ -18,9 +18,11 @@ use crate::optimizer;
 /// Everything that a training's memory depends on but its batches.
 #[derive(Clone, Debug)]
 pub struct Training {
+    /// Shape of the model.
     pub config: LlamaConfig,
     /// Of weights and activations.
     pub dtype: DType,
+    /// What the backward pass computes again.
     pub recompute: Recompute,
     /// Tensors that the optimizer keeps for each parameter.
     pub optimizer_slots: usize,
@@ -37,9 +39,11 @@ pub struct Training {
 /// Peak of a training and what it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct TrainingMemory {
+    /// In bytes, as all of these; adapters included.
     pub weights: u64,
     /// f32 copies of weights that are not f32.
     pub masters: u64,
+    /// Its state, f32.
     pub optimizer: u64,
     /// All of them, f32.
     pub gradients: u64,
@@ -58,11 +62,13 @@ pub struct TrainingMemory {
 /// Peak of a generation and what it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct GenerationMemory {
+    /// In bytes, as all of these.
     pub weights: u64,
     /// Keys and values.
     pub cache: u64,
     /// Of one step.
     pub logits: u64,
+    /// The sum.
     pub peak: u64,
 }
 

@@ -13,12 +13,20 @@ pub(super) type Object = serde_json::Map<String, serde_json::Value>;
 pub enum RowProblem {
     /// A key that must be there is absent or null.
     #[error("key `{key}` is missing; {need}")]
-    Missing { key: String, need: String },
+    Missing {
+        /// The key.
+        key: String,
+        /// Why it must be there.
+        need: String,
+    },
     /// A key holds something else than it should.
     #[error("key `{key}` must be {expected}, found {found}")]
     Mistyped {
+        /// The key.
         key: String,
+        /// What it should hold.
         expected: String,
+        /// What it holds.
         found: String,
     },
 }

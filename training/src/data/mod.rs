@@ -22,7 +22,7 @@ pub use fields::{Fields, RowProblem};
 pub use prompt::{Prompt, stable_hash};
 pub use reader::read_rows;
 pub use rows::{
-    JudgedRow, LogpRow, PairContent, PairRow, ProbabilityKey, PromptRow, ResponseRow, Row, SftRow,
-    check_probabilities,
+    JudgedRow, LogpRow, PairContent, PairProbabilities, PairRow, ProbabilityKey, PromptRow,
+    ResponseRow, Row, SftRow, check_probabilities,
 };
 pub use writer::{RowWriter, write_rows};

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {path}: {source}", path = path.display())]
 pub struct FileError {
+    /// What was tried, like `read`.
     pub action: &'static str,
+    /// The file or folder.
     pub path: PathBuf,
+    /// What the operating system said.
     pub source: io::Error,
 }
 

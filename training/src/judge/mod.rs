@@ -35,10 +35,20 @@ pub use scores::{ExternalScores, ScoresJudge};
 pub enum JudgeError {
     /// A setting of the judge that makes no sense.
     #[error("{key}: {problem}")]
-    Config { key: String, problem: String },
+    Config {
+        /// Key of the configuration, like `judge.model`.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A row that this judge cannot judge.
     #[error("prompt_id `{prompt_id}`: {problem}")]
-    Row { prompt_id: String, problem: String },
+    Row {
+        /// The row.
+        prompt_id: String,
+        /// Why it cannot be judged.
+        problem: String,
+    },
     /// A file of rows or scores.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -48,8 +58,11 @@ pub enum JudgeError {
     /// The judge itself failed: a model, a server.
     #[error("the {judge} judge failed on prompt_id `{prompt_id}`: {source}")]
     Failed {
+        /// Kind of the judge, like `http`.
         judge: String,
+        /// The row that it was judging.
         prompt_id: String,
+        /// What went wrong in it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }

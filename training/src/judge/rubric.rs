@@ -19,6 +19,7 @@ pub struct Rubric {
 }
 
 impl Rubric {
+    /// With mean win probabilities over all responses.
     pub fn new(config: RubricConfig) -> Self {
         let rules = config.effective();
         Rubric {

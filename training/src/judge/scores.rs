@@ -14,9 +14,12 @@ use crate::data::{Fields, ResponseRow, Row, RowProblem, read_rows, stable_hash};
 /// judge that compares pairs, or both.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExternalScores {
+    /// Joins the scores to the responses.
     pub prompt_id: String,
+    /// `[K]` scores, higher is better.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rm_scores: Option<Vec<f64>>,
+    /// `[K][K]` logits; the higher `[i][j]`, the likelier i beats j.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison_logits: Option<Vec<Vec<f64>>>,
     /// The responses that were scored, where the file names them: they must be the same.

@@ -9,7 +9,9 @@ pub struct Schedule {
     pub kind: config::ScheduleKind,
     /// Highest rate.
     pub learning_rate: f64,
+    /// Steps over which the rate rises from 0; 0 is no warmup.
     pub warmup_steps: usize,
+    /// Optimizer steps at whose end the decay is at 0, warmup included.
     pub total_steps: usize,
 }
 

@@ -18,7 +18,9 @@ pub(super) const DRIVER: u64 = 1024;
 /// Pairs of the longest kind that a card trains at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fit {
+    /// What is trained and on how many cards, in words.
     pub set_up: String,
+    /// Memory that the card is sold with, like `80 GB`.
     pub card: &'static str,
     /// Of one pair at a time.
     pub least_bytes: u64,

@@ -23,25 +23,39 @@ use shape::Shape;
 /// The plan of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
+    /// Name of the model.
     pub model: String,
+    /// Parameters of the model, without adapters.
     pub parameters: u64,
+    /// Parameters that are trained; with adapters only theirs.
     pub trained_parameters: u64,
+    /// Number format that the model is trained in.
     pub precision: &'static str,
+    /// What the backward pass computes again, as `train.recompute` has it.
     pub recompute: &'static str,
+    /// Number format that responses are generated in.
     pub generation_precision: &'static str,
     /// Pairs of one optimizer step.
     pub pairs_per_step: usize,
     /// Pairs that go through the model together, of the longest that may come.
     pub pairs_at_a_time: usize,
+    /// Pairs that an iteration trains on.
     pub pairs_per_iteration: usize,
+    /// Optimizer steps of an iteration, over all epochs.
     pub steps_per_iteration: usize,
+    /// Iterations of the run; 1 where it trains on given pairs.
     pub iterations: usize,
     /// Of prompts and responses, no padding.
     pub tokens_per_step: f64,
+    /// Floating-point operations of one optimizer step.
     pub flops_per_step: f64,
+    /// Floating-point operations of one iteration, part by part.
     pub flops_per_iteration: IterationFlops,
+    /// Memory of the training on pairs.
     pub training: TrainingMemory,
+    /// Memory of the sampling; None where it trains on given pairs.
     pub generation: Option<GenerationMemory>,
+    /// Memory of the fine-tuning; None without `sft.data`.
     pub fine_tuning: Option<TrainingMemory>,
     /// The highest of the above.
     pub peak_bytes: u64,

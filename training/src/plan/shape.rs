@@ -19,6 +19,7 @@ pub struct Assumed {
     pub prompts: Option<usize>,
     /// Mean length of a prompt and of a response in tokens, instead of those of the files.
     pub prompt_tokens: Option<usize>,
+    /// The same for a response.
     pub response_tokens: Option<usize>,
 }
 

@@ -15,6 +15,7 @@ pub struct IterationReport {
     pub iteration: usize,
     /// Against the first model, in 0..1.
     pub win_rate: f64,
+    /// Standard error of `win_rate`.
     pub win_rate_se: f64,
     /// Against the model of the iteration before, in 0..1.
     pub win_rate_previous: f64,
@@ -24,7 +25,9 @@ pub struct IterationReport {
     pub checkpoint: PathBuf,
     /// Pairs it was trained on.
     pub pairs: usize,
+    /// The whole comparison with the first model.
     pub against_first: Evaluation,
+    /// The whole comparison with the model of the iteration before.
     pub against_previous: Evaluation,
 }
 
@@ -66,6 +69,7 @@ impl IterationReport {
 /// A whole run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// In their order; those that are finished.
     pub iterations: Vec<IterationReport>,
 }
 

@@ -17,7 +17,7 @@ use super::error::StageError;
 use super::generate::plan;
 use crate::config::{Loss, Recompute, TrainLora};
 use crate::cost::{Batch, flops};
-use crate::data::{PairRow, read_rows};
+use crate::data::{PairProbabilities, PairRow, read_rows};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::{Optimizer, RmsProp};
@@ -27,6 +27,7 @@ use crate::trainer::{Cut, Objective, PreferenceObjective};
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Bench<'a> {
+    /// Folder of the model.
     pub model: &'a Path,
     /// Pre-tokenised pairs to train on instead of random ones.
     pub pairs: Option<&'a Path>,
@@ -46,11 +47,15 @@ pub struct Bench<'a> {
     pub new: usize,
     /// With it, four times as many sequences pass through, of this many to `new` new tokens.
     pub shortest: Option<usize>,
+    /// Of the sampling; 0 is greedy.
     pub temperature: f64,
+    /// Samples from the most likely tokens that together have this probability.
     pub top_p: f64,
     /// Timed runs of the generation, of which the fastest counts.
     pub repeat: usize,
+    /// Of weights, activations and cache.
     pub dtype: DType,
+    /// What the backward pass computes again.
     pub recompute: Recompute,
     /// Trains adapters of this rank instead of all weights.
     pub lora: Option<usize>,
@@ -59,18 +64,22 @@ pub struct Bench<'a> {
 /// What a bench measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Half {
+    /// Training on pairs.
     Train,
+    /// Generation of responses.
     Generate,
 }
 
 /// Tokens are those of prompts and responses, without padding; generation counts new ones only.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct BenchReport {
+    /// None where training is not measured.
     pub train_tokens_per_s: Option<f64>,
     /// Of one optimizer step.
     pub train_step_s: Option<f64>,
     /// Model FLOPs ([`flops::training`]) a second, in units of 1e12.
     pub train_tflops_per_s: Option<f64>,
+    /// None where generation is not measured.
     pub generate_tokens_per_s: Option<f64>,
     /// Highest memory: of the device's allocator on a GPU, resident memory of the process else.
     pub peak_memory_mib: f64,
@@ -134,8 +143,8 @@ fn random_pairs(
         let mut lengths = ChaCha12Rng::seed_from_u64(number as u64 + 1);
         let mut length = || lengths.random_range(job.response.div_ceil(2)..=job.response);
         let (chosen, rejected) = (ids(length()), ids(length()));
-        let pair =
-            TokenisedPair::from_ids(&prompt, &chosen, &rejected, [0.8, 0.7, 0.3], usize::MAX)?;
+        let probabilities = PairProbabilities::new(0.8, 0.7, 0.3);
+        let pair = TokenisedPair::from_ids(&prompt, &chosen, &rejected, probabilities, usize::MAX)?;
         Ok(PreferencePair {
             name: number.to_string(),
             pair,

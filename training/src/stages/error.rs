@@ -20,41 +20,60 @@ use crate::trainer::TrainError;
 /// Why a stage ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
+    /// A configuration that is refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A model folder that cannot be loaded or saved.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A model folder that cannot be used.
     #[error(transparent)]
     Folder(#[from] ModelFolderError),
+    /// Tokenizer files that cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// Text that cannot become token ids, or the other way round.
     #[error(transparent)]
     Text(#[from] ChatTextError),
+    /// Prompts that cannot be answered.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// A row file that is wrong, or cannot be read or written.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Judging failed.
     #[error(transparent)]
     Judge(#[from] JudgeError),
+    /// A PairRM folder that cannot be loaded.
     #[error(transparent)]
     PairRm(#[from] PairRmError),
+    /// Judged rows of which no pair can be chosen.
     #[error(transparent)]
     Preference(#[from] PreferenceError),
+    /// A prompt that cannot become token ids.
     #[error("prompt {prompt_id}: {source}")]
     Prompt {
+        /// The row.
         prompt_id: String,
+        /// What is wrong with it.
         source: TokeniseError,
     },
+    /// A tokenizer, template or limit with which no rows can be made.
     #[error(transparent)]
     Tokenise(#[from] TokeniseError),
+    /// Training failed.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Anything else that the user has to change, in words.
     #[error("{0}")]
     Input(String),
+    /// A file or folder that cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A row that cannot become token ids.
     #[error(transparent)]
     Row(#[from] RowError),
     /// The user asked to stop; everything done so far is on disk.

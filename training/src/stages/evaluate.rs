@@ -41,6 +41,7 @@ pub struct Comparison<'a> {
     pub against: &'a Path,
     /// Receives both answers of each prompt; `judged` their judgement.
     pub both: &'a Path,
+    /// Receives the judgement of `both`.
     pub judged: &'a Path,
 }
 

@@ -21,10 +21,15 @@ use crate::trainer::{
 /// Supervised fine-tuning of `model`.
 #[derive(Clone, Copy, Debug)]
 pub struct FineTuning<'a> {
+    /// The section `[sft]`.
     pub config: &'a config::Sft,
+    /// Folder of the model to start from.
     pub model: &'a Path,
+    /// File of prompt/response rows.
     pub data: &'a Path,
+    /// Receives metrics.jsonl, checkpoints/ and model/.
     pub output_dir: &'a Path,
+    /// Of the order of the rows.
     pub seed: u64,
 }
 

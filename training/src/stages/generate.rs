@@ -24,10 +24,15 @@ use crate::monitor::Monitor;
 /// Sampling of responses from one model.
 #[derive(Clone, Copy, Debug)]
 pub struct Generation<'a> {
+    /// Folder of the model.
     pub model: &'a Path,
+    /// What is answered, in this order.
     pub prompts: &'a [PromptRow],
+    /// File that receives one row a prompt.
     pub out: &'a Path,
+    /// How they are sampled.
     pub sampling: Sampling,
+    /// Of the random numbers.
     pub seed: u64,
     /// Whether rows get summed log-probabilities.
     pub logprobs: bool,
@@ -42,9 +47,11 @@ pub struct Sampling {
     pub samples: usize,
     /// 0 is greedy.
     pub temperature: f64,
+    /// Samples from the most likely tokens that together have this probability.
     pub top_p: f64,
     /// 0 is off.
     pub top_k: usize,
+    /// Longest response, in tokens.
     pub max_new_tokens: usize,
     /// Sequences decoded together, if the cache has room.
     pub batch: usize,

@@ -118,7 +118,9 @@ fn model_folder(config: &config::JudgeConfig) -> Result<PathBuf, StageError> {
 /// Rows I, I + N, I + 2N, … of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
+    /// I, counted from 0.
     pub index: usize,
+    /// N, the number of parts.
     pub of: usize,
 }
 

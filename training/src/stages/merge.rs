@@ -14,8 +14,11 @@ use crate::trainer::base_of_adapters;
 /// Adapters to add to the model they were trained on.
 #[derive(Clone, Copy, Debug)]
 pub struct Merging<'a> {
+    /// Folder of the model that the adapters were trained on.
     pub base: &'a Path,
+    /// Folder of the adapters.
     pub adapter: &'a Path,
+    /// Folder that receives the whole model.
     pub out: &'a Path,
     /// Of the weights that are written; the base's where not given.
     pub dtype: Option<DType>,

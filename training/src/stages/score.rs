@@ -16,11 +16,17 @@ use crate::tokenise::{RowTokeniser, tokenise_pairs};
 /// Log-probabilities of pairs under one model.
 #[derive(Clone, Copy, Debug)]
 pub struct Scoring<'a> {
+    /// Folder of the model.
     pub model: &'a Path,
+    /// File of pairs.
     pub data: &'a Path,
+    /// File that receives a [`LogpRow`] for each pair.
     pub out: &'a Path,
+    /// How text becomes token ids.
     pub rows: Rows,
+    /// Longest prompt with response, in tokens.
     pub max_length: usize,
+    /// Longest prompt, in tokens, where prompt and response are too long together.
     pub max_prompt_length: usize,
     /// Pairs computed together.
     pub batch: usize,

@@ -24,9 +24,13 @@ use crate::trainer::{
 /// One iteration's training: `model` is start and reference.
 #[derive(Clone, Copy, Debug)]
 pub struct PairTraining<'a> {
+    /// The section `[train]`.
     pub config: &'a config::Train,
+    /// Folder of the model.
     pub model: &'a Path,
+    /// File of pairs.
     pub data: &'a Path,
+    /// Receives metrics.jsonl, checkpoints/ and model/.
     pub output_dir: &'a Path,
 }
 

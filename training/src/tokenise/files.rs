@@ -1,7 +1,7 @@
 //! All rows of a file as token ids.
 
 use super::row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence};
-use crate::data::{PairContent, PairRow, ProbabilityKey, SftRow};
+use crate::data::{PairContent, PairRow, SftRow};
 
 /// A row that cannot become token ids.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +9,7 @@ use crate::data::{PairContent, PairRow, ProbabilityKey, SftRow};
 pub struct RowError {
     /// Its prompt_id, or its number.
     pub row: String,
+    /// What is wrong with it.
     pub source: TokeniseError,
 }
 
@@ -17,6 +18,7 @@ pub struct RowError {
 pub struct PreferencePair {
     /// The row's prompt_id.
     pub name: String,
+    /// Its token ids and probabilities.
     pub pair: TokenisedPair,
 }
 
@@ -30,12 +32,7 @@ pub fn tokenise_pairs(
     context: usize,
 ) -> Result<Vec<PreferencePair>, RowError> {
     let tokenise = |row: &PairRow| {
-        let probability = |key| row.probability(key).unwrap_or(f64::NAN);
-        let probabilities = [
-            probability(ProbabilityKey::Chosen),
-            probability(ProbabilityKey::Win),
-            probability(ProbabilityKey::Lose),
-        ];
+        let probabilities = row.probabilities;
         let pair = match (&row.content, tokeniser) {
             (
                 PairContent::Ids {

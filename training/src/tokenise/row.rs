@@ -8,52 +8,76 @@ use sppo_model::chat_text::{ChatText, ChatTextError};
 use sppo_model::model_folder::ModelFolder;
 
 use crate::config::Rows;
+use crate::data::PairProbabilities;
 
 /// What can go wrong when a row becomes token ids.
 #[derive(Debug, thiserror::Error)]
 pub enum TokeniseError {
+    /// Text or template that cannot become token ids.
     #[error(transparent)]
     Text(#[from] ChatTextError),
+    /// Limits that leave no room for a prompt or a response.
     #[error(
         "max_prompt_length {max_prompt_length} and max_length {max_length} leave no room; max_prompt_length must be at least 2 and less than max_length"
     )]
     Limits {
+        /// Longest prompt with response, in tokens.
         max_length: usize,
+        /// Longest prompt, in tokens, where both are too long together.
         max_prompt_length: usize,
     },
+    /// A special token that the tokenizer does not name: `bos_token` or `eos_token`.
     #[error(
         "the tokenizer names no {0}; add it to tokenizer_config.json or use rows = \"clean\" with a template that ends its turns"
     )]
     NoSpecial(&'static str),
+    /// The template renders the prompt otherwise when a response follows.
     #[error(
         "the rendered conversation does not begin with its rendered prompt, so the template rewrites earlier turns; use rows = \"clean\""
     )]
     PromptChanged,
+    /// No seam between prompt and response can be found.
     #[error(
         "the whole conversation has fewer tokens than its prompt alone, so official rows cannot split it; use rows = \"clean\""
     )]
     Seam,
+    /// A prompt without tokens.
     #[error("the prompt is empty; a response's first token needs a token before it")]
     EmptyPrompt,
+    /// A response without tokens: `chosen` or `rejected`.
     #[error("the {0} response is empty; every response needs at least one token")]
     EmptyResponse(&'static str),
+    /// Pre-tokenised rows are not cut, and this one is too long.
     #[error(
         "the pre-tokenised prompt and {side} response have {found} ids together; max_length is {max_length}"
     )]
     TooLong {
+        /// `chosen` or `rejected`.
         side: &'static str,
+        /// Ids of prompt and response.
         found: usize,
+        /// The limit.
         max_length: usize,
     },
+    /// A row of text for a model without tokenizer or chat template.
     #[error("holds text, but the model's folder has no tokenizer with a chat template")]
     NoText,
+    /// A token id that the model does not have.
     #[error(
         "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"
     )]
-    Vocabulary { id: u32, vocab: usize },
+    Vocabulary {
+        /// The id.
+        id: u32,
+        /// Number of the model's token ids.
+        vocab: usize,
+    },
+    /// A row that does not fit into the model's context.
     #[error("has {found} tokens, the model's context {context}; lower {key}")]
     Context {
+        /// Tokens of the row.
         found: usize,
+        /// Tokens that the model can take.
         context: usize,
         /// What bounds it.
         key: &'static str,
@@ -116,26 +140,20 @@ pub struct TokenisedPair {
     pub chosen: TokenisedSequence,
     /// The losing response.
     pub rejected: TokenisedSequence,
-    /// Probability that chosen beats rejected.
-    pub chosen_probs: f64,
-    /// Mean probability that chosen beats a response.
-    pub chosen_probs_win: f64,
-    /// Mean probability that rejected beats a response.
-    pub chosen_probs_lose: f64,
+    /// Of its judge.
+    pub probabilities: PairProbabilities,
 }
 
 impl TokenisedPair {
-    /// Two sequences with `[chosen_probs, chosen_probs_win, chosen_probs_lose]`.
+    /// Two sequences with their judge's probabilities.
     pub fn new(
         (chosen, rejected): (TokenisedSequence, TokenisedSequence),
-        [chosen_probs, chosen_probs_win, chosen_probs_lose]: [f64; 3],
+        probabilities: PairProbabilities,
     ) -> Self {
         Self {
             chosen,
             rejected,
-            chosen_probs,
-            chosen_probs_win,
-            chosen_probs_lose,
+            probabilities,
         }
     }
 
@@ -150,7 +168,7 @@ impl TokenisedPair {
         prompt: &[u32],
         chosen: &[u32],
         rejected: &[u32],
-        probabilities: [f64; 3],
+        probabilities: PairProbabilities,
         max_length: usize,
     ) -> Result<Self, TokeniseError> {
         if prompt.is_empty() {
@@ -504,18 +522,14 @@ mod tests {
 
     #[test]
     fn pre_tokenised_rows_are_taken_as_they_are() {
-        let pair = TokenisedPair::from_ids(&[1, 2], &[3, 4], &[5], [0.9, 0.7, 0.2], 4).unwrap();
+        let probabilities = PairProbabilities::new(0.9, 0.7, 0.2);
+        let pair = TokenisedPair::from_ids(&[1, 2], &[3, 4], &[5], probabilities, 4).unwrap();
         assert_eq!(pair.chosen.ids, [1, 2, 3, 4]);
         assert_eq!(pair.rejected.response(), [5]);
         assert_eq!(pair.rejected.prompt(), [1, 2]);
-        let probabilities = (
-            pair.chosen_probs,
-            pair.chosen_probs_win,
-            pair.chosen_probs_lose,
-        );
-        assert_eq!(probabilities, (0.9, 0.7, 0.2));
+        assert_eq!(pair.probabilities, probabilities);
         let message = |prompt: &[u32], chosen: &[u32], rejected: &[u32]| {
-            TokenisedPair::from_ids(prompt, chosen, rejected, [0.5; 3], 4)
+            TokenisedPair::from_ids(prompt, chosen, rejected, probabilities, 4)
                 .unwrap_err()
                 .to_string()
         };

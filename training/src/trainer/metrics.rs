@@ -13,17 +13,22 @@ use crate::loss::{LossOutput, PairLogps};
 /// Means over the pairs of a step, named as TRL names them.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct PairMetrics {
+    /// β·(log π − log π_ref) of the chosen responses.
     #[serde(rename = "rewards/chosen")]
     pub rewards_chosen: f64,
+    /// β·(log π − log π_ref) of the rejected responses.
     #[serde(rename = "rewards/rejected")]
     pub rewards_rejected: f64,
     /// Part of the pairs whose chosen response has the higher reward.
     #[serde(rename = "rewards/accuracies")]
     pub accuracies: f64,
+    /// `rewards_chosen` − `rewards_rejected`.
     #[serde(rename = "rewards/margins")]
     pub margins: f64,
+    /// Summed log-probability of the chosen responses under the trained model, in nats.
     #[serde(rename = "logps/chosen")]
     pub logps_chosen: f64,
+    /// Summed log-probability of the rejected responses under the trained model, in nats.
     #[serde(rename = "logps/rejected")]
     pub logps_rejected: f64,
     /// The loss of these pairs; in metrics.jsonl only for evaluations.
@@ -57,15 +62,20 @@ pub struct StepMetrics {
     pub step: usize,
     /// Passes over the rows, with the part of the running one.
     pub epoch: f64,
+    /// Mean over the rows of the step.
     pub loss: f64,
+    /// Of this step.
     pub learning_rate: f64,
     /// Before clipping.
     pub grad_norm: f64,
+    /// None where the rows are not pairs.
     #[serde(flatten)]
     pub pairs: Option<PairMetrics>,
     /// Of prompts and responses, no padding.
     pub tokens: usize,
+    /// `tokens` / `step_seconds`.
     pub tokens_per_second: f64,
+    /// Wall-clock time, without evaluation and checkpoint.
     pub step_seconds: f64,
     /// Of the device where it has its own memory, else of the process.
     pub peak_memory_bytes: u64,

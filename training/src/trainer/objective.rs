@@ -17,6 +17,7 @@ pub struct WindowReport {
     pub loss: f64,
     /// Tokens of prompts and responses, no padding.
     pub tokens: usize,
+    /// None where the rows are not pairs.
     pub pairs: Option<PairMetrics>,
     /// Names of rows whose loss is not finite.
     pub bad_rows: Vec<String>,
@@ -34,7 +35,9 @@ pub struct Cut {
 /// A bound on a training's memory.
 #[derive(Clone, Debug)]
 pub struct MemoryBudget {
+    /// What the memory is reckoned for.
     pub training: Training,
+    /// Highest peak that is allowed.
     pub bytes: u64,
 }
 

@@ -10,7 +10,7 @@ use super::objective::{Cut, Objective, WindowReport};
 use crate::config::Loss;
 use crate::cost::Batch;
 use crate::learner::Learner;
-use crate::loss::{LossOutput, PairLogps, PairProbabilities};
+use crate::loss::{LossOutput, PairLogps};
 use crate::tokenise::{PreferencePair, TokenisedSequence};
 
 /// Pairs with their reference log-probabilities.
@@ -75,14 +75,7 @@ impl PreferenceObjective {
             policy_rejected: side(1),
             reference_chosen: rows.iter().map(|&i| reference[i][0]).collect(),
             reference_rejected: rows.iter().map(|&i| reference[i][1]).collect(),
-            probabilities: rows
-                .iter()
-                .map(|&i| PairProbabilities {
-                    chosen: pairs[i].pair.chosen_probs,
-                    win: pairs[i].pair.chosen_probs_win,
-                    lose: pairs[i].pair.chosen_probs_lose,
-                })
-                .collect(),
+            probabilities: rows.iter().map(|&i| pairs[i].pair.probabilities).collect(),
         }
     }
 

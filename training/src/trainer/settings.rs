@@ -15,24 +15,33 @@ pub struct TrainSettings {
     pub output_dir: PathBuf,
     /// Hash of all that the result depends on; a checkpoint of another key is not resumed.
     pub key: String,
+    /// Passes over the rows that the schedule is made for.
     pub epochs: usize,
+    /// Ends the training after this many passes; None takes all `epochs`.
     pub stop_at_epoch: Option<usize>,
     /// Rows that go through the model together.
     pub batch_size: usize,
     /// Bound on the memory of that.
     pub memory_budget: Option<MemoryBudget>,
+    /// Batches of one optimizer step.
     pub gradient_accumulation: usize,
+    /// Learning rate of each step.
     pub schedule: Schedule,
+    /// Takes the rows in a random order, another one each pass.
     pub shuffle: bool,
+    /// Of that order.
     pub seed: u64,
     /// Steps between checkpoints; 0 keeps none but on interruption.
     pub checkpoint_every: usize,
+    /// Checkpoints kept, the newest ones; 0 counts as 1.
     pub keep_checkpoints: usize,
     /// Steps between evaluations on the objective's own held-out rows; 0 is off.
     pub eval_every: usize,
+    /// Skips a step whose loss or gradient is not finite, instead of ending the training.
     pub skip_non_finite: bool,
     /// What to do where numbers are not finite.
     pub advice: &'static str,
+    /// Of the weights of saved models; not of adapters.
     pub save_dtype: DType,
     /// Words for the model card: what was trained and from what.
     pub summary: String,
@@ -75,6 +84,7 @@ impl TrainSettings {
 /// The folder that a trained model is described by: its config, and where its tokenizer lies.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelFiles<'a> {
+    /// Shape of the model.
     pub config: &'a LlamaConfig,
     /// Folder whose tokenizer and generation files go along unchanged; the base of adapters.
     pub template: &'a Path,
@@ -85,6 +95,7 @@ pub struct ModelFiles<'a> {
 /// Adapters in training.
 #[derive(Clone, Debug)]
 pub struct Adapters {
+    /// Rank, strength and layers.
     pub lora: Lora,
     /// Of the base's weights.
     pub base: String,

@@ -16,14 +16,20 @@ use super::{Fields, Row, RowProblem};
 pub enum PairContent {
     /// Text, to be put through the chat template.
     Text {
+        /// Chat turns, at least one.
         prompt: Vec<Message>,
+        /// The better response.
         chosen: String,
+        /// The worse response.
         rejected: String,
     },
     /// Token ids, used as they are.
     Ids {
+        /// With all special tokens.
         prompt: Vec<u32>,
+        /// Ids of the better response.
         chosen: Vec<u32>,
+        /// Ids of the worse response.
         rejected: Vec<u32>,
     },
 }
@@ -31,21 +37,44 @@ pub enum PairContent {
 /// A pair with the probabilities that the SPPO losses aim at; other losses need none of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairRow {
+    /// A hash of the prompt where the file names none.
     pub prompt_id: String,
+    /// Prompt and responses, as text or as ids.
     pub content: PairContent,
-    /// P(chosen beats rejected).
-    pub chosen_probs: Option<f64>,
-    /// Mean probability that the chosen response beats one of the K.
-    pub chosen_probs_win: Option<f64>,
-    /// Mean probability that the rejected response beats one of the K.
-    pub chosen_probs_lose: Option<f64>,
+    /// What the SPPO losses aim at.
+    pub probabilities: PairProbabilities,
+}
+
+/// The three probabilities of a pair, in 0..1, from the judge to the loss; none where a row lacks it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PairProbabilities {
+    /// P(chosen beats rejected), `chosen_probs`.
+    pub chosen: Option<f64>,
+    /// Mean probability that the chosen response beats one of the K, `chosen_probs_win`.
+    pub win: Option<f64>,
+    /// Mean probability that the rejected response beats one of the K, `chosen_probs_lose`.
+    pub lose: Option<f64>,
+}
+
+impl PairProbabilities {
+    /// All three, in the order of the fields.
+    pub fn new(chosen: f64, win: f64, lose: f64) -> Self {
+        Self {
+            chosen: Some(chosen),
+            win: Some(win),
+            lose: Some(lose),
+        }
+    }
 }
 
 /// The three probabilities of a pair, for saying which ones a loss needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbabilityKey {
+    /// P(chosen beats rejected).
     Chosen,
+    /// Mean probability that the chosen response beats a candidate.
     Win,
+    /// Mean probability that the rejected response beats a candidate.
     Lose,
 }
 
@@ -61,12 +90,12 @@ impl ProbabilityKey {
 }
 
 impl PairRow {
-    /// One of the three probabilities.
+    /// One of the three probabilities, where the row has it.
     pub fn probability(&self, key: ProbabilityKey) -> Option<f64> {
         match key {
-            ProbabilityKey::Chosen => self.chosen_probs,
-            ProbabilityKey::Win => self.chosen_probs_win,
-            ProbabilityKey::Lose => self.chosen_probs_lose,
+            ProbabilityKey::Chosen => self.probabilities.chosen,
+            ProbabilityKey::Win => self.probabilities.win,
+            ProbabilityKey::Lose => self.probabilities.lose,
         }
     }
 }
@@ -127,9 +156,11 @@ impl Row for PairRow {
         Ok(PairRow {
             prompt_id,
             content,
-            chosen_probs: fields.probability("chosen_probs")?,
-            chosen_probs_win: fields.probability("chosen_probs_win")?,
-            chosen_probs_lose: fields.probability("chosen_probs_lose")?,
+            probabilities: PairProbabilities {
+                chosen: fields.probability("chosen_probs")?,
+                win: fields.probability("chosen_probs_win")?,
+                lose: fields.probability("chosen_probs_lose")?,
+            },
         })
     }
 }

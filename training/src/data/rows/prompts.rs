@@ -12,6 +12,7 @@ use super::{Fields, Row, RowProblem};
 pub struct PromptRow {
     /// Unique in its file; [`stable_hash`] of the prompt where the file names none.
     pub prompt_id: String,
+    /// What is to be answered.
     pub prompt: Prompt,
     /// A good answer, for judges that compare with one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,7 +68,9 @@ impl Row for PromptRow {
 /// `output` (with Alpaca's `input`), or from `messages` that end in an assistant turn.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SftRow {
+    /// Chat turns up to the answer.
     pub prompt: Vec<Message>,
+    /// The answer to learn.
     pub response: String,
 }
 

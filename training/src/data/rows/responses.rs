@@ -11,6 +11,7 @@ use super::{Fields, Row, RowProblem};
 /// K sampled responses to one prompt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ResponseRow {
+    /// That of the prompt's row; a hash of the prompt where the file names none.
     pub prompt_id: String,
     /// The sampler writes chat turns; text from elsewhere reaches a judge as it is.
     pub prompt: Prompt,
@@ -80,6 +81,7 @@ impl Row for ResponseRow {
 /// A response row with a judge's scores and win probabilities.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct JudgedRow {
+    /// What was judged; its keys stand beside the others in the file.
     #[serde(flatten)]
     pub responses: ResponseRow,
     /// `[K]` scores, higher is better.
@@ -142,7 +144,9 @@ impl Row for JudgedRow {
 /// Summed response log-probabilities of one pair, in nats; rows follow the order of the pairs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LogpRow {
+    /// Of the chosen response.
     pub chosen_logps: f64,
+    /// Of the rejected response.
     pub rejected_logps: f64,
 }
 

@@ -155,7 +155,7 @@ fn pyarrow_tables_are_read() {
         rejected: "".into(),
     };
     assert_eq!(rows[0].content, expected);
-    assert_eq!(rows[1].chosen_probs_lose, Some(0.0));
+    assert_eq!(rows[1].probabilities.lose, Some(0.0));
 
     let rows: Vec<JudgedRow> = read_rows(&fixture("judged.zstd.parquet")).unwrap();
     assert_eq!(rows.len(), 3);
@@ -356,9 +356,11 @@ fn pairs_round_trip_in_both_formats() {
             chosen: "D".into(),
             rejected: "".into(),
         },
-        chosen_probs: Some(0.75),
-        chosen_probs_win: Some(0.625),
-        chosen_probs_lose: None,
+        probabilities: PairProbabilities {
+            chosen: Some(0.75),
+            win: Some(0.625),
+            lose: None,
+        },
     };
     let ids = PairRow {
         content: PairContent::Ids {

@@ -81,8 +81,8 @@ fn pairs_in_all_layouts() {
         };
         assert_eq!(row.content, expected);
     }
-    assert_eq!(rows[0].chosen_probs, Some(1.0));
-    assert_eq!(rows[1].chosen_probs, None);
+    assert_eq!(rows[0].probabilities.chosen, Some(1.0));
+    assert_eq!(rows[1].probabilities.chosen, None);
     let ids: Vec<PairRow> =
         read(r#"{"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}"#).unwrap();
     let expected = PairContent::Ids {

@@ -39,6 +39,7 @@ pub struct HttpJudge {
 pub struct DryRun {
     /// Where the questions go.
     pub url: String,
+    /// Rows that would be judged.
     pub rows: usize,
     /// Comparisons of distinct responses, both orders.
     pub comparisons: usize,
