@@ -9,22 +9,40 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 /// Why text cannot become token ids or the other way round.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatTextError {
+    /// The chat template failed.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A file of the tokenizer that cannot be used.
     #[error(transparent)]
     Tokenizer(TokenizerError),
+    /// A folder that lacks what text needs.
     #[error(
         "{folder} has no {what}; text needs tokenizer.json and a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
         folder = folder.display()
     )]
-    Missing { folder: PathBuf, what: &'static str },
+    Missing {
+        /// The model's folder.
+        folder: PathBuf,
+        /// What it lacks: `tokenizer.json` or the chat template.
+        what: &'static str,
+    },
+    /// Text that cannot be encoded, or ids that cannot be decoded.
     #[error("{folder}: {problem}", folder = folder.display())]
-    Ids { folder: PathBuf, problem: String },
+    Ids {
+        /// The model's folder.
+        folder: PathBuf,
+        /// What the tokenizer said.
+        problem: String,
+    },
+    /// No token is known to end a turn.
     #[error(
         "{folder}: nothing ends a turn: the chat template writes no special token behind an answer, and tokenizer_config.json names no eos_token",
         folder = folder.display()
     )]
-    NoEndOfTurn { folder: PathBuf },
+    NoEndOfTurn {
+        /// The model's folder.
+        folder: PathBuf,
+    },
 }
 
 impl ChatTextError {
@@ -42,6 +60,7 @@ impl ChatTextError {
 /// A conversation as ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConversationIds {
+    /// The prompt's ids, then the answer's.
     pub ids: Vec<u32>,
     /// Where the answer lies in them, with the token that ends its turn.
     pub response: Range<usize>,
@@ -85,6 +104,7 @@ impl ChatText {
         &self.folder
     }
 
+    /// The folder's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }

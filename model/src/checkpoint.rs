@@ -18,42 +18,94 @@ pub const MAX_SHARD_BYTES: usize = 5_000_000_000;
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SafetensorsError {
+    /// A checkpoint's path that is no folder.
     #[error("{dir} is not a folder; expected a checkpoint with config.json and {SINGLE}")]
-    NoFolder { dir: PathBuf },
+    NoFolder {
+        /// The path.
+        dir: PathBuf,
+    },
+    /// A folder without weights.
     #[error("{dir} holds neither {SINGLE} nor {INDEX}")]
-    NoWeights { dir: PathBuf },
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A file that cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// The file.
         path: PathBuf,
+        /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file that cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
+        /// The file.
         path: PathBuf,
+        /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file that is no safetensors file, or only part of one.
     #[error("{path} is no whole safetensors file ({message}); it may be truncated, copy it again")]
-    Corrupt { path: PathBuf, message: String },
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// An index of shards that cannot be used.
     #[error("{path}: {message}")]
-    Index { path: PathBuf, message: String },
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// An index that names a file outside its folder.
     #[error("{path} names the shard {shard:?}, which lies outside its folder; refused")]
-    Outside { path: PathBuf, shard: String },
+    Outside {
+        /// The index.
+        path: PathBuf,
+        /// The shard's name in it.
+        shard: String,
+    },
+    /// An index that names a file that does not exist.
     #[error("{path} names the shard {shard:?}, which is not there")]
-    AbsentShard { path: PathBuf, shard: String },
+    AbsentShard {
+        /// The index.
+        path: PathBuf,
+        /// The shard's name in it.
+        shard: String,
+    },
+    /// An index that looks for a tensor in a shard without it.
     #[error("{path} says that {shard:?} holds {tensor}, but it does not")]
     AbsentTensor {
+        /// The index.
         path: PathBuf,
+        /// The shard's name in it.
         shard: String,
+        /// The tensor's name.
         tensor: String,
     },
+    /// A tensor of a dtype that is not read.
     #[error("{path}: tensor {tensor} has dtype {dtype}; known are F32, F16 and BF16")]
     Dtype {
+        /// The file.
         path: PathBuf,
+        /// The tensor's name.
         tensor: String,
+        /// Its dtype as safetensors names it.
         dtype: String,
     },
+    /// A tensor with values that are not finite.
     #[error("{path}: tensor {tensor} holds NaN or infinity")]
-    NonFinite { path: PathBuf, tensor: String },
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+    },
 }
 
 /// An opened checkpoint: every tensor's place in a memory-mapped file.
@@ -263,9 +315,13 @@ fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
 
 /// A tensor to be written: its values are fetched from the device only when its turn comes.
 pub struct LazyTensor<'a> {
+    /// Its name in the file.
     pub name: String,
+    /// Its size along each dimension.
     pub shape: Vec<usize>,
+    /// What its values are written as; all but BF16 and F16 becomes F32.
     pub dtype: DType,
+    /// Gives its values, in any float dtype.
     pub fetch: Box<dyn Fn() -> TensorData + 'a>,
 }
 

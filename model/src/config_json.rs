@@ -10,33 +10,59 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelConfigError {
+    /// The folder of an adapter, where a whole model is needed.
     #[error(
         "this is a LoRA adapter, not a whole model; merge it into its base and use the result: sppo merge --model {base} --adapter {dir} --out MERGED",
         dir = dir.display()
     )]
-    Adapter { base: String, dir: PathBuf },
+    Adapter {
+        /// The base model that the adapter names.
+        base: String,
+        /// The adapter's folder.
+        dir: PathBuf,
+    },
+    /// A file that cannot be read.
     #[error("cannot read {path}: {source}; a model folder needs a config.json")]
     Read {
+        /// The file.
         path: PathBuf,
+        /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file that is not valid JSON.
     #[error("{path} is not valid JSON: {source}")]
     Json {
+        /// The file.
         path: PathBuf,
+        /// What the parser said.
         source: serde_json::Error,
     },
+    /// A key whose value makes no sense.
     #[error("config.json: {key} is {found}; {wanted}")]
     Value {
+        /// The key.
         key: String,
+        /// Its value as JSON.
         found: String,
+        /// What is expected instead.
         wanted: String,
     },
+    /// A key that is needed and absent.
     #[error("config.json: {key} is missing; {wanted}")]
-    Missing { key: String, wanted: String },
+    Missing {
+        /// The key.
+        key: String,
+        /// What is expected there.
+        wanted: String,
+    },
+    /// A value that transformers knows and this crate does not compute.
     #[error("config.json: {key} = {found} is not supported; {hint}")]
     Unsupported {
+        /// The key.
         key: String,
+        /// Its value.
         found: String,
+        /// What is supported, or what to do.
         hint: String,
     },
 }

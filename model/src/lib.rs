@@ -1,6 +1,8 @@
 //! Llama and PairRM on Burn, generic over the backend: the models, Hugging Face checkpoints in and out,
 //! tokenizer and chat template, and generation.
 
+#![warn(missing_docs)]
+
 pub mod chat_template;
 pub mod chat_text;
 pub mod checkpoint;

@@ -12,19 +12,26 @@ use crate::llama::{CheckpointError, Llama, LlamaConfig, hf};
 /// Why a model's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFolderError {
+    /// A config or weights that cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A tokenizer or chat template that cannot be used.
     #[error(transparent)]
     Text(#[from] ChatTextError),
+    /// A `generation_config.json` that cannot be used.
     #[error(transparent)]
     GenerationDefaults(#[from] GenerationDefaultsError),
+    /// A tokenizer with ids that the model does not have.
     #[error(
         "{folder}: the tokenizer knows {tokens} tokens, but the model's vocab_size is {vocab_size}; they do not belong together",
         folder = folder.display()
     )]
     Vocabulary {
+        /// The model's folder.
         folder: PathBuf,
+        /// The tokenizer's highest id + 1.
         tokens: usize,
+        /// The model's, from its config.
         vocab_size: usize,
     },
 }

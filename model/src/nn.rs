@@ -8,7 +8,9 @@ use crate::ops::{ModelOps, cast, to_f32};
 /// `y = x · weightᵀ + bias`, weight in the file's layout `[out, in]`.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
+    /// `[out, in]`.
     pub weight: Param<Tensor<B, 2>>,
+    /// `[out]`; `None` where the layer has none.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// A change of the weight that is trained in its place.
     pub adapter: Option<Adapter<B>>,
@@ -63,6 +65,7 @@ pub struct Adapter<B: Backend> {
     pub lora_a: Param<Tensor<B, 2>>,
     /// B, `[out, rank]`.
     pub lora_b: Param<Tensor<B, 2>>,
+    /// What the product B · A is multiplied with.
     pub scale: f64,
 }
 
@@ -84,7 +87,9 @@ impl<B: Backend> Adapter<B> {
 /// Root-mean-square normalisation: in f32, cast back, then scaled (the order of transformers).
 #[derive(Module, Debug)]
 pub struct RmsNorm<B: Backend> {
+    /// `[hidden]`.
     pub weight: Param<Tensor<B, 1>>,
+    /// Added to the mean square.
     pub eps: f64,
 }
 
@@ -98,8 +103,11 @@ impl<B: ModelOps> RmsNorm<B> {
 /// Layer normalisation, in f32.
 #[derive(Module, Debug)]
 pub struct LayerNorm<B: Backend> {
+    /// `[hidden]`.
     pub weight: Param<Tensor<B, 1>>,
+    /// `[hidden]`.
     pub bias: Param<Tensor<B, 1>>,
+    /// Added to the variance.
     pub eps: f64,
 }
 

@@ -8,39 +8,66 @@ use serde_json::Value;
 /// What can go wrong with the tokenizer files of a model folder.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
+    /// A folder without `tokenizer.json`.
     #[error(
         "{path}: no tokenizer here; copy the model's tokenizer.json (the fast tokenizer, not tokenizer.model) into the folder"
     )]
-    Missing { path: PathBuf },
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A file that cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// The file.
         path: PathBuf,
+        /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file that is no tokenizer.
     #[error("{path} is not a tokenizer: {detail}; download the file again")]
-    Corrupt { path: PathBuf, detail: String },
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the tokenizers library said.
+        detail: String,
+    },
+    /// A file that is not valid JSON.
     #[error("{path} is not valid JSON: {source}; download the file again")]
     Json {
+        /// The file.
         path: PathBuf,
+        /// What the parser said.
         source: serde_json::Error,
     },
+    /// A key whose value has the wrong type.
     #[error("{path}: `{key}` is {found}; expected {expected}")]
     Field {
+        /// The file.
         path: PathBuf,
+        /// The key.
         key: String,
+        /// What stands there.
         found: String,
+        /// What may stand there.
         expected: &'static str,
     },
+    /// A special token that the tokenizer does not have.
     #[error(
         "{path}: {key} is `{token}`, which the folder's tokenizer.json does not have; correct one of the two files"
     )]
     UnknownSpecial {
+        /// The `tokenizer_config.json` that names it.
         path: PathBuf,
+        /// The key that holds it.
         key: &'static str,
+        /// Its text.
         token: String,
     },
+    /// Text that cannot be encoded; with the library's message.
     #[error("cannot encode the text: {0}")]
     Encode(String),
+    /// Ids that cannot be decoded; with the library's message.
     #[error("cannot decode the token ids: {0}")]
     Decode(String),
 }

@@ -39,31 +39,71 @@ impl Message {
 /// What can go wrong with a chat template.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
+    /// A file of the tokenizer that cannot be used.
     #[error(transparent)]
     Config(#[from] TokenizerError),
+    /// A file that cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// The file.
         path: PathBuf,
+        /// What the operating system said.
         source: std::io::Error,
     },
+    /// A list of templates without the one named `default`.
     #[error("{path}: the list in `chat_template` has no entry named `default`; found {found}")]
-    NoDefault { path: PathBuf, found: String },
+    NoDefault {
+        /// The `tokenizer_config.json`.
+        path: PathBuf,
+        /// Names that the list has, joined by commas.
+        found: String,
+    },
+    /// A template longer than is accepted.
     #[error("{path}: the chat template is {size} bytes long; the most accepted is {most}")]
     TooLarge {
+        /// The template's file.
         path: PathBuf,
+        /// Its length in bytes.
         size: usize,
+        /// The most accepted, in bytes.
         most: usize,
     },
+    /// A template that does not parse.
     #[error("{path}: the chat template is not valid Jinja: {detail}")]
-    Syntax { path: PathBuf, detail: String },
+    Syntax {
+        /// The template's file.
+        path: PathBuf,
+        /// The engine's message with the line.
+        detail: String,
+    },
+    /// The template itself called `raise_exception`.
     #[error("the chat template of {path} refuses these messages: {message}")]
-    Raised { path: PathBuf, message: String },
+    Raised {
+        /// The template's file.
+        path: PathBuf,
+        /// The template's own words.
+        message: String,
+    },
+    /// A rendering that failed.
     #[error("{path}: the chat template failed: {detail}")]
-    Render { path: PathBuf, detail: String },
+    Render {
+        /// The template's file.
+        path: PathBuf,
+        /// The engine's message with the line.
+        detail: String,
+    },
+    /// A rendering that was stopped because it took too many steps.
     #[error("{path}: the chat template did not end after {FUEL} steps; it loops too long")]
-    TooMuchWork { path: PathBuf },
+    TooMuchWork {
+        /// The template's file.
+        path: PathBuf,
+    },
+    /// A rendering that was stopped because it wrote too much.
     #[error("{path}: the chat template wrote more than {MAX_OUTPUT} bytes for one conversation")]
-    TooLong { path: PathBuf },
+    TooLong {
+        /// The template's file.
+        path: PathBuf,
+    },
 }
 
 /// Work that one rendering may take: an instruction of the template engine costs 1, each 64 bytes

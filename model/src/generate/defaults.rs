@@ -10,13 +10,22 @@ use crate::llama::LlamaConfig;
 /// Why a `generation_config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationDefaultsError {
+    /// A file that cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
+        /// The file.
         path: PathBuf,
+        /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file without an object of usable settings.
     #[error("{path} is no JSON object of settings: {message}")]
-    Malformed { path: PathBuf, message: String },
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
 }
 
 /// What `generation_config.json` says; the model's own config where it is silent.

@@ -10,7 +10,9 @@ pub struct Request {
     pub id: String,
     /// Prompt tokens, through the assistant header.
     pub prompt: Vec<u32>,
+    /// Number of responses.
     pub samples: usize,
+    /// How each response is drawn.
     pub params: SamplingParams,
     /// Texts that end a response; they are not part of it.
     pub stop: Vec<String>,
@@ -71,6 +73,7 @@ impl FinishReason {
 pub struct Sample {
     /// Drawn tokens, the stop token included.
     pub tokens: Vec<u32>,
+    /// Why it ended.
     pub finish: FinishReason,
     /// Whether the last token is a stop token, which makes no text.
     pub stop_token: bool,
@@ -96,6 +99,7 @@ pub struct RequestId(pub(super) u64);
 /// One sample of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SampleId {
+    /// The request it answers.
     pub request: RequestId,
     /// From 0.
     pub sample: usize,
@@ -106,15 +110,20 @@ pub struct SampleId {
 pub enum Event {
     /// A token was drawn.
     Token {
+        /// The sample it belongs to.
         of: SampleId,
+        /// Its id.
         token: u32,
         /// Text that is final now, for requests that stream; often empty.
         text: String,
     },
     /// A response is complete. `text` is the rest of a stream that was held back.
     Finished {
+        /// The sample that is complete.
         of: SampleId,
+        /// Empty where nothing was held back.
         text: String,
+        /// The whole response.
         sample: Sample,
     },
 }
@@ -122,46 +131,85 @@ pub enum Event {
 /// Why prompts cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
+    /// A prompt without tokens.
     #[error("prompt {id} is empty")]
-    EmptyPrompt { id: String },
+    EmptyPrompt {
+        /// The prompt's name.
+        id: String,
+    },
+    /// A prompt that fills the model's context or more.
     #[error(
         "prompt {id} has {tokens} tokens, which leaves no room in the model's context of {context}"
     )]
     PromptTooLong {
+        /// The prompt's name.
         id: String,
+        /// Its length in tokens.
         tokens: usize,
+        /// The model's context in tokens.
         context: usize,
     },
+    /// A prompt with an id outside the model's vocabulary.
     #[error("prompt {id} holds token {token}, but the model knows only {vocab}")]
     UnknownToken {
+        /// The prompt's name.
         id: String,
+        /// The first such id.
         token: u32,
+        /// Size of the vocabulary; ids are below it.
         vocab: usize,
     },
+    /// A request that may grow longer than a slot of the cache.
     #[error(
         "prompt {id} needs {needed} tokens of cache with its response, but a slot holds {slot}; lower max_new_tokens"
     )]
     SlotTooSmall {
+        /// The prompt's name.
         id: String,
+        /// Most tokens of prompt and response.
         needed: usize,
+        /// Tokens that a slot holds.
         slot: usize,
     },
+    /// A budget that is too small for the cache of one sequence.
     #[error(
         "one sequence of {tokens} tokens needs {needed} MiB of cache, but the budget is {budget} MiB; raise generate.cache_memory_mib (--cache-memory-mib) or lower max_new_tokens"
     )]
     NoRoom {
+        /// Length of the sequence.
         tokens: usize,
+        /// What its cache takes, in MiB.
         needed: u64,
+        /// What it may take, in MiB.
         budget: u64,
     },
+    /// A request for text from an engine that has no tokenizer.
     #[error("prompt {id}: stop strings and streamed text need the model's tokenizer")]
-    NoTokenizer { id: String },
+    NoTokenizer {
+        /// The prompt's name.
+        id: String,
+    },
+    /// A stop string without characters.
     #[error("prompt {id}: an empty stop string would end every response at once")]
-    EmptyStop { id: String },
+    EmptyStop {
+        /// The prompt's name.
+        id: String,
+    },
+    /// A response that cannot be turned into text.
     #[error("prompt {id}: {source}")]
-    Text { id: String, source: TokenizerError },
+    Text {
+        /// The prompt's name.
+        id: String,
+        /// What the tokenizer said.
+        source: TokenizerError,
+    },
+    /// Logits with NaN or infinity.
     #[error("prompt {id}: the model's logits are not finite (NaN or infinite weights?)")]
-    NonFinite { id: String },
+    NonFinite {
+        /// The prompt's name.
+        id: String,
+    },
+    /// Logits that cannot be read from the device; with its message.
     #[error("reading the logits failed: {0}")]
     Device(String),
 }

@@ -18,6 +18,7 @@ pub struct SamplingParams {
     pub max_new_tokens: usize,
     /// Ids that end a response.
     pub stop_ids: Vec<u32>,
+    /// Seed of the random numbers; the same one gives the same responses.
     pub seed: u64,
 }
 

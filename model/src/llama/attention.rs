@@ -10,12 +10,19 @@ use crate::ops::{Heads, ModelOps, PackedAttention};
 /// Grouped-query attention: `heads` queries share `kv_heads` keys and values.
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
+    /// Queries, `[heads · head_dim, hidden]`.
     pub q_proj: Linear<B>,
+    /// Keys, `[kv_heads · head_dim, hidden]`.
     pub k_proj: Linear<B>,
+    /// Values, `[kv_heads · head_dim, hidden]`.
     pub v_proj: Linear<B>,
+    /// From the heads back to the hidden state, `[hidden, heads · head_dim]`.
     pub o_proj: Linear<B>,
+    /// Number of query heads; a multiple of `kv_heads`.
     pub heads: usize,
+    /// Number of key and value heads.
     pub kv_heads: usize,
+    /// Width of one head.
     pub head_dim: usize,
 }
 

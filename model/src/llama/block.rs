@@ -11,17 +11,24 @@ use crate::ops::ModelOps;
 /// Attention and feed-forward, each behind a norm and added to its input.
 #[derive(Module, Debug)]
 pub struct Block<B: Backend> {
+    /// Before the attention.
     pub input_layernorm: RmsNorm<B>,
+    /// Attention to the tokens up to one's own.
     pub self_attn: Attention<B>,
+    /// Before the feed-forward, behind the attention.
     pub post_attention_layernorm: RmsNorm<B>,
+    /// The feed-forward.
     pub mlp: Mlp<B>,
 }
 
 /// SwiGLU feed-forward.
 #[derive(Module, Debug)]
 pub struct Mlp<B: Backend> {
+    /// Goes through SiLU, `[intermediate, hidden]`.
     pub gate_proj: Linear<B>,
+    /// Multiplied with the gate, `[intermediate, hidden]`.
     pub up_proj: Linear<B>,
+    /// From their product back, `[hidden, intermediate]`.
     pub down_proj: Linear<B>,
 }
 

@@ -10,8 +10,11 @@ use crate::config_json::{flag, is_absent, number, read_config, refuse_absurd, si
 /// Frequency scaling of Llama 3.1 and later (`rope_type: "llama3"`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeScaling {
+    /// What the lowest frequencies are divided by.
     pub factor: f64,
+    /// Wavelengths above the original context divided by this are scaled in full.
     pub low_freq_factor: f64,
+    /// Wavelengths below the original context divided by this stay as they are.
     pub high_freq_factor: f64,
     /// Context length in tokens that the base model was trained with.
     pub original_max_position_embeddings: usize,
@@ -20,26 +23,41 @@ pub struct RopeScaling {
 /// Shape and constants of a Llama, named as in transformers' `LlamaConfig`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlamaConfig {
+    /// Width of the hidden state.
     pub hidden_size: usize,
+    /// Width of the feed-forward's inner layer.
     pub intermediate_size: usize,
+    /// Number of blocks.
     pub num_hidden_layers: usize,
+    /// Query heads of a block.
     pub num_attention_heads: usize,
+    /// Key and value heads of a block; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
     /// Width of one head; independent of `hidden_size / num_attention_heads`.
     pub head_dim: usize,
+    /// Number of token ids, rows of the embeddings.
     pub vocab_size: usize,
     /// Longest sequence in tokens.
     pub max_position_embeddings: usize,
+    /// Added to the mean square in the norms.
     pub rms_norm_eps: f64,
+    /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
+    /// `None` leaves the frequencies as they are.
     pub rope_scaling: Option<RopeScaling>,
+    /// Whether the attention's four projections have biases.
     pub attention_bias: bool,
+    /// Whether the feed-forward's three projections have biases.
     pub mlp_bias: bool,
+    /// Whether the vocabulary projection is the embeddings.
     pub tie_word_embeddings: bool,
+    /// Standard deviation of random initial weights.
     pub initializer_range: f64,
+    /// Id that begins a sequence; `None` where the file names none.
     pub bos_token_id: Option<u32>,
     /// One or more ids that end a sequence.
     pub eos_token_id: Vec<u32>,
+    /// Id that fills sequences up; `None` where the file names none.
     pub pad_token_id: Option<u32>,
     /// The file as it was read, so that saving keeps what this crate does not use.
     pub raw: Map<String, Value>,

@@ -15,6 +15,7 @@ use crate::ops::{Heads, ModelOps, Rotation, TokenIds, Visible};
 #[derive(Debug)]
 pub struct Decoder<B: Backend> {
     model: Llama<B>,
+    /// The config of the model taken over.
     pub config: LlamaConfig,
 }
 

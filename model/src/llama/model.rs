@@ -18,7 +18,9 @@ use crate::packed_batch::PackedBatch;
 pub struct Llama<B: Backend> {
     /// Token embeddings `[vocab, hidden]`.
     pub embed_tokens: Param<Tensor<B, 2>>,
+    /// The blocks, first to last.
     pub layers: Vec<Block<B>>,
+    /// The norm behind the last block.
     pub norm: RmsNorm<B>,
     /// `None` where the projection is tied to the embeddings.
     pub lm_head: Option<Linear<B>>,

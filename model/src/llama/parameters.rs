@@ -55,13 +55,17 @@ pub enum Kind {
 pub struct Parameter {
     /// Hugging Face's name; PEFT's where it belongs to an adapter.
     pub name: String,
+    /// Its size along each dimension, as checkpoints store it.
     pub shape: Vec<usize>,
     /// Where it lies in a flat whole of all parameters.
     pub range: Range<usize>,
+    /// Where it stands in the order of the backward pass.
     pub group: Group,
+    /// Its part in its layer.
     pub kind: Kind,
     /// The path of its linear layer in its block, where it belongs to one ([`LINEAR_LAYERS`]).
     pub layer: Option<&'static str>,
+    /// Whether training changes it; with adapters only theirs are trained.
     pub trained: bool,
 }
 

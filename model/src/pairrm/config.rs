@@ -11,11 +11,17 @@ use crate::tokenizer::Tokenizer;
 /// Shape and constants of a PairRM, named as in transformers' `DebertaV2Config`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairRmConfig {
+    /// Number of token ids, rows of the embeddings.
     pub vocab_size: usize,
+    /// Width of the hidden state.
     pub hidden_size: usize,
+    /// Number of blocks.
     pub num_hidden_layers: usize,
+    /// Heads of a block; divides `hidden_size`.
     pub num_attention_heads: usize,
+    /// Width of the feed-forward's inner layer.
     pub intermediate_size: usize,
+    /// Added to the variance in the norms.
     pub layer_norm_eps: f64,
     /// Buckets of relative positions on each side of 0.
     pub position_buckets: usize,
@@ -32,6 +38,7 @@ pub struct PairRmConfig {
 /// Ids of the tokens that stand before source and candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefixes {
+    /// Of the source, which is the prompt.
     pub source: u32,
     /// Of either candidate, as it is tokenised.
     pub candidate: u32,

@@ -17,8 +17,10 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 /// Why a PairRM folder cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum PairRmError {
+    /// A config or weights that cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A tokenizer that cannot be used.
     #[error("the folder of a judge: {0}")]
     Tokenizer(#[from] TokenizerError),
 }

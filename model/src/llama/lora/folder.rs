@@ -47,6 +47,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
 
 /// An adapter folder whose settings and tensors fit a base model.
 pub struct AdapterFolder {
+    /// Shape and place of its adapters; a pattern of targets is resolved to names.
     pub lora: Lora,
     /// The base's parameters and its own.
     pub(super) parameters: ParameterTable,

@@ -7,6 +7,7 @@ use crate::llama::parameters::ParameterTable;
 /// Shape and place of the adapters, named as in PEFT's `LoraConfig`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
+    /// Inner size of the two factors (`r`).
     pub rank: usize,
     /// Divided by the rank it is the adapters' scale.
     pub alpha: f64,
