@@ -189,6 +189,25 @@ mod tests {
         }
     }
 
+    /// It counted as 0 once, which is a probability like others.
+    #[test]
+    fn an_absent_probability_gives_no_loss() {
+        for (kind, needs_one) in [
+            (Loss::Sppo, true),
+            (Loss::SppoSingle, true),
+            (Loss::Dpo, false),
+        ] {
+            let mut logps = logps();
+            logps.probabilities[1] = PairProbabilities::default();
+            let losses = logps.loss(kind, 0.1).losses;
+            assert_eq!(
+                [0, 1, 2].map(|i| losses[i].is_nan()),
+                [false, needs_one, false],
+                "{kind:?}"
+            );
+        }
+    }
+
     /// The gradients of every loss against central differences.
     #[test]
     fn gradients_are_derivatives() {

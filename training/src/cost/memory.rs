@@ -89,7 +89,10 @@ impl Training {
 
     /// Number of parameters that are trained.
     pub fn trained(&self) -> u64 {
-        let sizes = Sizes::of(&self.config, self.lora.as_ref());
+        self.trained_of(&Sizes::of(&self.config, self.lora.as_ref()))
+    }
+
+    fn trained_of(&self, sizes: &Sizes) -> u64 {
         match self.lora {
             Some(_) => sizes.adapters(),
             None => sizes.weights(),
@@ -100,7 +103,7 @@ impl Training {
     pub fn memory(&self, batch: &Batch) -> TrainingMemory {
         let config = &self.config;
         let sizes = Sizes::of(config, self.lora.as_ref());
-        let trained = self.trained();
+        let trained = self.trained_of(&sizes);
         let layers = config.num_hidden_layers as u64;
         let size = self.dtype.size() as u64;
         let adapters = if self.lora.is_some() { 4 * trained } else { 0 };
@@ -111,7 +114,7 @@ impl Training {
         let optimizer = 4 * trained * self.optimizer_slots as u64 / self.shards;
         let gradients = 4 * trained / self.shards;
 
-        let parts = self.activations(batch);
+        let parts = self.activations(batch, &sizes);
         let input = bytes((size as usize * config.hidden_size) as f64 * batch.packed.tokens as f64);
         let (activations, last) = match self.recompute {
             Recompute::None => (layers * parts.kept, 0),
@@ -165,7 +168,7 @@ impl Training {
     }
 
     /// What a batch's activations come to.
-    fn activations(&self, batch: &Batch) -> Activations {
+    fn activations(&self, batch: &Batch, sizes: &Sizes) -> Activations {
         let config = &self.config;
         let size = self.dtype.size() as f64;
         let queries = (config.num_attention_heads * config.head_dim) as f64;
@@ -179,8 +182,7 @@ impl Training {
         let rows = chunk_rows(config.vocab_size).min(batch.response_tokens);
         let logits = 4.0 * (rows * config.vocab_size) as f64;
         // Inputs of adapters, in f32 whatever the dtype of the activations.
-        let inputs = Sizes::of(config, self.lora.as_ref()).adapter_inputs;
-        let adapters = 4.0 * tokens * inputs as f64;
+        let adapters = 4.0 * tokens * sizes.adapter_inputs as f64;
         // Inputs of both norms and of the layers behind them, gate, up and their product, and what
         // attention keeps; its weights are in the activations' dtype.
         let kept = 4.0 * of_hidden + of_mixed + 3.0 * of_ffn + of_heads + scores * size / 4.0;

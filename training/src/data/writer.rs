@@ -14,6 +14,7 @@ use super::parquet_writer::{self, Table};
 use super::reader::Collector;
 use super::rows::Row;
 use super::{jsonl, parquet};
+use crate::files::put_in_place;
 
 /// Appends whole rows to a `.jsonl` or `.parquet` file, each flushed as it is written.
 ///
@@ -249,9 +250,7 @@ fn append_line(path: &Path, file: &mut File, object: &Object) -> Result<(), Data
 
 /// Puts a file that is written under its final name.
 fn replace(file: File, new: &Path, path: &Path) -> Result<(), DataError> {
-    file.sync_all()
-        .and_then(|()| fs::rename(new, path))
-        .map_err(|source| DataError::io(path, "write it", source))
+    put_in_place(&file, new, path).map_err(|source| DataError::io(path, "write it", source))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -280,5 +279,7 @@ pub fn write_rows<T: Row>(path: &Path, rows: &[T]) -> Result<(), DataError> {
         writer.append(row)?;
     }
     writer.finish()?;
-    std::fs::rename(&aside, path).map_err(|source| DataError::io(path, "replace it", source))
+    File::open(&aside)
+        .and_then(|file| put_in_place(&file, &aside, path))
+        .map_err(|source| DataError::io(path, "replace it", source))
 }

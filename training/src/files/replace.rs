@@ -1,7 +1,7 @@
 //! A file or a folder put in another's place in one step.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::FileError;
@@ -14,14 +14,20 @@ pub fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let aside = aside(target, PARTIAL);
     let written = File::create(&aside).and_then(|mut file| {
         file.write_all(bytes)?;
-        file.sync_all()
+        put_in_place(&file, &aside, target)
     });
-    if let Err(error) = written.and_then(|()| fs::rename(&aside, target)) {
+    if written.is_err() {
         // Half a file is of no use and may be what filled the disk.
         let _ = fs::remove_file(&aside);
-        return Err(FileError::new("write", target)(error));
     }
-    sync(parent)
+    written.map_err(FileError::new("write", target))
+}
+
+/// Flushes a file that was written as `aside`, renames it and flushes the folder.
+pub(crate) fn put_in_place(file: &File, aside: &Path, target: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    fs::rename(aside, target)?;
+    File::open(parent_of(target))?.sync_all()
 }
 
 fn parent_of(target: &Path) -> &Path {
