@@ -221,7 +221,9 @@ impl Buckets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::RngExt;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     fn params(temperature: f64, top_p: f64, top_k: usize) -> SamplingParams {
         SamplingParams {
@@ -274,23 +276,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_distribution_is_the_defined_one() {
-        let mut generator = ChaCha12Rng::seed_from_u64(7);
-        for spread in [0.0, 0.1, 1.0, 5.0, 30.0] {
-            for vocab in [1, 2, 50, 3000] {
-                let logits: Vec<f32> = (0..vocab)
-                    .map(|_| (generator.random::<f32>() - 0.5) * spread)
-                    .collect();
-                for temperature in [0.3, 1.0, 2.0] {
-                    for (top_p, top_k) in [(1.0, 0), (0.9, 0), (0.5, 10), (1.0, 3), (0.01, 0)] {
-                        // A flat nucleus ends where rounding says.
-                        if spread > 0.0 || top_p == 1.0 {
-                            assert_exact(&logits, &params(temperature, top_p, top_k));
-                        }
-                    }
-                }
-            }
+    proptest! {
+        #[test]
+        fn the_distribution_is_the_defined_one(
+            values in prop_oneof![Just(1), Just(2), Just(50), Just(3000)]
+                .prop_flat_map(|vocab| vec(-0.5f32..0.5, vocab)),
+            spread in select(vec![0.0, 0.1, 1.0, 5.0, 30.0]),
+            temperature in 0.3..2.0f64,
+            (top_p, top_k) in select(vec![(1.0, 0), (0.9, 0), (0.5, 10), (1.0, 3), (0.01, 0)]),
+        ) {
+            // A flat nucleus ends where rounding says.
+            prop_assume!(spread > 0.0 || top_p == 1.0);
+            let logits: Vec<f32> = values.iter().map(|x| x * spread).collect();
+            assert_exact(&logits, &params(temperature, top_p, top_k));
         }
     }
 

@@ -5,8 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::DType;
-use rand::rngs::ChaCha12Rng;
-use rand::{RngExt, SeedableRng};
+use proptest::bool::weighted;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::llama::slot_cache::Writes;
@@ -48,34 +52,34 @@ fn params(max_new_tokens: usize, seed: u64) -> SamplingParams {
     }
 }
 
-/// Requests of many lengths and kinds; some use `a` or `e` as stop strings.
-fn requests(generator: &mut ChaCha12Rng, count: usize) -> Vec<Request> {
-    let one = |number: usize| {
-        let length = match generator.random_range(0..8) {
-            0 => generator.random_range(60..70),
-            1 => generator.random_range(1..3),
-            _ => generator.random_range(3..30),
-        };
-        let prompt = (0..length)
-            .map(|_| generator.random_range(0..400))
-            .collect();
-        let mut params = params(generator.random_range(1..40), generator.random_range(0..3));
-        if generator.random_bool(0.2) {
+prop_compose! {
+    /// Of many lengths and kinds; some use `a` or `the` as stop strings.
+    fn request()(
+        prompt in prop_oneof![
+            1 => vec(0..400u32, 60..70),
+            1 => vec(0..400u32, 1..3),
+            6 => vec(0..400u32, 3..30),
+        ],
+        max_new_tokens in 1..40usize,
+        seed in 0..3u64,
+        greedy in weighted(0.2),
+        top_k in select(vec![0, 0, 5]),
+        samples in 1..5usize,
+        stops in weighted(0.3),
+        stream in weighted(0.3),
+    ) -> Request {
+        let mut params = params(max_new_tokens, seed);
+        params.top_k = top_k;
+        if greedy {
             params.temperature = 0.0;
         }
-        params.top_k = [0, 0, 5][generator.random_range(0..3)];
-        let samples = generator.random_range(1..5);
         Request {
-            stop: match generator.random_bool(0.3) {
-                true => vec!["a".into(), "the".into()],
-                false => vec![],
-            },
+            stop: if stops { vec!["a".into(), "the".into()] } else { vec![] },
             logprobs: true,
-            stream: generator.random_bool(0.3),
-            ..Request::new(format!("p{number}"), prompt, samples, params)
+            stream,
+            ..Request::new("p".into(), prompt, samples, params)
         }
-    };
-    (0..count).map(one).collect()
+    }
 }
 
 /// Each request alone in an engine of its own.
@@ -102,36 +106,60 @@ fn assert_same(found: &Sample, expected: &Sample, writes: Writes) {
     assert_eq!(&found, expected);
 }
 
-/// Requests arrive and are cancelled at random moments; what is finished must be `expected`.
+#[derive(Debug, Clone)]
+enum Action {
+    Submit,
+    Cancel(Index),
+    Step,
+}
+
+/// What happens to an engine, until all requests are submitted and answered.
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = prop_oneof![
+        8 => Just(Action::Submit),
+        1 => any::<Index>().prop_map(Action::Cancel),
+        12 => Just(Action::Step),
+    ];
+    vec(action, 0..60)
+}
+
+/// What is finished must be `expected`, whenever requests arrive and are cancelled.
 fn any_interleaving<B: ModelOps>(
-    decoder: &Arc<Decoder<B>>,
+    engine: &mut Engine<B>,
     requests: &[Request],
     expected: &[Vec<Sample>],
-    seed: u64,
+    actions: Vec<Action>,
     writes: Writes,
 ) {
-    let mut random = ChaCha12Rng::seed_from_u64(seed);
-    let (slots, workers) = (random.random_range(1..9), random.random_range(1..4));
-    let plan = plan(&decoder.config, slots, workers);
-    let mut engine = Engine::with_writes(decoder.clone(), plan, Some(tokenizer()), writes);
-    let mut order: Vec<usize> = (0..requests.len()).collect();
-    for i in (1..order.len()).rev() {
-        order.swap(i, random.random_range(0..=i));
-    }
+    let mut waiting: Vec<usize> = (0..requests.len()).rev().collect();
     let mut open = BTreeMap::new();
     let mut streamed: BTreeMap<SampleId, String> = BTreeMap::new();
     let mut finished = 0;
     let mut cancelled = 0;
-    while !(order.is_empty() && engine.is_idle()) {
-        while !order.is_empty() && random.random_bool(0.4) {
-            let number = order.pop().unwrap();
-            open.insert(engine.submit(requests[number].clone()).unwrap(), number);
-        }
-        if random.random_bool(0.05)
-            && let Some(&id) = open.keys().nth(random.random_range(0..open.len().max(1)))
-        {
-            engine.cancel(id);
-            cancelled += open.remove(&id).map_or(0, |n| requests[n].samples);
+    let mut actions = actions.into_iter();
+    while !(waiting.is_empty() && engine.is_idle()) {
+        // Behind the last action the rest is submitted and run to its end.
+        let next = match actions.next() {
+            Some(action) => action,
+            None if waiting.is_empty() => Action::Step,
+            None => Action::Submit,
+        };
+        match next {
+            Action::Submit => {
+                if let Some(number) = waiting.pop() {
+                    open.insert(engine.submit(requests[number].clone()).unwrap(), number);
+                }
+                continue;
+            }
+            Action::Cancel(index) => {
+                if !open.is_empty() {
+                    let id = *index.get(&open.keys().copied().collect::<Vec<_>>());
+                    engine.cancel(id);
+                    cancelled += open.remove(&id).map_or(0, |n| requests[n].samples);
+                }
+                continue;
+            }
+            Action::Step => {}
         }
         for event in engine.step().unwrap() {
             match event {
@@ -161,33 +189,40 @@ fn any_interleaving<B: ModelOps>(
     );
 }
 
-fn interleavings<B: ModelOps>(writes: Writes, rounds: u64) {
+fn interleavings<B: ModelOps>(writes: Writes, cases: u32) {
     let decoder = decoder::<B>();
-    let requests = requests(&mut ChaCha12Rng::seed_from_u64(3), 14);
-    let expected = one_by_one(&decoder, &requests);
-    let ends = expected.iter().flatten().map(|s| s.finish);
-    assert!(
-        ends.clone().any(|f| f == FinishReason::Stop)
-            && ends.clone().any(|f| f == FinishReason::Length)
-    );
-    for seed in 0..rounds {
-        any_interleaving(&decoder, &requests, &expected, seed, writes);
+    let strategy = (vec(request(), 1..10), actions(), 1..9usize, 1..4usize);
+    let config = ProptestConfig::with_cases(cases);
+    let found =
+        TestRunner::new(config).run(&strategy, |(mut requests, actions, slots, workers)| {
+            // Seeds are per prompt id.
+            for (number, request) in requests.iter_mut().enumerate() {
+                request.id = format!("p{number}");
+            }
+            let expected = one_by_one(&decoder, &requests);
+            let plan = plan(&decoder.config, slots, workers);
+            let mut engine = Engine::with_writes(decoder.clone(), plan, Some(tokenizer()), writes);
+            any_interleaving(&mut engine, &requests, &expected, actions, writes);
+            Ok(())
+        });
+    if let Err(error) = found {
+        panic!("{error}");
     }
 }
 
 #[test]
 fn any_interleaving_equals_one_by_one_on_flex() {
-    interleavings::<Flex>(Writes::Copies, 8);
+    interleavings::<Flex>(Writes::Copies, 24);
 }
 
 #[test]
 fn any_interleaving_equals_one_by_one_on_ndarray() {
-    interleavings::<NdArray>(Writes::Copies, 4);
+    interleavings::<NdArray>(Writes::Copies, 12);
 }
 
 #[test]
 fn caches_written_by_additions_give_the_same() {
-    interleavings::<Flex>(Writes::Additions, 3);
+    interleavings::<Flex>(Writes::Additions, 8);
 }
 
 /// Log-probabilities are those of the plain model, whatever the sampling.
@@ -196,7 +231,8 @@ fn log_probabilities_are_the_models() {
     let decoder = decoder::<Flex>();
     let device = Default::default();
     let (_, model) = Llama::<Flex>::load(&golden(), DType::F32, &device).unwrap();
-    let requests = requests(&mut ChaCha12Rng::seed_from_u64(9), 4);
+    let mut runner = TestRunner::deterministic();
+    let requests = vec(request(), 4).new_tree(&mut runner).unwrap().current();
     for (request, samples) in requests.iter().zip(one_by_one(&decoder, &requests)) {
         for sample in samples {
             let all: Vec<u32> = request
