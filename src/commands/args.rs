@@ -1,10 +1,11 @@
 //! Arguments that several commands share. Structs that are flattened have plain comments: clap
 //! would take a doc comment as the text of the whole command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use sppo_training::config::{COUNT, Config, Generate, NOT_NEGATIVE, PROBABILITY, Precision, Range};
+use sppo_training::files::Existing;
 
 use crate::backend::Device;
 use crate::errors::user;
@@ -53,6 +54,32 @@ pub fn refuse_bf16_flag(precision: Precision, device: Device) -> anyhow::Result<
     match precision == Precision::Bf16 && !device.has_bf16() {
         true => Err(user("--precision bf16: this device has no bf16")),
         false => Ok(()),
+    }
+}
+
+// `--overwrite` of the commands that make one output.
+#[derive(clap::Args)]
+pub struct OverwriteArg {
+    /// Replaces an output that was made from something else, or is damaged.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+impl OverwriteArg {
+    /// Outputs of other makings are refused unless the flag is given.
+    pub fn existing(&self) -> Existing<'static> {
+        match self.overwrite {
+            true => Existing::Overwrite,
+            false => Existing::Keep,
+        }
+    }
+
+    /// Trainings of other makings in `folder` are set aside unless the flag is given.
+    pub fn or_set_aside<'a>(&self, folder: &'a Path) -> Existing<'a> {
+        match self.overwrite {
+            true => Existing::Overwrite,
+            false => Existing::SetAside(folder),
+        }
     }
 }
 

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{JudgeConfig, Section, resolve_model};
+use sppo_training::config::{JudgeConfig, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
-use sppo_training::files::{fingerprint, model_fingerprint};
+use sppo_training::files::fingerprint;
 use sppo_training::judge;
 use sppo_training::stages::{
     Comparison, Evaluation, Generation, Sampling, StageError, build_judge, compare_answers,
     generate,
 };
 
-use super::args::{ConfigArgs, refuse_bf16};
+use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::{OrUser, user};
 use crate::output;
@@ -38,6 +38,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     #[command(flatten)]
+    pub overwrite: OverwriteArg,
+    #[command(flatten)]
     pub config: ConfigArgs,
 }
 
@@ -62,25 +64,21 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut answers = Vec::new();
     for name in [&args.model, &args.against] {
         let model = resolve_model(name)?;
-        // Named by what they depend on, so that a repeated evaluation finds its answers.
-        let settings = format!(
-            "{}{} {} {prompts:?}",
-            config.eval.effective(),
-            config.generate.precision,
-            config.seed
-        );
-        let weights = model_fingerprint(&model).map_err(StageError::from)?;
-        let key = fingerprint([("model", weights.as_bytes()), ("eval", settings.as_bytes())]);
-        let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
-        let job = Generation {
+        let mut job = Generation {
             model: &model,
             prompts: &prompts,
-            out: &out,
+            prompts_file: &file,
+            out: &folder,
             sampling: Sampling::of_answers(&config),
             seed: config.seed,
             logprobs: false,
             label: "answering",
+            existing: args.overwrite.existing(),
         };
+        // Named by what they depend on, so that a repeated evaluation finds its answers.
+        let key = job.made_from()?.key();
+        let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
+        job.out = &out;
         dispatch(device, Answers(job))??;
         answers.push((out, key));
     }
@@ -95,6 +93,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         against: &answers[1].0,
         both: &folder.join(format!("compared-{}.jsonl", &key[..16])),
         judged: &folder.join(format!("judged-{}.jsonl", &key[..16])),
+        existing: args.overwrite.existing(),
     };
     let evaluation = compare_answers(files, judge.as_mut(), &Console::default())?;
     output::print(&text(&evaluation))?;

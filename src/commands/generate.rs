@@ -7,7 +7,7 @@ use sppo_training::config::{self, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::stages::{Generation, Sampling, StageError, generate};
 
-use super::args::{DeviceArg, SamplingArgs, Shard, refuse_bf16_flag};
+use super::args::{DeviceArg, OverwriteArg, SamplingArgs, Shard, refuse_bf16_flag};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::OrUser;
 use crate::output;
@@ -19,7 +19,8 @@ Examples:
   sppo generate --model runs/default/model --prompts prompts.jsonl --out responses.jsonl
   sppo generate --model DIR --prompts p.parquet --out r.jsonl --samples 1 --temperature 0
   sppo generate --model DIR --prompts p.jsonl --out r0.jsonl --shard 0/4 --device cuda:0 --precision bf16
-Given again after a stop, it keeps the responses that are there and does the rest.")]
+Given again after a stop, it keeps the responses that are there and does the rest. FILE.sppo.json beside
+the output says what it was made from; one that was made from something else stays as it is.")]
 pub struct Args {
     /// Checkpoint folder or Hugging Face repository id in the local cache.
     #[arg(long, value_name = "DIR")]
@@ -38,6 +39,8 @@ pub struct Args {
     /// Adds the summed log-probability of each response under the model, in nats.
     #[arg(long)]
     pub logprobs: bool,
+    #[command(flatten)]
+    pub overwrite: OverwriteArg,
     #[command(flatten)]
     pub device: DeviceArg,
 }
@@ -58,11 +61,13 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let job = Generation {
         model: &model,
         prompts: &prompts,
+        prompts_file: &args.prompts,
         out: &args.out,
         sampling: Sampling::from(&config::Generate::from(&args.sampling)),
         seed: args.sampling.seed,
         logprobs: args.logprobs,
         label: "generating",
+        existing: args.overwrite.existing(),
     };
     dispatch(args.device.device, Generate(job))??;
     output::made(&args.out, json)

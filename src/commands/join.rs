@@ -1,10 +1,11 @@
-//! `sppo join`: the shards of `sppo generate --shard` as one file.
+//! `sppo join`: the shards of `sppo generate --shard` or `sppo judge --shard` as one file.
 
 use std::path::PathBuf;
 
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::stages::join_responses;
 
+use super::args::OverwriteArg;
 use crate::errors::OrUser;
 use crate::output;
 
@@ -18,18 +19,25 @@ pub struct Args {
     /// The prompts of all shards, .jsonl or .parquet.
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,
-    /// Responses, .jsonl or .parquet.
+    /// The rows of all shards, .jsonl or .parquet.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// What `sppo generate --shard I/N` wrote, for every I.
+    /// What `sppo generate --shard I/N` or `sppo judge --shard I/N` wrote, for every I.
     #[arg(required = true, value_name = "SHARD")]
     pub shards: Vec<PathBuf>,
+    #[command(flatten)]
+    pub overwrite: OverwriteArg,
 }
 
 /// Joins shards.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
-    let rows = join_responses(&prompts, &args.shards, &args.out)?;
+    let rows = join_responses(
+        (&args.prompts, &prompts),
+        &args.shards,
+        &args.out,
+        args.overwrite.existing(),
+    )?;
     tracing::info!("{rows} rows");
     output::made(&args.out, json)
 }

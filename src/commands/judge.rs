@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{self, Config, JudgeKind};
 use sppo_training::judge::{DryRun, cache_beside};
-use sppo_training::stages::{Part, StageError, build_judge, dry_run, judge_responses};
+use sppo_training::stages::{Judging, Part, StageError, build_judge, dry_run, judge_responses};
 
-use super::args::{DeviceArg, Shard, refuse_bf16};
+use super::args::{DeviceArg, OverwriteArg, Shard, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::user;
 use crate::output;
@@ -54,6 +54,8 @@ pub struct Args {
     /// Prints what --judge http would ask, and sends nothing.
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub overwrite: OverwriteArg,
     #[command(flatten)]
     pub device: DeviceArg,
 }
@@ -144,6 +146,12 @@ impl WithBackend for JudgeResponses<'_> {
             of: shard.of,
         });
         let console = Console::default();
-        judge_responses(&args.responses, judge.as_mut(), &args.out, part, &console)
+        let job = Judging {
+            responses: &args.responses,
+            out: &args.out,
+            part,
+            existing: args.overwrite.existing(),
+        };
+        judge_responses(job, judge.as_mut(), &console)
     }
 }

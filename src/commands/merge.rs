@@ -3,14 +3,12 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use sppo_model::llama::lora::Merged;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Precision, resolve_model};
 use sppo_training::stages::{Merging, StageError, merge_adapters};
 
-use super::args::DeviceArg;
+use super::args::{DeviceArg, OverwriteArg};
 use crate::backend::{WithBackend, dispatch};
-use crate::errors::user;
 use crate::output;
 
 #[derive(clap::Args)]
@@ -27,24 +25,20 @@ pub struct Args {
     /// Its adapters: a PEFT folder, or such a repository id.
     #[arg(long, value_name = "DIR")]
     pub adapter: String,
-    /// Folder to write; it must not exist.
+    /// Folder to write.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Number format to write, f32 or bf16; that of the base unless given (f32 for an f16 one).
     #[arg(long)]
     pub precision: Option<Precision>,
     #[command(flatten)]
+    pub overwrite: OverwriteArg,
+    #[command(flatten)]
     pub device: DeviceArg,
 }
 
 /// Merges.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    if args.out.exists() {
-        return Err(user(format!(
-            "{} exists; remove it or choose another --out",
-            args.out.display()
-        )));
-    }
     let base = resolve_model(&args.model)?;
     let adapter = resolve_model(&args.adapter)?;
     let job = Merging {
@@ -52,10 +46,11 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         adapter: &adapter,
         out: &args.out,
         dtype: args.precision.map(Precision::dtype),
+        existing: args.overwrite.existing(),
     };
-    let merged = dispatch(args.device.device, Merge(job))??;
+    let kept = dispatch(args.device.device, Merge(job))??;
     match json {
-        true => output::json(&json!({"path": args.out, "kept": merged.kept})),
+        true => output::json(&json!({"path": args.out, "kept": kept})),
         false => output::made(&args.out, false),
     }
 }
@@ -63,7 +58,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
 struct Merge<'a>(Merging<'a>);
 
 impl WithBackend for Merge<'_> {
-    type Output = Result<Merged, StageError>;
+    type Output = Result<f64, StageError>;
 
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         merge_adapters::<B::InnerBackend>(self.0, &device)

@@ -26,7 +26,7 @@ pub enum Command {
     Sft(sft::Args),
     /// Samples responses to prompts.
     Generate(generate::Args),
-    /// Puts the shards of generate together.
+    /// Puts the shards of generate or judge together.
     Join(join::Args),
     /// Scores responses.
     Judge(judge::Args),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use sppo_training::preference::Ties;
 use sppo_training::stages::make_pairs;
 
+use super::args::OverwriteArg;
 use crate::output;
 
 #[derive(clap::Args)]
@@ -22,6 +23,8 @@ pub struct Args {
     /// Leaves out prompts whose best and worst response are the same or score the same.
     #[arg(long)]
     pub drop_ties: bool,
+    #[command(flatten)]
+    pub overwrite: OverwriteArg,
 }
 
 /// Makes pairs.
@@ -30,7 +33,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         true => Ties::Drop,
         false => Ties::Keep,
     };
-    let pairs = make_pairs(&args.judged, &args.out, ties)?;
+    let pairs = make_pairs(&args.judged, &args.out, ties, args.overwrite.existing())?;
     tracing::info!("{pairs} pairs");
     output::made(&args.out, json)
 }

@@ -8,7 +8,7 @@ use sppo_training::config::Config;
 use sppo_training::self_play::{self, Report};
 use sppo_training::stages::StageError;
 
-use super::args::{ConfigArgs, refuse_bf16};
+use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -19,8 +19,11 @@ Examples:
   sppo run                                      the run of ./config.toml
   sppo run --config configs/llama3-8b-h200.toml
   sppo run --set iterations=1 --set output_dir=runs/short
-A run that was stopped goes on when the same command is given again.")]
+A run that was stopped goes on when the same command is given again. What was made with other
+settings is set aside, as iteration-1.before-DATE; --overwrite replaces it.")]
 pub struct Args {
+    #[command(flatten)]
+    pub overwrite: OverwriteArg,
     #[command(flatten)]
     pub config: ConfigArgs,
 }
@@ -31,7 +34,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("train", config.train.precision, device)?;
     refuse_bf16("judge", config.judge.precision, device)?;
     refuse_bf16("generate", config.generate.precision, device)?;
-    let report = dispatch(device, Run(&config))??;
+    let report = dispatch(device, Run(&config, args.overwrite.overwrite))??;
     output::print(&report.table())?;
     match json {
         true => output::json(&Line::new(&report)),
@@ -39,13 +42,13 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     }
 }
 
-struct Run<'a>(&'a Config);
+struct Run<'a>(&'a Config, bool);
 
 impl WithBackend for Run<'_> {
     type Output = Result<Report, StageError>;
 
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
-        self_play::run::<B>(self.0, &device, &Console::default())
+        self_play::run::<B>(self.0, self.1, &device, &Console::default())
     }
 }
 

@@ -6,7 +6,7 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Rows, Train, resolve_model};
 use sppo_training::stages::{Scoring, StageError, score};
 
-use super::args::{DeviceArg, count};
+use super::args::{DeviceArg, OverwriteArg, count};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -39,6 +39,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = Train::default().batch_size, value_parser = count)]
     pub batch: usize,
     #[command(flatten)]
+    pub overwrite: OverwriteArg,
+    #[command(flatten)]
     pub device: DeviceArg,
 }
 
@@ -53,6 +55,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         max_length: args.max_length,
         max_prompt_length: args.max_prompt_length,
         batch: args.batch,
+        existing: args.overwrite.existing(),
     };
     dispatch(args.device.device, Score(job))??;
     output::made(&args.out, json)

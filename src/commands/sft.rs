@@ -6,7 +6,7 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::Config;
 use sppo_training::stages::{FineTuning, StageError, fine_tune, start_model};
 
-use super::args::ConfigArgs;
+use super::args::{ConfigArgs, OverwriteArg};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -18,17 +18,19 @@ Examples:
   sppo sft --config config.toml --set sft.epochs=3 --set sft.data=rows.jsonl")]
 pub struct Args {
     #[command(flatten)]
+    pub overwrite: OverwriteArg,
+    #[command(flatten)]
     pub config: ConfigArgs,
 }
 
 /// Fine-tunes; the model is at `<output_dir>/model`.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
-    let model = dispatch(device, FineTune(&config))??;
+    let model = dispatch(device, FineTune(&config, &args.overwrite))??;
     output::made(&model, json)
 }
 
-struct FineTune<'a>(&'a Config);
+struct FineTune<'a>(&'a Config, &'a OverwriteArg);
 
 impl WithBackend for FineTune<'_> {
     type Output = Result<PathBuf, StageError>;
@@ -41,12 +43,13 @@ impl WithBackend for FineTune<'_> {
                     .into(),
             ));
         };
-        let model = start_model::<B::InnerBackend>(config, &device)?;
+        let model = start_model::<B::InnerBackend>(config, self.1.overwrite, &device)?;
         let job = FineTuning {
             config: &config.sft,
             model: &model,
             data,
             output_dir: &config.output_dir,
+            existing: self.1.or_set_aside(&config.output_dir),
             seed: config.seed,
         };
         fine_tune::<B>(job, &device, &Console::default())

@@ -6,7 +6,7 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::Config;
 use sppo_training::stages::{PairTraining, StageError, start_model, train_pairs};
 
-use super::args::{ConfigArgs, refuse_bf16};
+use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -15,8 +15,12 @@ use crate::progress::Console;
 #[command(after_help = "\
 Examples:
   sppo train --config train.toml
-  sppo train --config train.toml --set train.data=pairs.jsonl --set train.loss=dpo --device wgpu")]
+  sppo train --config train.toml --set train.data=pairs.jsonl --set train.loss=dpo --device wgpu
+A training that was stopped goes on when the same command is given again. One of other rows, settings
+or weights is set aside, in OUTPUT_DIR.before-DATE; --overwrite replaces it.")]
 pub struct Args {
+    #[command(flatten)]
+    pub overwrite: OverwriteArg,
     #[command(flatten)]
     pub config: ConfigArgs,
 }
@@ -25,11 +29,11 @@ pub struct Args {
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
     refuse_bf16("train", config.train.precision, device)?;
-    let model = dispatch(device, Training(&config))??;
+    let model = dispatch(device, Training(&config, &args.overwrite))??;
     output::made(&model, json)
 }
 
-struct Training<'a>(&'a Config);
+struct Training<'a>(&'a Config, &'a OverwriteArg);
 
 impl WithBackend for Training<'_> {
     type Output = Result<PathBuf, StageError>;
@@ -42,12 +46,13 @@ impl WithBackend for Training<'_> {
                     .into(),
             ));
         };
-        let model = start_model::<B::InnerBackend>(config, &device)?;
+        let model = start_model::<B::InnerBackend>(config, self.1.overwrite, &device)?;
         let job = PairTraining {
             config: &config.train,
             model: &model,
             data,
             output_dir: &config.output_dir,
+            existing: self.1.or_set_aside(&config.output_dir),
         };
         train_pairs::<B>(job, &device, &Console::default())
     }

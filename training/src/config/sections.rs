@@ -315,7 +315,8 @@ section! {
         /// Passes over the pairs that the schedule is made for.
         epochs: usize = 1, range COUNT;
         /// Ends the training after this many passes, at the learning rate of that point.
-        stop_at_epoch: Option<usize> = None => "1";
+        // The steps that are taken are the same; how many is seen by itself.
+        stop_at_epoch: Option<usize> = None => "1", affects Nothing;
         /// Pairs a device takes at a time.
         batch_size: usize = 8, range COUNT;
         /// Batches that make one optimizer step; their gradients are averaged.

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::fields::RowProblem;
+use crate::files::{FileError, OutputError};
 
 /// Where a row lies in its file, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,9 @@ impl fmt::Display for Place {
 /// What can be wrong with a row file.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// An output that is not this command's to write, or is damaged.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// The operating system refused something.
     #[error("{path}: cannot {action}: {source}", path = path.display())]
     Io {
@@ -106,6 +110,12 @@ pub enum DataError {
         /// Its type in the new row.
         now: &'static str,
     },
+}
+
+impl From<FileError> for DataError {
+    fn from(error: FileError) -> Self {
+        Self::Output(error.into())
+    }
 }
 
 impl DataError {

@@ -1,13 +1,15 @@
 //! Row files: prompts, responses, judged rows, pairs, sft rows and log-probabilities as `.jsonl`
 //! or `.parquet`, chosen by the file's extension.
 //!
-//! [`read_rows`] reads a whole file; [`RowWriter`] appends whole rows, and opening it on a file
-//! that an earlier run left gives that run's rows back, so that the rest can be done.
+//! [`read_rows`] reads a whole file; [`RowOutput`] appends whole rows to a file that says what it
+//! was made from, and opening it on one that an earlier run left gives that run's rows back, so
+//! that the rest can be done.
 
 mod error;
 mod fields;
 mod format;
 mod jsonl;
+mod output;
 mod parquet;
 mod parquet_writer;
 mod prompt;
@@ -19,10 +21,11 @@ mod writer;
 
 pub use error::{DataError, Place};
 pub use fields::{Fields, RowProblem};
-pub use prompt::{Prompt, stable_hash};
+pub use output::{RowOutput, row_output, warn_unfinished, write_rows};
+pub use prompt::{Prompt, rows_fingerprint, stable_hash};
 pub use reader::read_rows;
 pub use rows::{
     JudgedRow, LogpRow, PairContent, PairProbabilities, PairRow, ProbabilityKey, PromptRow,
     ResponseRow, Row, SftRow, check_probabilities,
 };
-pub use writer::{RowWriter, write_rows};
+pub use writer::RowWriter;

@@ -41,6 +41,17 @@ pub(super) fn turn(role: &str, content: String) -> Message {
     }
 }
 
+/// SHA-256 of rows, in hex: the same from every kind of file.
+pub fn rows_fingerprint<T: Serialize>(rows: &[T]) -> String {
+    let mut hash = Sha256::new();
+    for row in rows {
+        // What was read from a file always serialises.
+        hash.update(serde_json::to_vec(row).unwrap_or_default());
+        hash.update(b"\n");
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// The first 16 hex digits of the SHA-256 of a value's compact JSON; of a prompt (a string, or a
 /// list of `{"role", "content"}`) it is the id where the file names none.
 pub fn stable_hash(value: &impl Serialize) -> String {

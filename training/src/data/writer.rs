@@ -1,11 +1,12 @@
 //! Appending rows so that a killed run can go on.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::error::{DataError, Place};
 use super::fields::{Fields, Object, RowProblem};
@@ -14,12 +15,12 @@ use super::parquet_writer::{self, Table};
 use super::reader::Collector;
 use super::rows::Row;
 use super::{jsonl, parquet};
-use crate::files::put_in_place;
+use crate::files::{OutputError, is_same_file, put_in_place};
 
 /// Appends whole rows to a `.jsonl` or `.parquet` file, each flushed as it is written.
 ///
-/// Rows of a Parquet file are kept in `<name>.parquet.partial.jsonl` beside it until
-/// [`RowWriter::finish`] makes the table.
+/// Nothing is made before the first row. Rows of a Parquet file are kept in
+/// `<name>.parquet.partial.jsonl` beside it until [`RowWriter::finish`] makes the table.
 pub struct RowWriter<T> {
     path: PathBuf,
     sink: Sink,
@@ -28,33 +29,25 @@ pub struct RowWriter<T> {
 }
 
 enum Sink {
-    Jsonl(File),
+    Jsonl(Lines),
     Parquet(ParquetSink),
 }
 
 struct ParquetSink {
-    journal_path: PathBuf,
-    /// None while the finished table needs no change.
-    journal: Option<File>,
+    journal: Lines,
+    /// Whether the journal holds the rows of the finished table.
+    begun: bool,
     table: Table,
 }
 
 impl<T: Row> RowWriter<T> {
-    /// Opens a file to append to, making its folder if need be, and returns the whole rows that
-    /// are already there; a torn last line is cut off.
+    /// Opens a file to append to and returns the whole rows that are already there; a torn last
+    /// line is cut off.
     pub fn open(path: &Path) -> Result<(Self, Vec<T>), DataError> {
-        let format = Format::of(path)?;
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
-            fs::create_dir_all(folder)
-                .map_err(|source| DataError::io(folder, "make this folder", source))?;
-        }
-        let (sink, done) = match format {
+        let (sink, done) = match Format::of(path)? {
             Format::Jsonl => {
-                let (file, done) = open_lines(path, &mut |_| Ok(()))?;
-                (Sink::Jsonl(file), done)
+                let (lines, done) = Lines::open(path, &mut |_| Ok(()))?;
+                (Sink::Jsonl(lines), done)
             }
             Format::Parquet => {
                 let (sink, done) = ParquetSink::open::<T>(path)?;
@@ -70,39 +63,31 @@ impl<T: Row> RowWriter<T> {
         Ok((writer, done))
     }
 
-    /// Whether rows were written to this path before, finished or not.
-    pub fn has_begun(path: &Path) -> bool {
-        path.exists() || journal_of(path).exists()
+    /// Rows in the file.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Appends one row. A row that could not be read back (a NaN, a wrong length) is refused.
     pub fn append(&mut self, row: &T) -> Result<(), DataError> {
         let object = self.object(row)?;
-        if let Sink::Parquet(sink) = &mut self.sink {
-            sink.prepare::<T>(&self.path)?;
-            admit(&self.path, &mut sink.table, &object)?;
+        match &mut self.sink {
+            Sink::Jsonl(lines) => lines.append(&object)?,
+            Sink::Parquet(sink) => {
+                sink.prepare::<T>(&self.path)?;
+                admit(&self.path, &mut sink.table, &object)?;
+                sink.journal.append(&object)?;
+            }
         }
-        let (path, file) = match &mut self.sink {
-            Sink::Jsonl(file) => (&self.path, file),
-            Sink::Parquet(ParquetSink {
-                journal: Some(file),
-                journal_path,
-                ..
-            }) => (&*journal_path, file),
-            Sink::Parquet(_) => return Ok(()),
-        };
-        append_line(path, file, &object)?;
         self.count += 1;
         Ok(())
     }
 
     /// Ends the file: nothing is lost from here on even if the machine stops, and a Parquet
-    /// table is made of its journal.
+    /// table is made of its journal. A file that was touched by another meanwhile is an error.
     pub fn finish(self) -> Result<(), DataError> {
         match self.sink {
-            Sink::Jsonl(file) => file
-                .sync_all()
-                .map_err(|source| DataError::io(&self.path, "write it", source)),
+            Sink::Jsonl(mut lines) => lines.finish(),
             Sink::Parquet(sink) => sink.finish(&self.path),
         }
     }
@@ -143,17 +128,17 @@ impl ParquetSink {
                 collector.add(place, &row)
             })?;
             let sink = ParquetSink {
-                journal_path,
-                journal: None,
+                journal: Lines::none(&journal_path),
+                begun: false,
                 table,
             };
             return Ok((sink, collector.rows));
         }
-        let (file, done) =
-            open_lines(&journal_path, &mut |object| admit(path, &mut table, object))?;
+        let (journal, done) =
+            Lines::open(&journal_path, &mut |object| admit(path, &mut table, object))?;
         let sink = ParquetSink {
-            journal_path,
-            journal: Some(file),
+            journal,
+            begun: true,
             table,
         };
         Ok((sink, done))
@@ -161,41 +146,43 @@ impl ParquetSink {
 
     /// Starts a journal from the finished table if there is none yet.
     fn prepare<T: Row>(&mut self, path: &Path) -> Result<(), DataError> {
-        if self.journal.is_some() {
+        if self.begun {
             return Ok(());
         }
-        let new = beside(&self.journal_path, ".new");
-        let mut file =
-            File::create(&new).map_err(|source| DataError::io(&new, "write it", source))?;
+        let journal = &self.journal.path;
+        let new = beside(journal, ".new");
+        remove(&new)?;
+        let mut lines = Lines::none(&new);
         parquet::scan(path, T::KEYS, T::KIND, &mut |_, object| {
             admit(path, &mut self.table, &object)?;
-            append_line(&new, &mut file, &object)
+            lines.append(&object)
         })?;
-        replace(file, &new, &self.journal_path)?;
-        let file = append_to(&self.journal_path)?;
-        self.journal = Some(file);
+        lines.finish()?;
+        fs::rename(&new, journal).map_err(|source| DataError::io(journal, "write it", source))?;
+        lines.path.clone_from(journal);
+        (self.journal, self.begun) = (lines, true);
         Ok(())
     }
 
-    fn finish(self, path: &Path) -> Result<(), DataError> {
-        if self.journal.is_none() {
+    fn finish(mut self, path: &Path) -> Result<(), DataError> {
+        if !self.begun {
             return Ok(());
         }
-        let bytes = read(&self.journal_path)?;
+        self.journal.finish()?;
+        let journal = &self.journal.path;
+        let bytes = read(journal)?;
         let mut rows = Vec::new();
-        jsonl::scan(&self.journal_path, &bytes, &mut |_, object| {
+        jsonl::scan(journal, &bytes, &mut |_, object| {
             rows.push(object);
             Ok(())
         })?;
         let new = beside(path, ".new");
         let file = File::create(&new).map_err(|source| DataError::io(&new, "write it", source))?;
-        parquet_writer::write(&file, &self.table, rows).map_err(|error| DataError::Parquet {
-            path: new.clone(),
-            detail: format!("cannot write it: {error}"),
-        })?;
-        replace(file, &new, path)?;
-        fs::remove_file(&self.journal_path)
-            .map_err(|source| DataError::io(&self.journal_path, "remove it", source))
+        parquet_writer::write(&file, &self.table, rows)
+            .map_err(io::Error::other)
+            .and_then(|()| put_in_place(&file, &new, path))
+            .map_err(|source| DataError::io(path, "write it", source))?;
+        remove(journal)
     }
 }
 
@@ -208,78 +195,142 @@ fn admit(path: &Path, table: &mut Table, object: &Object) -> Result<(), DataErro
     })
 }
 
-/// Opens a file of lines for appending behind its last whole row.
-fn open_lines<T: Row>(
-    path: &Path,
-    each: &mut dyn FnMut(&Object) -> Result<(), DataError>,
-) -> Result<(File, Vec<T>), DataError> {
-    let mut collector = Collector::new(path);
-    let mut file = append_to(path)?;
-    let bytes = read(path)?;
-    let tail = jsonl::scan(path, &bytes, &mut |place, object| {
-        collector.add(place, &object)?;
-        each(&object)
-    })?;
-    let fail = |source| DataError::io(path, "write it", source);
-    file.set_len(tail.whole as u64).map_err(fail)?;
-    if tail.open {
-        file.write_all(b"\n").map_err(fail)?;
-    }
-    Ok((file, collector.rows))
+/// A file of lines that grows, and what must be in it.
+struct Lines {
+    path: PathBuf,
+    file: Option<File>,
+    size: u64,
+    hash: Sha256,
 }
 
-fn append_to(path: &Path) -> Result<File, DataError> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .map_err(|source| DataError::io(path, "write to it", source))
+impl Lines {
+    /// A file that is not there yet.
+    fn none(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            file: None,
+            size: 0,
+            hash: Sha256::new(),
+        }
+    }
+
+    /// Opens a file, if it is there, for appending behind its last whole row.
+    fn open<T: Row>(
+        path: &Path,
+        each: &mut dyn FnMut(&Object) -> Result<(), DataError>,
+    ) -> Result<(Self, Vec<T>), DataError> {
+        let mut lines = Self::none(path);
+        if !path.exists() {
+            return Ok((lines, Vec::new()));
+        }
+        let mut collector = Collector::new(path);
+        let bytes = read(path)?;
+        let tail = jsonl::scan(path, &bytes, &mut |place, object| {
+            collector.add(place, &object)?;
+            each(&object)
+        })?;
+        let fail = |source| DataError::io(path, "write it", source);
+        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        file.set_len(tail.whole as u64).map_err(fail)?;
+        lines.file = Some(file);
+        lines.size = tail.whole as u64;
+        lines.hash.update(&bytes[..tail.whole]);
+        if tail.open {
+            lines.write(b"\n")?;
+        }
+        Ok((lines, collector.rows))
+    }
+
+    fn append(&mut self, object: &Object) -> Result<(), DataError> {
+        let mut line = serde_json::to_vec(object)
+            .map_err(|error| DataError::io(&self.path, "write it", error.into()))?;
+        line.push(b'\n');
+        self.write(&line)
+    }
+
+    /// Writes whole lines at once, past any buffer of this process.
+    fn write(&mut self, line: &[u8]) -> Result<(), DataError> {
+        self.begin()?;
+        self.check_size()?;
+        if let Some(file) = &mut self.file {
+            file.write_all(line)
+                .map_err(|source| DataError::io(&self.path, "write it", source))?;
+            self.size += line.len() as u64;
+            self.hash.update(line);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), DataError> {
+        if self.file.is_some() {
+            return Ok(());
+        }
+        let folder = self.path.parent().filter(|f| !f.as_os_str().is_empty());
+        if let Some(folder) = folder {
+            fs::create_dir_all(folder)
+                .map_err(|source| DataError::io(folder, "make this folder", source))?;
+        }
+        // One that another made since we looked is not ours.
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .open(&self.path);
+        let fail = |source| DataError::io(&self.path, "write to it", source);
+        self.file = Some(file.map_err(fail)?);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), DataError> {
+        self.begin()?;
+        self.check_size()?;
+        if let Some(file) = &self.file {
+            let fail = |source| DataError::io(&self.path, "write it", source);
+            file.sync_all().map_err(fail)?;
+        }
+        match Sha256::digest(read(&self.path)?) == self.hash.clone().finalize() {
+            true => Ok(()),
+            false => Err(self.changed("was changed")),
+        }
+    }
+
+    /// That the name still leads to this file, and that nobody else wrote to it.
+    fn check_size(&self) -> Result<(), DataError> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let Ok(there) = fs::metadata(&self.path) else {
+            return Err(self.changed("was removed"));
+        };
+        let here = file
+            .metadata()
+            .map_err(|source| DataError::io(&self.path, "read it", source))?;
+        match is_same_file(&here, &there) && there.len() == self.size {
+            true => Ok(()),
+            false => Err(self.changed("was changed")),
+        }
+    }
+
+    fn changed(&self, problem: &'static str) -> DataError {
+        let path = self.path.clone();
+        OutputError::Changed { path, problem }.into()
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     fs::read(path).map_err(|source| DataError::io(path, "read it", source))
 }
 
-/// Writes a row and its newline at once, past any buffer of this process.
-fn append_line(path: &Path, file: &mut File, object: &Object) -> Result<(), DataError> {
-    let fail = |source| DataError::io(path, "write it", source);
-    let mut line = serde_json::to_vec(object).map_err(|error| fail(error.into()))?;
-    line.push(b'\n');
-    file.write_all(&line).map_err(fail)
-}
-
-/// Puts a file that is written under its final name.
-fn replace(file: File, new: &Path, path: &Path) -> Result<(), DataError> {
-    put_in_place(&file, new, path).map_err(|source| DataError::io(path, "write it", source))
+fn remove(path: &Path) -> Result<(), DataError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DataError::io(path, "remove it", source))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(suffix);
     PathBuf::from(name)
-}
-
-/// Writes all rows of a file anew: beside it first, then renamed, so that a kill leaves the old
-/// rows or the new ones.
-pub fn write_rows<T: Row>(path: &Path, rows: &[T]) -> Result<(), DataError> {
-    Format::of(path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let aside = path.with_file_name(format!(".new-{name}"));
-    // What an earlier, killed run left must not be continued.
-    for stale in [&aside, &journal_of(&aside), &journal_of(path)] {
-        match std::fs::remove_file(stale) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(DataError::io(stale, "remove it", source));
-            }
-            _ => {}
-        }
-    }
-    let (mut writer, _) = RowWriter::open(&aside)?;
-    for row in rows {
-        writer.append(row)?;
-    }
-    writer.finish()?;
-    File::open(&aside)
-        .and_then(|file| put_in_place(&file, &aside, path))
-        .map_err(|source| DataError::io(path, "replace it", source))
 }

@@ -1,11 +1,22 @@
-//! Files and folders that other programs rely on: hashed, replaced in one step, flushed.
+//! Files and folders that other programs rely on: hashed, marked, locked, replaced in one step,
+//! flushed.
 
 mod error;
 mod hash;
+mod lock;
+mod mark;
+mod output;
 mod replace;
+mod seal;
 
-pub use error::FileError;
 pub(crate) use error::path_is_at_fault;
-pub use hash::{fingerprint, model_fingerprint, weights_fingerprint};
+pub use error::{Damage, Difference, FileError, Holder, OutputError};
+pub use hash::{adapter_fingerprint, fingerprint, model_fingerprint, weights_fingerprint};
+pub use lock::Lock;
+pub use mark::{IN_FOLDER, Input, MadeFrom, Mark, mark_beside};
+pub(crate) use mark::{read_mark, write_mark};
+pub use output::{Existing, Output};
+pub(crate) use output::{is_same_file, is_there};
 pub(crate) use replace::{OLD, PARTIAL, put_in_place};
 pub use replace::{replace_file, replace_folder};
+pub use seal::{FileSeal, Seal};

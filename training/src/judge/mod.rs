@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use sppo_model::ops::DeviceError;
 
-use crate::data::{DataError, JudgedRow, ResponseRow, RowWriter};
+use crate::data::{DataError, JudgedRow, ResponseRow, RowOutput};
+use crate::files::{Existing, MadeFrom};
 use crate::preference::probabilities;
 
 pub use comparisons::Comparisons;
@@ -180,20 +181,43 @@ pub struct JudgeProgress {
     pub interrupted: bool,
 }
 
-/// Judges the rows that `out` does not hold yet, in order, appending each.
+/// The file that judged rows go into, opened.
+pub struct JudgedFile<'a> {
+    /// Its name, for messages.
+    path: &'a Path,
+    /// Receives the rows.
+    output: RowOutput<JudgedRow>,
+    /// The rows that it holds.
+    done: Vec<JudgedRow>,
+}
+
+impl<'a> JudgedFile<'a> {
+    /// Opens `path` for judged rows of this making.
+    pub fn open(
+        path: &'a Path,
+        made_from: MadeFrom,
+        existing: Existing<'_>,
+    ) -> Result<Self, DataError> {
+        let (output, done) = RowOutput::open(path, made_from, existing)?;
+        Ok(Self { path, output, done })
+    }
+}
+
+/// Judges the rows that `file` does not hold yet, in order, appending each.
 ///
 /// `progress` is called with (rows done, rows in all), first with those of an earlier run. When
 /// `interrupt` becomes true, the work at hand is finished and the rest is left for the next run.
 pub fn judge_file(
     rows: &[ResponseRow],
     judge: &mut dyn Judge,
-    out: &Path,
+    file: JudgedFile<'_>,
     progress: &mut dyn FnMut(usize, usize),
     interrupt: &AtomicBool,
 ) -> Result<JudgeProgress, JudgeError> {
-    let (mut writer, done) = RowWriter::<JudgedRow>::open(out)?;
+    let (out, mut writer) = (file.path, file.output);
     let description = judge.description();
-    let done: HashMap<&str, &JudgedRow> = done
+    let done: HashMap<&str, &JudgedRow> = file
+        .done
         .iter()
         .map(|row| (row.responses.prompt_id.as_str(), row))
         .collect();

@@ -8,6 +8,10 @@ use super::*;
 use crate::config::{Probability, RubricConfig};
 use crate::data::{Prompt, read_rows};
 
+fn file(path: &Path) -> JudgedFile<'_> {
+    JudgedFile::open(path, MadeFrom::new("judge"), Existing::Keep).unwrap()
+}
+
 fn row(id: &str, responses: &[&str]) -> ResponseRow {
     ResponseRow {
         prompt_id: id.into(),
@@ -50,7 +54,7 @@ fn an_interrupted_file_is_gone_on_with() {
     let quiet = AtomicBool::new(false);
     let mut seen = Vec::new();
     let mut note = |done, all| seen.push((done, all));
-    let state = judge_file(&rows, &mut rubric(), &whole, &mut note, &quiet).unwrap();
+    let state = judge_file(&rows, &mut rubric(), file(&whole), &mut note, &quiet).unwrap();
     assert_eq!(seen, [(0, 3), (1, 3), (2, 3), (3, 3)]);
     assert_eq!(
         (state.resumed, state.judged, state.interrupted),
@@ -59,9 +63,9 @@ fn an_interrupted_file_is_gone_on_with() {
 
     let interrupt = AtomicBool::new(false);
     let mut stop = |done, _| interrupt.store(done == 1, Ordering::Relaxed);
-    let state = judge_file(&rows, &mut rubric(), &part, &mut stop, &interrupt).unwrap();
+    let state = judge_file(&rows, &mut rubric(), file(&part), &mut stop, &interrupt).unwrap();
     assert_eq!((state.judged, state.interrupted), (1, true));
-    let state = judge_file(&rows, &mut rubric(), &part, &mut |_, _| {}, &quiet).unwrap();
+    let state = judge_file(&rows, &mut rubric(), file(&part), &mut |_, _| {}, &quiet).unwrap();
     assert_eq!(
         (state.resumed, state.judged, state.interrupted),
         (1, 2, false)
@@ -78,7 +82,7 @@ fn another_judgement_is_not_gone_on_with() {
     let quiet = AtomicBool::new(false);
     let judge = |row: ResponseRow, config: RubricConfig| {
         let mut rubric = Rubric::new(config);
-        judge_file(&[row], &mut rubric, &out, &mut |_, _| {}, &quiet)
+        judge_file(&[row], &mut rubric, file(&out), &mut |_, _| {}, &quiet)
     };
     judge(row("a", &["x"]), RubricConfig::default()).unwrap();
     judge(row("a", &["x"]), RubricConfig::default()).unwrap();

@@ -1,10 +1,10 @@
 //! The self-play loop: optional supervised stage, then rounds of generate → judge → pairs →
-//! train → evaluate. Every stage leaves files keyed by what they were made from; a run that was
+//! train → evaluate. Every stage leaves files that say what they were made from; a run that was
 //! stopped anywhere goes on from there.
 
+mod outputs;
 mod report;
 mod split;
-mod stage;
 
 use std::path::{Path, PathBuf};
 
@@ -13,29 +13,23 @@ use sppo_model::ops::TrainingOps;
 pub use report::{IterationReport, Report};
 pub(crate) use split::split_prompts;
 
-use crate::config::{Config, JudgeKind, ModelSource, Section};
+use crate::config::{Config, JudgeKind};
 use crate::data::{PromptRow, read_rows};
-use crate::files::{FileError, fingerprint, model_fingerprint, replace_file};
+use crate::files::{Existing, Lock, MadeFrom, Mark, replace_file, write_mark};
 use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
-    Comparison, Evaluation, FineTuning, Generation, Merging, PairTraining, Sampling, StageError,
-    build_judge, compare_answers, fine_tune, generate, init_model, judge_responses, make_pairs,
-    merge_adapters, train_pairs,
+    Comparison, Evaluation, FineTuning, Generation, Judging, Merging, PairTraining, Sampling,
+    StageError, build_judge, compare_answers, fine_tune, generate, judge_responses, make_pairs,
+    merge_adapters, start_model, train_pairs,
 };
-use stage::Stage;
 
-/// A model of the run and the key of all that it was made from.
-#[derive(Clone, Debug)]
-struct Made {
-    path: PathBuf,
-    key: String,
-}
-
-/// Runs the whole loop of `config`, or the rest of it.
+/// Runs the whole loop of `config`, or the rest of it. What was made from other things is set aside
+/// under a name that says so, or with `overwrite` replaced.
 pub fn run<B: TrainingOps>(
     config: &Config,
+    overwrite: bool,
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<Report, StageError> {
@@ -54,18 +48,27 @@ pub fn run<B: TrainingOps>(
     heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
 
     let dir = &config.output_dir;
-    std::fs::create_dir_all(dir).map_err(FileError::new("make", dir))?;
-    let resolved = dir.join("config.toml");
-    replace_file(&resolved, config.to_toml().as_bytes())?;
+    outputs::refuse_foreign(config)?;
+    let _lock = Lock::inside(dir)?;
+    let summary = outputs::summary(dir);
+    let making = MadeFrom::new("run");
+    if summary.claim(&making, Existing::Keep)?.is_none() {
+        write_mark(&summary.mark, &Mark::new(making))?;
+    }
+    replace_file(&dir.join("config.toml"), config.to_toml().as_bytes())?;
 
     let run = Run {
         config,
+        overwrite,
         device,
         monitor,
         heldout: &heldout,
+        heldout_file,
+        train_file,
     };
     let first = run.first_model::<B>()?;
-    let first_answers = run.answers::<B>(&first, &dir.join("eval/first.jsonl"))?;
+    let first_answers = dir.join("eval/first.jsonl");
+    run.answers::<B>(&first, &first_answers, &dir.join("eval"))?;
     let mut report = Report::default();
     let (mut policy, mut policy_answers) = (first, first_answers.clone());
     for (index, prompts) in parts.iter().enumerate() {
@@ -77,7 +80,8 @@ pub fn run<B: TrainingOps>(
             prompts.len()
         );
         let (trained, pairs) = run.iteration::<B>(&policy, prompts, &folder, index)?;
-        let answers = run.answers::<B>(&trained, &folder.join("heldout.jsonl"))?;
+        let answers = folder.join("heldout.jsonl");
+        run.answers::<B>(&trained, &answers, &folder)?;
         let mut judge = run.judge::<B>(&policy)?;
         let judge = judge.as_mut();
         let against_first = run.compare(judge, &answers, &first_answers, &folder, "first")?;
@@ -88,7 +92,7 @@ pub fn run<B: TrainingOps>(
             pairs,
             against_first,
             against_previous,
-            trained.path.clone(),
+            trained.clone(),
         );
         tracing::info!("{}", entry.line());
         report.iterations.push(entry);
@@ -101,254 +105,157 @@ pub fn run<B: TrainingOps>(
 /// What all stages of one run share.
 struct Run<'a, D> {
     config: &'a Config,
+    overwrite: bool,
     device: &'a D,
     monitor: &'a dyn Monitor,
     heldout: &'a [PromptRow],
+    heldout_file: &'a Path,
+    train_file: &'a Path,
 }
 
 impl<D> Run<'_, D> {
+    /// What becomes of outputs in `folder` that were made from other things.
+    fn existing<'a>(&self, folder: &'a Path) -> Existing<'a> {
+        match self.overwrite {
+            true => Existing::Overwrite,
+            false => Existing::SetAside(folder),
+        }
+    }
+
     /// The model that self-play starts from: given or fresh, then fine-tuned if `[sft]` says so.
-    fn first_model<B: TrainingOps<Device = D>>(&self) -> Result<Made, StageError> {
+    fn first_model<B: TrainingOps<Device = D>>(&self) -> Result<PathBuf, StageError> {
         let config = self.config;
-        let dir = &config.output_dir;
-        let base = match config.model.source()? {
-            ModelSource::Folder(path) => Made {
-                key: model_fingerprint(&path)?,
-                path,
-            },
-            ModelSource::Init(init) => {
-                let tokenizer = model_fingerprint(&init.tokenizer)?;
-                let settings = format!("{}{}", init.effective(), config.seed);
-                let key = fingerprint([
-                    ("init", settings.as_bytes()),
-                    ("tokenizer", tokenizer.as_bytes()),
-                ]);
-                let path = dir.join("init");
-                let stage = Stage::open(&path.with_extension("key"), &key, &[&path])?;
-                if !stage.is_done() {
-                    init_model::<B::InnerBackend>(init, config.seed, &path, self.device)?;
-                    stage.finish()?;
-                }
-                Made { path, key }
-            }
-        };
+        let base = start_model::<B::InnerBackend>(config, self.overwrite, self.device)?;
         let Some(data) = &config.sft.data else {
             return Ok(base);
         };
-        let rows = file_key(data)?;
-        let settings = format!("{}{}", config.sft.effective(), config.seed);
-        let key = fingerprint([
-            ("base", base.key.as_bytes()),
-            ("rows", rows.as_bytes()),
-            ("sft", settings.as_bytes()),
-        ]);
-        let folder = dir.join("sft");
-        let stage = Stage::open(&dir.join("sft.key"), &key, &[&folder])?;
-        if !stage.is_done() {
-            let job = FineTuning {
-                config: &config.sft,
-                model: &base.path,
-                data,
-                output_dir: &folder,
-                seed: config.seed,
-            };
-            fine_tune::<B>(job, self.device, self.monitor)?;
-            stage.finish()?;
-        }
-        Ok(Made {
-            path: folder.join("model"),
-            key,
-        })
+        let folder = config.output_dir.join("sft");
+        let job = FineTuning {
+            config: &config.sft,
+            model: &base,
+            data,
+            output_dir: &folder,
+            seed: config.seed,
+            existing: self.existing(&folder),
+        };
+        fine_tune::<B>(job, self.device, self.monitor)
     }
 
     /// One round of self-play; gives the trained model and the number of pairs.
     fn iteration<B: TrainingOps<Device = D>>(
         &self,
-        policy: &Made,
+        policy: &Path,
         prompts: &[PromptRow],
         folder: &Path,
         index: usize,
-    ) -> Result<(Made, usize), StageError> {
+    ) -> Result<(PathBuf, usize), StageError> {
         let config = self.config;
-        // Each round draws anew, also where it reuses prompts.
-        let seed = config.seed.wrapping_add(index as u64 + 1);
-        let settings = format!("{}{seed} {prompts:?}", config.generate.effective());
-        let key = fingerprint([
-            ("policy", policy.key.as_bytes()),
-            ("generate", settings.as_bytes()),
-        ]);
+        let existing = self.existing(folder);
         let responses = folder.join("responses.jsonl");
-        let stage = Stage::open(&folder.join("responses.key"), &key, &[&responses])?;
-        if !stage.is_done() {
-            let job = Generation {
-                model: &policy.path,
-                prompts,
-                out: &responses,
-                sampling: Sampling::from(&config.generate),
-                seed,
-                logprobs: false,
-                label: "generating",
-            };
-            generate::<B::InnerBackend>(job, self.device, self.monitor)?;
-            stage.finish()?;
-        }
-        let mut judge = self.judge::<B>(policy)?;
-        let judge_text = judge.description().to_string();
-        let key = fingerprint([
-            ("responses", key.as_bytes()),
-            ("judge", judge_text.as_bytes()),
-        ]);
+        let job = Generation {
+            model: policy,
+            prompts,
+            prompts_file: self.train_file,
+            out: &responses,
+            sampling: Sampling::from(&config.generate),
+            // Each round draws anew, also where it reuses prompts.
+            seed: config.seed.wrapping_add(index as u64 + 1),
+            logprobs: false,
+            label: "generating",
+            existing,
+        };
+        generate::<B::InnerBackend>(job, self.device, self.monitor)?;
         let judged = folder.join("judged.jsonl");
-        let stage = Stage::open(&folder.join("judged.key"), &key, &[&judged])?;
-        if !stage.is_done() {
-            judge_responses(&responses, judge.as_mut(), &judged, None, self.monitor)?;
-            stage.finish()?;
-        }
-        // Its model's memory is for training now.
+        // Its model's memory is for training then.
+        let mut judge = self.judge::<B>(policy)?;
+        let job = Judging {
+            responses: &responses,
+            out: &judged,
+            part: None,
+            existing,
+        };
+        judge_responses(job, judge.as_mut(), self.monitor)?;
         drop(judge);
         let ties = match config.pairs.keep_ties {
             true => Ties::Keep,
             false => Ties::Drop,
         };
         let pairs = folder.join("pairs.jsonl");
-        let count = make_pairs(&judged, &pairs, ties)?;
-        if count == 0 {
-            return Err(StageError::Input(format!(
-                "{}: the judge found no difference between the responses of any prompt; sample more responses or sharpen the judge",
-                judged.display()
-            )));
+        let count = make_pairs(&judged, &pairs, ties, existing)?;
+        let job = PairTraining {
+            config: &config.train,
+            model: policy,
+            data: &pairs,
+            output_dir: folder,
+            existing,
+        };
+        let model = train_pairs::<B>(job, self.device, self.monitor)?;
+        if config.train.lora.is_none() {
+            return Ok((model, count));
         }
-        let settings = format!("{}{}", config.train.effective(), config.pairs.effective());
-        let key = fingerprint([("judged", key.as_bytes()), ("train", settings.as_bytes())]);
-        let model = folder.join("model");
-        let made = [
-            model.clone(),
-            folder.join("metrics.jsonl"),
-            folder.join("checkpoints"),
-        ];
-        let made: Vec<&Path> = made.iter().map(PathBuf::as_path).collect();
-        let stage = Stage::open(&folder.join("train.key"), &key, &made)?;
-        if !stage.is_done() {
-            let job = PairTraining {
-                config: &config.train,
-                model: &policy.path,
-                data: &pairs,
-                output_dir: folder,
-            };
-            train_pairs::<B>(job, self.device, self.monitor)?;
-            stage.finish()?;
-        }
-        if config.train.lora.is_some() {
-            return Ok((self.merged::<B>(policy, &model, key, folder)?, count));
-        }
-        Ok((Made { path: model, key }, count))
-    }
-
-    /// The policy with its trained adapters added, which `key` says all of.
-    fn merged<B: TrainingOps<Device = D>>(
-        &self,
-        policy: &Made,
-        adapter: &Path,
-        key: String,
-        folder: &Path,
-    ) -> Result<Made, StageError> {
-        let path = folder.join("merged");
-        let stage = Stage::open(&folder.join("merged.key"), &key, &[&path])?;
-        if !stage.is_done() {
-            let job = Merging {
-                base: &policy.path,
-                adapter,
-                out: &path,
-                dtype: Some(self.config.train.precision.dtype()),
-            };
-            merge_adapters::<B::InnerBackend>(job, self.device)?;
-            stage.finish()?;
-        }
-        Ok(Made { path, key })
+        let merged = folder.join("merged");
+        let job = Merging {
+            base: policy,
+            adapter: &model,
+            out: &merged,
+            dtype: Some(config.train.precision.dtype()),
+            existing,
+        };
+        merge_adapters::<B::InnerBackend>(job, self.device)?;
+        Ok((merged, count))
     }
 
     /// A model's answers to the held-out prompts.
     fn answers<B: TrainingOps<Device = D>>(
         &self,
-        model: &Made,
+        model: &Path,
         out: &Path,
-    ) -> Result<Made, StageError> {
-        let config = self.config;
-        let text = format!(
-            "{}{} {} {:?}",
-            config.eval.effective(),
-            config.generate.precision,
-            config.seed,
-            self.heldout
-        );
-        let key = fingerprint([("model", model.key.as_bytes()), ("eval", text.as_bytes())]);
-        let stage = Stage::open(&out.with_extension("key"), &key, &[out])?;
-        if !stage.is_done() {
-            let job = Generation {
-                model: &model.path,
-                prompts: self.heldout,
-                out,
-                sampling: Sampling::of_answers(config),
-                seed: config.seed,
-                logprobs: false,
-                label: "answering held-out prompts",
-            };
-            generate::<B::InnerBackend>(job, self.device, self.monitor)?;
-            stage.finish()?;
-        }
-        Ok(Made {
-            path: out.into(),
-            key,
-        })
+        folder: &Path,
+    ) -> Result<(), StageError> {
+        let job = Generation {
+            model,
+            prompts: self.heldout,
+            prompts_file: self.heldout_file,
+            out,
+            sampling: Sampling::of_answers(self.config),
+            seed: self.config.seed,
+            logprobs: false,
+            label: "answering held-out prompts",
+            existing: self.existing(folder),
+        };
+        generate::<B::InnerBackend>(job, self.device, self.monitor)
     }
 
     /// The judge; it reads prompts as the policy does unless the configuration says otherwise.
     fn judge<B: TrainingOps<Device = D>>(
         &self,
-        policy: &Made,
+        policy: &Path,
     ) -> Result<Box<dyn Judge>, StageError> {
         let mut config = self.config.judge.clone();
-        config
-            .chat_template
-            .get_or_insert_with(|| policy.path.clone());
+        config.chat_template.get_or_insert_with(|| policy.into());
         build_judge::<B::InnerBackend>(&config, self.device)
     }
 
     fn compare(
         &self,
         judge: &mut dyn Judge,
-        answers: &Made,
-        against: &Made,
+        answers: &Path,
+        against: &Path,
         folder: &Path,
         name: &str,
     ) -> Result<Evaluation, StageError> {
-        let judge_text = judge.description().to_string();
-        let key = fingerprint([
-            ("answers", answers.key.as_bytes()),
-            ("against", against.key.as_bytes()),
-            ("judge", judge_text.as_bytes()),
-        ]);
-        let both = folder.join(format!("heldout-vs-{name}.jsonl"));
-        let judged = folder.join(format!("heldout-vs-{name}-judged.jsonl"));
-        let stage = Stage::open(&both.with_extension("key"), &key, &[&both, &judged])?;
         let files = Comparison {
-            answers: &answers.path,
-            against: &against.path,
-            both: &both,
-            judged: &judged,
+            answers,
+            against,
+            both: &folder.join(format!("heldout-vs-{name}.jsonl")),
+            judged: &folder.join(format!("heldout-vs-{name}-judged.jsonl")),
+            existing: self.existing(folder),
         };
-        let evaluation = compare_answers(files, judge, self.monitor)?;
-        stage.finish()?;
-        Ok(evaluation)
+        compare_answers(files, judge, self.monitor)
     }
 }
 
 fn required<'a>(path: &'a Option<PathBuf>, key: &str) -> Result<&'a Path, StageError> {
     path.as_deref()
         .ok_or_else(|| StageError::Input(format!("the run needs {key}, a .jsonl or .parquet file")))
-}
-
-fn file_key(path: &Path) -> Result<String, StageError> {
-    let bytes = std::fs::read(path).map_err(FileError::new("read", path))?;
-    Ok(fingerprint([("file", bytes.as_slice())]))
 }

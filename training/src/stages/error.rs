@@ -1,5 +1,7 @@
 //! Why a stage ended.
 
+use std::path::PathBuf;
+
 use sppo_model::chat_text::ChatTextError;
 use sppo_model::checkpoint::SafetensorsError;
 use sppo_model::generate::GenerateError;
@@ -11,7 +13,7 @@ use sppo_model::tokenizer::TokenizerError;
 
 use crate::config::ConfigError;
 use crate::data::DataError;
-use crate::files::{FileError, path_is_at_fault};
+use crate::files::{FileError, OutputError, path_is_at_fault};
 use crate::judge::JudgeError;
 use crate::preference::PreferenceError;
 use crate::tokenise::{RowError, TokeniseError};
@@ -73,9 +75,20 @@ pub enum StageError {
     /// A file or folder that cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// An output that is not this command's to write, or is damaged.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// A row that cannot become token ids.
     #[error(transparent)]
     Row(#[from] RowError),
+    /// A model that gives NaN or infinity.
+    #[error("row {row}: its log-probability under {model} is not finite; are the weights sound?", model = model.display())]
+    NotFinite {
+        /// Folder of the model.
+        model: PathBuf,
+        /// Name of the row.
+        row: String,
+    },
     /// The user asked to stop; everything done so far is on disk.
     #[error("interrupted")]
     Interrupted,
@@ -111,11 +124,12 @@ impl StageError {
             Self::Train(error) => match error {
                 TrainError::BadRow { .. } => true,
                 TrainError::Data(error) => data_is_input(error),
-                TrainError::File(error) => error.is_input(),
+                TrainError::Output(error) => error.is_input(),
                 _ => false,
             },
             Self::File(error) => error.is_input(),
-            Self::Device(_) | Self::Interrupted => false,
+            Self::Output(error) => error.is_input(),
+            Self::Device(_) | Self::NotFinite { .. } | Self::Interrupted => false,
         }
     }
 }
@@ -123,6 +137,7 @@ impl StageError {
 fn data_is_input(error: &DataError) -> bool {
     match error {
         DataError::Io { source, .. } => path_is_at_fault(source),
+        DataError::Output(error) => error.is_input(),
         _ => true,
     }
 }

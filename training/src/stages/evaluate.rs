@@ -6,8 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::StageError;
-use super::judge::judge_responses;
-use crate::data::{JudgedRow, ResponseRow, read_rows, write_rows};
+use super::judge::{Judging, judge_responses};
+use crate::data::{JudgedRow, ResponseRow, read_rows, rows_fingerprint, write_rows};
+use crate::files::{Existing, MadeFrom};
 use crate::judge::Judge;
 use crate::monitor::Monitor;
 
@@ -43,6 +44,8 @@ pub struct Comparison<'a> {
     pub both: &'a Path,
     /// Receives the judgement of `both`.
     pub judged: &'a Path,
+    /// What becomes of outputs that were made from something else.
+    pub existing: Existing<'a>,
 }
 
 /// Judges the answers of `files.answers` against those of `files.against`, sample by sample.
@@ -53,6 +56,9 @@ pub fn compare_answers(
 ) -> Result<Evaluation, StageError> {
     let own = read_rows::<ResponseRow>(files.answers)?;
     let other = read_rows::<ResponseRow>(files.against)?;
+    let made_from = MadeFrom::new("side by side")
+        .input("answers", files.answers, rows_fingerprint(&own))
+        .input("against", files.against, rows_fingerprint(&other));
     let other: HashMap<&str, &ResponseRow> = other
         .iter()
         .map(|row| (row.prompt_id.as_str(), row))
@@ -69,9 +75,14 @@ pub fn compare_answers(
         };
         rows.push(side_by_side(row, against));
     }
-    // Cheap to make again, and it must hold exactly these answers.
-    write_rows(files.both, &rows)?;
-    judge_responses(files.both, judge, files.judged, None, monitor)?;
+    write_rows(files.both, &rows, made_from, files.existing)?;
+    let job = Judging {
+        responses: files.both,
+        out: files.judged,
+        part: None,
+        existing: files.existing,
+    };
+    judge_responses(job, judge, monitor)?;
     let judged = read_rows::<JudgedRow>(files.judged)?;
     Ok(summarise(&judged.iter().map(games).collect::<Vec<_>>()))
 }

@@ -9,14 +9,12 @@ use sppo_model::ops::TrainingOps;
 use super::error::StageError;
 use super::learning::{Start, learn, refuse_own_output};
 use crate::config::{self, Rows, Section};
-use crate::data::{SftRow, read_rows};
-use crate::files::{fingerprint, model_fingerprint};
+use crate::data::{SftRow, read_rows, rows_fingerprint};
+use crate::files::{Existing, Lock, MadeFrom, model_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
 use crate::tokenise::{RowTokeniser, tokenise_supervised};
-use crate::trainer::{
-    SupervisedObjective, TrainSettings, clear_remains, finished_model, latest_checkpoint,
-};
+use crate::trainer::{Begun, SupervisedObjective, TrainSettings, claim_training, training_output};
 
 /// Supervised fine-tuning of `model`.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +29,8 @@ pub struct FineTuning<'a> {
     pub output_dir: &'a Path,
     /// Of the order of the rows.
     pub seed: u64,
+    /// What becomes of a training of other things that is there.
+    pub existing: Existing<'a>,
 }
 
 /// Fine-tunes on prompt/response rows; gives the folder of the model.
@@ -41,20 +41,14 @@ pub fn fine_tune<B: TrainingOps>(
 ) -> Result<PathBuf, StageError> {
     let config = job.config;
     refuse_own_output(job.model, job.output_dir)?;
+    training_output(job.output_dir).refuse_foreign()?;
     let rows = read_rows::<SftRow>(job.data)?;
-    let model_key = model_fingerprint(job.model)?;
-    let data = format!("{rows:?}");
-    let settings_text = format!("{}{}", config.effective(), job.seed);
-    let key = fingerprint([
-        ("rows", data.as_bytes()),
-        ("model", model_key.as_bytes()),
-        ("sft", settings_text.as_bytes()),
-    ]);
-    clear_remains(job.output_dir)?;
-    if let Some(done) = finished_model(job.output_dir, &key) {
-        return Ok(done);
-    }
-    let resumed = latest_checkpoint(job.output_dir, &key);
+    let _lock = Lock::inside(job.output_dir)?;
+    let made_from = MadeFrom::new("sft")
+        .settings(config.effective().settings)
+        .setting("seed", job.seed)
+        .input("data", job.data, rows_fingerprint(&rows))
+        .input("model", job.model, model_fingerprint(job.model)?);
     let folder = ModelFolder::open(job.model)?;
     let text = folder.require_text()?.clone();
     let model = folder.config();
@@ -62,7 +56,19 @@ pub fn fine_tune<B: TrainingOps>(
     // Half for the prompt where both are too long together.
     let tokeniser = RowTokeniser::new(text, Rows::Clean, limit, limit / 2)?;
     let examples = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?;
-    let settings = settings(job, key, examples.len());
+    let settings = settings(job, made_from, examples.len());
+    let steps = settings.steps(examples.len());
+    let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;
+    let resumed = match begun {
+        Begun::Finished(model) => {
+            tracing::info!(
+                "nothing to do: {} is finished ({steps} steps)",
+                model.display()
+            );
+            return Ok(model);
+        }
+        Begun::Unfinished(resumed) => resumed,
+    };
     let start = Start {
         model: job.model,
         dtype: DType::F32,
@@ -77,11 +83,11 @@ pub fn fine_tune<B: TrainingOps>(
     learn::<B, _>(start, model, objective, &settings, device, monitor)
 }
 
-fn settings(job: FineTuning<'_>, key: String, examples: usize) -> TrainSettings {
+fn settings(job: FineTuning<'_>, made_from: MadeFrom, examples: usize) -> TrainSettings {
     let config = job.config;
     TrainSettings {
         output_dir: job.output_dir.into(),
-        key,
+        made_from,
         epochs: config.epochs,
         stop_at_epoch: None,
         batch_size: config.batch_size,

@@ -17,8 +17,10 @@ use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
 use crate::config::{Config, Generate};
-use crate::data::{Prompt, PromptRow, ResponseRow, RowWriter};
-use crate::files::FileError;
+use crate::data::{
+    Prompt, PromptRow, ResponseRow, RowOutput, RowWriter, row_output, rows_fingerprint,
+};
+use crate::files::{Existing, FileError, MadeFrom, model_fingerprint};
 use crate::monitor::Monitor;
 
 /// Sampling of responses from one model.
@@ -28,6 +30,8 @@ pub struct Generation<'a> {
     pub model: &'a Path,
     /// What is answered, in this order.
     pub prompts: &'a [PromptRow],
+    /// The file that they come from.
+    pub prompts_file: &'a Path,
     /// File that receives one row a prompt.
     pub out: &'a Path,
     /// How they are sampled.
@@ -38,6 +42,37 @@ pub struct Generation<'a> {
     pub logprobs: bool,
     /// What the progress is called.
     pub label: &'a str,
+    /// What becomes of an output that was made from something else.
+    pub existing: Existing<'a>,
+}
+
+impl Generation<'_> {
+    /// What the responses depend on.
+    pub fn made_from(&self) -> Result<MadeFrom, StageError> {
+        let Sampling {
+            samples,
+            temperature,
+            top_p,
+            top_k,
+            max_new_tokens,
+            dtype,
+            ..
+        } = self.sampling;
+        // A setting that comes later is left out where it is at its default.
+        let mut made_from = MadeFrom::new("generate")
+            .setting("samples", samples)
+            .setting("temperature", temperature)
+            .setting("max_new_tokens", max_new_tokens)
+            .setting("precision", format!("{dtype:?}").to_lowercase())
+            .setting("seed", self.seed)
+            .setting("logprobs", self.logprobs);
+        if temperature > 0.0 {
+            made_from = made_from.setting("top_p", top_p).setting("top_k", top_k);
+        }
+        Ok(made_from
+            .input("model", self.model, model_fingerprint(self.model)?)
+            .input("prompts", self.prompts_file, rows_fingerprint(self.prompts)))
+    }
 }
 
 /// How responses are sampled.
@@ -109,7 +144,7 @@ pub fn generate<B: ModelOps>(
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
     let mut output = Output::open(&job)?;
-    if output.left.is_empty() {
+    if output.is_complete() {
         return output.finish();
     }
     let folder = ModelFolder::open(job.model)?;
@@ -270,7 +305,7 @@ impl<B: ModelOps> Run<'_, B> {
 
 /// The rows of the output in order, and those whose turn has not come.
 struct Output {
-    writer: RowWriter<ResponseRow>,
+    rows: RowOutput<ResponseRow>,
     ahead: RowWriter<ResponseRow>,
     ahead_path: PathBuf,
     /// Prompts that the output lacks, by number.
@@ -281,11 +316,11 @@ struct Output {
 impl Output {
     fn open(job: &Generation<'_>) -> Result<Self, StageError> {
         let ahead_path = ahead_of(job.out);
-        // Rows ahead of an output that is gone are of another run.
-        if ahead_path.exists() && !RowWriter::<ResponseRow>::has_begun(job.out) {
-            std::fs::remove_file(&ahead_path).map_err(FileError::new("remove", &ahead_path))?;
-        }
-        let (writer, done) = RowWriter::<ResponseRow>::open(job.out)?;
+        let beside = [ahead_path.clone()];
+        // Before the model is hashed, which takes its time.
+        row_output(job.out, &beside).refuse_foreign()?;
+        let made_from = job.made_from()?;
+        let (rows, done) = RowOutput::open_with(job.out, &beside, made_from, job.existing)?;
         check_resumed(job, &done)?;
         let (ahead, early) = RowWriter::<ResponseRow>::open(&ahead_path)?;
         check_resumed(job, &early)?;
@@ -304,7 +339,7 @@ impl Output {
             .filter_map(|&n| Some((n, early.remove(&job.prompts[n].prompt_id)?)))
             .collect();
         let mut output = Self {
-            writer,
+            rows,
             ahead,
             ahead_path,
             left,
@@ -312,6 +347,10 @@ impl Output {
         };
         output.flush()?;
         Ok(output)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.left.is_empty()
     }
 
     /// Takes a finished row.
@@ -323,6 +362,7 @@ impl Output {
     ) -> Result<(), StageError> {
         debug_assert_eq!(job.prompts[number].prompt_id, row.prompt_id);
         if self.left.front() != Some(&number) {
+            self.rows.write_mark()?;
             self.ahead.append(&row)?;
         }
         self.waiting.insert(number, row);
@@ -332,17 +372,18 @@ impl Output {
     /// Writes the rows whose turn it is.
     fn flush(&mut self) -> Result<(), StageError> {
         while let Some(row) = self.left.front().and_then(|n| self.waiting.remove(n)) {
-            self.writer.append(&row)?;
+            self.rows.append(&row)?;
             self.left.pop_front();
         }
         Ok(())
     }
 
     fn finish(self) -> Result<(), StageError> {
-        self.writer.finish()?;
-        drop(self.ahead);
-        let removed = std::fs::remove_file(&self.ahead_path);
-        Ok(removed.map_err(FileError::new("remove", &self.ahead_path))?)
+        if self.ahead_path.exists() {
+            std::fs::remove_file(&self.ahead_path)
+                .map_err(FileError::new("remove", &self.ahead_path))?;
+        }
+        Ok(self.rows.finish()?)
     }
 }
 

@@ -9,20 +9,39 @@ use sppo_model::ops::ModelOps;
 use sppo_model::tokenizer::Tokenizer;
 
 use super::error::StageError;
-use crate::config::{Config, Init, ModelSource};
-use crate::files::replace_folder;
+use crate::config::{Config, Init, ModelSource, Section};
+use crate::files::{
+    Existing, IN_FOLDER, Lock, MadeFrom, Mark, Output, model_fingerprint, replace_folder,
+    write_mark,
+};
 
-/// Writes `dir` with random weights drawn by `seed`, and the tokenizer files of `init.tokenizer`.
+/// Writes `dir` with random weights drawn by `seed`, and the tokenizer files of `init.tokenizer`;
+/// a whole one of the same making stays.
 pub fn init_model<B: ModelOps>(
     init: &Init,
     seed: u64,
     dir: &Path,
+    existing: Existing<'_>,
     device: &B::Device,
 ) -> Result<(), StageError> {
     let config = init_config(init)?;
+    let made_from = MadeFrom::new("init")
+        .settings(init.effective().settings)
+        .setting("seed", seed)
+        .input(
+            "tokenizer",
+            &init.tokenizer,
+            model_fingerprint(&init.tokenizer)?,
+        );
+    let _lock = Lock::beside(dir)?;
+    if Output::folder(dir).claim_finished(&made_from, existing)? {
+        return Ok(());
+    }
     let model = Llama::<B>::init(&config, seed, device)?;
     replace_folder(dir, |folder| {
-        Ok(model.save(folder, &config, DType::F32, &init.tokenizer)?)
+        model.save(folder, &config, DType::F32, &init.tokenizer)?;
+        let mark = Mark::of_folder(made_from, folder)?;
+        Ok(write_mark(&folder.join(IN_FOLDER), &mark)?)
     })
 }
 
@@ -37,13 +56,18 @@ pub fn init_config(init: &Init) -> Result<LlamaConfig, StageError> {
 /// `<output_dir>/init` first (the same weights each time).
 pub fn start_model<B: ModelOps>(
     config: &Config,
+    overwrite: bool,
     device: &B::Device,
 ) -> Result<PathBuf, StageError> {
     match config.model.source()? {
         ModelSource::Folder(path) => Ok(path),
         ModelSource::Init(init) => {
             let dir = config.output_dir.join("init");
-            init_model::<B>(init, config.seed, &dir, device)?;
+            let existing = match overwrite {
+                true => Existing::Overwrite,
+                false => Existing::SetAside(&dir),
+            };
+            init_model::<B>(init, config.seed, &dir, existing, device)?;
             Ok(dir)
         }
     }

@@ -1,28 +1,126 @@
-//! Shards of responses → one file, as if one process had made it.
+//! Shards of rows → one file, as if one process had made it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::error::StageError;
-use crate::data::{PromptRow, ResponseRow, RowWriter, read_rows};
+use crate::data::{
+    DataError, JudgedRow, PairRow, PromptRow, ResponseRow, Row, read_rows, row_output,
+    rows_fingerprint, warn_unfinished, write_rows,
+};
+use crate::files::{Existing, MadeFrom};
 
-/// Writes the rows of `shards` to `out` in the order of `prompts`; refuses rows that are missing,
-/// given twice or of other prompts, and an `out` that exists. How many rows there are.
+/// Rows of shards that belong to prompts.
+trait Shard: Row {
+    fn prompt_id(&self) -> &str;
+    /// What all shards of one run have in common.
+    fn kind(&self) -> String;
+}
+
+impl Shard for ResponseRow {
+    fn prompt_id(&self) -> &str {
+        &self.prompt_id
+    }
+    fn kind(&self) -> String {
+        let logprobs = match self.logprobs {
+            Some(_) => "with",
+            None => "without",
+        };
+        format!(
+            "{} responses {logprobs} log-probabilities",
+            self.responses.len()
+        )
+    }
+}
+
+impl Shard for JudgedRow {
+    fn prompt_id(&self) -> &str {
+        &self.responses.prompt_id
+    }
+    fn kind(&self) -> String {
+        let judge = self
+            .judge
+            .as_ref()
+            .map_or("a judge without a name".into(), |j| j.to_string());
+        format!("{} judged by {judge}", self.responses.kind())
+    }
+}
+
+impl Shard for PairRow {
+    fn prompt_id(&self) -> &str {
+        &self.prompt_id
+    }
+    fn kind(&self) -> String {
+        "a pair".into()
+    }
+}
+
+/// Writes the rows of `shards` (responses, judged rows or pairs, with all that they hold) to `out`
+/// in the order of `prompts`; refuses rows that are missing, given twice, of other prompts or of
+/// another kind. How many rows there are.
 pub fn join_responses(
-    prompts: &[PromptRow],
+    prompts: (&Path, &[PromptRow]),
     shards: &[PathBuf],
     out: &Path,
+    existing: Existing<'_>,
 ) -> Result<usize, StageError> {
-    if out.exists() {
+    row_output(out, &[]).refuse_foreign()?;
+    shards.iter().for_each(|shard| warn_unfinished(shard));
+    let Some(first) = shards.first() else {
+        return Err(StageError::Input("there are no shards to join".into()));
+    };
+    // The kind with the most keys first: the others would read it too and drop what they do not know.
+    if is_kind::<JudgedRow>(first)? {
+        return join::<JudgedRow>(prompts, shards, out, existing);
+    }
+    if is_kind::<PairRow>(first)? {
+        return join::<PairRow>(prompts, shards, out, existing);
+    }
+    if let Some(judged) = find(&shards[1..], is_kind::<JudgedRow>)? {
         return Err(StageError::Input(format!(
-            "{} exists; remove it or choose another --out",
-            out.display()
+            "{} holds judged rows and {} does not; join shards of one kind",
+            judged.display(),
+            first.display()
         )));
     }
-    let mut rows: HashMap<String, (ResponseRow, &Path)> = HashMap::new();
+    join::<ResponseRow>(prompts, shards, out, existing)
+}
+
+fn find(
+    shards: &[PathBuf],
+    holds: impl Fn(&Path) -> Result<bool, StageError>,
+) -> Result<Option<&PathBuf>, StageError> {
     for shard in shards {
-        for row in read_rows::<ResponseRow>(shard)? {
-            let id = row.prompt_id.clone();
+        if holds(shard)? {
+            return Ok(Some(shard));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the rows of a file are of this kind; other faults than another kind are errors.
+fn is_kind<T: Row>(path: &Path) -> Result<bool, StageError> {
+    match read_rows::<T>(path) {
+        Ok(_) => Ok(true),
+        Err(error @ (DataError::Io { .. } | DataError::Extension { .. })) => Err(error.into()),
+        Err(_) => Ok(false),
+    }
+}
+
+fn join<T: Shard>(
+    (file, prompts): (&Path, &[PromptRow]),
+    shards: &[PathBuf],
+    out: &Path,
+    existing: Existing<'_>,
+) -> Result<usize, StageError> {
+    let mut made_from = MadeFrom::new("join").input("prompts", file, rows_fingerprint(prompts));
+    let mut rows: HashMap<String, (T, &Path)> = HashMap::new();
+    for (number, shard) in shards.iter().enumerate() {
+        let here = read_rows::<T>(shard)?;
+        let name = format!("shard {}", number + 1);
+        made_from = made_from.input(&name, shard, rows_fingerprint(&here));
+        for row in here {
+            let id = row.prompt_id().to_string();
             if let Some((_, first)) = rows.insert(id.clone(), (row, shard)) {
                 return Err(StageError::Input(format!(
                     "prompt_id {id} is in {} and in {}; give each shard once",
@@ -40,9 +138,10 @@ pub fn join_responses(
     if !missing.is_empty() {
         let some = missing[..missing.len().min(5)].join(", ");
         return Err(StageError::Input(format!(
-            "{} of {} prompts have no responses in these shards (prompt_id {some}{}); run `sppo generate` for their shards again, it goes on where it stopped",
+            "{} of {} prompts have no {} in these shards (prompt_id {some}{}); run the command that made them again for their shards, it goes on where it stopped",
             missing.len(),
             prompts.len(),
+            T::KIND,
             if missing.len() > 5 { ", …" } else { "" }
         )));
     }
@@ -57,28 +156,23 @@ pub fn join_responses(
         )));
     }
     check_alike(&whole)?;
-    let (mut writer, _) = RowWriter::<ResponseRow>::open(out)?;
-    for row in &whole {
-        writer.append(row)?;
-    }
-    writer.finish()?;
+    write_rows(out, &whole, made_from, existing)?;
     Ok(whole.len())
 }
 
 /// Shards of other settings are no shards of one run.
-fn check_alike(rows: &[ResponseRow]) -> Result<(), StageError> {
-    let kind = |row: &ResponseRow| (row.responses.len(), row.logprobs.is_some());
+fn check_alike<T: Shard>(rows: &[T]) -> Result<(), StageError> {
     let Some(first) = rows.first() else {
         return Ok(());
     };
-    match rows.iter().find(|row| kind(row) != kind(first)) {
+    let kind = first.kind();
+    match rows.iter().find(|row| row.kind() != kind) {
         None => Ok(()),
         Some(other) => Err(StageError::Input(format!(
-            "prompt_id {} has {} responses, prompt_id {} has {}, or one has log-probabilities and the other not; these shards were made with other settings",
-            first.prompt_id,
-            first.responses.len(),
-            other.prompt_id,
-            other.responses.len()
+            "prompt_id {} has {kind}, prompt_id {} has {}; these shards were made with other settings",
+            first.prompt_id(),
+            other.prompt_id(),
+            other.kind()
         ))),
     }
 }

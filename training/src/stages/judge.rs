@@ -9,11 +9,14 @@ use sppo_model::pairrm::PairRm;
 
 use super::error::StageError;
 use crate::config::{self, JudgeKind, resolve_model};
-use crate::data::{DataError, JudgedRow, PairRow, ResponseRow, read_rows, write_rows};
-use crate::files::model_fingerprint;
+use crate::data::{
+    JudgedRow, PairRow, ResponseRow, read_rows, row_output, rows_fingerprint,
+    warn_unfinished, write_rows,
+};
+use crate::files::{Existing, MadeFrom, model_fingerprint};
 use crate::judge::{
-    DryRun, Estimate, HttpJudge, Judge, JudgeError, PairRmJudge, PromptText, RewardJudge, Rubric,
-    ScoresJudge, judge_file,
+    DryRun, Estimate, HttpJudge, Judge, JudgeError, JudgedFile, PairRmJudge, PromptText,
+    RewardJudge, Rubric, ScoresJudge, judge_file,
 };
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
@@ -124,18 +127,31 @@ pub struct Part {
     pub of: usize,
 }
 
-/// Judges every row of `responses`, or of a part of them, that `out` does not hold yet.
+/// What is judged, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Judging<'a> {
+    /// File of responses.
+    pub responses: &'a Path,
+    /// File that receives a judged row for each.
+    pub out: &'a Path,
+    /// Part of the rows.
+    pub part: Option<Part>,
+    /// What becomes of an output that was made from something else.
+    pub existing: Existing<'a>,
+}
+
+/// Judges every row of the responses, or of a part of them, that `job.out` does not hold yet.
 pub fn judge_responses(
-    responses: &Path,
+    job: Judging<'_>,
     judge: &mut dyn Judge,
-    out: &Path,
-    part: Option<Part>,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
-    let mut rows = read_rows::<ResponseRow>(responses)?;
+    row_output(job.out, &[]).refuse_foreign()?;
+    warn_unfinished(job.responses);
+    let mut rows = read_rows::<ResponseRow>(job.responses)?;
     // Before the part is taken: what does not fit is the same for every part.
     judge.check(&rows)?;
-    if let Some(part) = part {
+    if let Some(part) = job.part {
         let mut number = 0..;
         rows.retain(|_| {
             number
@@ -152,7 +168,11 @@ pub fn judge_responses(
         }
         before = Some(done);
     };
-    let progress = judge_file(&rows, judge, out, &mut progress, monitor.interrupt());
+    let made_from = MadeFrom::new("judge")
+        .settings(judge_settings(judge))
+        .input("responses", job.responses, rows_fingerprint(&rows));
+    let file = JudgedFile::open(job.out, made_from, job.existing)?;
+    let progress = judge_file(&rows, judge, file, &mut progress, monitor.interrupt());
     monitor.end();
     match progress?.interrupted {
         true => Err(StageError::Interrupted),
@@ -160,22 +180,38 @@ pub fn judge_responses(
     }
 }
 
-/// Writes the best and worst response of every judged row; gives the number of pairs. An `out`
-/// that holds pairs is replaced, one that holds anything else refused.
-pub fn make_pairs(judged: &Path, out: &Path, ties: Ties) -> Result<usize, StageError> {
+/// The fields of a judge's description, each a setting.
+fn judge_settings(judge: &dyn Judge) -> Vec<(String, String)> {
+    let description = judge.description();
+    let fields = description.as_object().into_iter().flatten();
+    fields
+        .map(|(name, value)| (format!("judge.{name}"), value.to_string()))
+        .collect()
+}
+
+/// Writes the best and worst response of every judged row; gives the number of pairs.
+pub fn make_pairs(
+    judged: &Path,
+    out: &Path,
+    ties: Ties,
+    existing: Existing<'_>,
+) -> Result<usize, StageError> {
+    row_output(out, &[]).refuse_foreign()?;
+    warn_unfinished(judged);
     let rows = read_rows::<JudgedRow>(judged)?;
     let pairs = rows
         .iter()
         .filter_map(|row| judged_to_pair(row, ties).transpose())
         .collect::<Result<Vec<PairRow>, _>>()?;
-    match read_rows::<PairRow>(out) {
-        Err(DataError::Row { .. } | DataError::Syntax { .. } | DataError::Parquet { .. }) => {
-            return Err(StageError::Input(format!(
-                "{} already holds something other than pairs; remove it or choose another --out",
-                out.display()
-            )));
-        }
-        _ => write_rows(out, &pairs)?,
+    if pairs.is_empty() {
+        return Err(StageError::Input(format!(
+            "{}: the judge found no difference between the responses of any prompt; sample more responses, sharpen the judge or keep ties",
+            judged.display()
+        )));
     }
+    let made_from = MadeFrom::new("pairs")
+        .setting("drop_ties", ties == Ties::Drop)
+        .input("judged", judged, rows_fingerprint(&rows));
+    write_rows(out, &pairs, made_from, existing)?;
     Ok(pairs.len())
 }

@@ -13,8 +13,7 @@ use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::Optimizer;
 use crate::trainer::{
-    Adapters, ModelFiles, Objective, Outcome, Saved, TrainSettings, clear_other_work, restore,
-    train,
+    Adapters, ModelFiles, Objective, Outcome, Saved, TrainSettings, restore, train,
 };
 
 /// Where a training starts from.
@@ -40,7 +39,6 @@ pub(super) fn learn<B: TrainingOps, O: Objective<B>>(
     monitor: &dyn Monitor,
 ) -> Result<PathBuf, StageError> {
     let model = starting_weights::<B>(&start, device)?;
-    clear_other_work(&settings.output_dir, &settings.key)?;
     let mut learner = Learner::new(model, start.optimizer, start.recompute, start.max_grad_norm);
     let mut first = 0;
     if let Some((dir, saved)) = &start.resumed {

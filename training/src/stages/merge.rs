@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use burn::tensor::DType;
-use sppo_model::llama::lora::{Merge, Merged};
+use serde::{Deserialize, Serialize};
+use sppo_model::llama::lora::Merge;
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
 use crate::config::model_name;
-use crate::files::{FileError, replace_folder, weights_fingerprint};
+use crate::files::{
+    Existing, FileError, IN_FOLDER, Lock, MadeFrom, Mark, Output, adapter_fingerprint,
+    model_fingerprint, read_mark, replace_folder, weights_fingerprint, write_mark,
+};
 use crate::trainer::base_of_adapters;
 
 /// Adapters to add to the model they were trained on.
@@ -22,13 +26,40 @@ pub struct Merging<'a> {
     pub out: &'a Path,
     /// Of the weights that are written; the base's where not given.
     pub dtype: Option<DType>,
+    /// What becomes of a folder that was made from something else.
+    pub existing: Existing<'a>,
 }
 
-/// Writes the whole model, beside its name and renamed; refuses adapters of another base.
+/// The mark of a merged model.
+#[derive(Serialize, Deserialize)]
+struct MergedMark {
+    #[serde(flatten)]
+    mark: Mark,
+    /// Part of the change that is in the weights.
+    kept: f64,
+}
+
+/// Writes the whole model, beside its name and renamed; refuses adapters of another base. Gives the
+/// part of the change that rounding left in the weights, in 0..1.
 pub fn merge_adapters<B: ModelOps>(
     job: Merging<'_>,
     device: &B::Device,
-) -> Result<Merged, StageError> {
+) -> Result<f64, StageError> {
+    let output = Output::folder(job.out);
+    output.refuse_foreign()?;
+    let _lock = Lock::beside(job.out)?;
+    let made_from = MadeFrom::new("merge")
+        .settings(
+            job.dtype
+                .map(|d| ("precision", format!("{d:?}").to_lowercase())),
+        )
+        .input("model", job.base, model_fingerprint(job.base)?)
+        .input("adapter", job.adapter, adapter_fingerprint(job.adapter)?);
+    if output.claim_finished(&made_from, job.existing)? {
+        tracing::info!("nothing to do: {} is finished", job.out.display());
+        let mark = read_mark::<MergedMark>(&job.out.join(IN_FOLDER))?;
+        return Ok(mark.map_or(1.0, |mark| mark.kept));
+    }
     let merge = Merge::open(job.base, job.adapter)?;
     if let Some(trained_on) = base_of_adapters(job.adapter)
         && trained_on != weights_fingerprint(job.base)?
@@ -43,6 +74,11 @@ pub fn merge_adapters<B: ModelOps>(
         let merged = merge.write::<B>(dir, job.dtype, device)?;
         let card = dir.join("README.md");
         std::fs::write(&card, card_text(job)).map_err(FileError::new("write", &card))?;
+        let mark = MergedMark {
+            mark: Mark::of_folder(made_from, dir)?,
+            kept: merged.kept,
+        };
+        write_mark(&dir.join(IN_FOLDER), &mark)?;
         Ok(merged)
     })?;
     tracing::info!(
@@ -56,7 +92,7 @@ pub fn merge_adapters<B: ModelOps>(
             format!("{:?}", merged.dtype).to_lowercase()
         );
     }
-    Ok(merged)
+    Ok(merged.kept)
 }
 
 fn card_text(job: Merging<'_>) -> String {

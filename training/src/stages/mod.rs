@@ -21,7 +21,7 @@ pub use fine_tune::{FineTuning, fine_tune};
 pub use generate::{Generation, Sampling, generate};
 pub use init::{init_config, init_model, start_model};
 pub use join::join_responses;
-pub use judge::{Part, build_judge, dry_run, judge_responses, make_pairs};
+pub use judge::{Judging, Part, build_judge, dry_run, judge_responses, make_pairs};
 pub use merge::{Merging, merge_adapters};
 pub use score::{Scoring, score};
 pub use train::{PairTraining, train_pairs};

@@ -8,7 +8,10 @@ use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
 use crate::config::Rows;
-use crate::data::{LogpRow, PairRow, RowWriter, read_rows};
+use crate::data::{
+    LogpRow, PairRow, RowOutput, read_rows, row_output, rows_fingerprint, warn_unfinished,
+};
+use crate::files::{Existing, MadeFrom, model_fingerprint};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
 use crate::tokenise::{RowTokeniser, tokenise_pairs};
@@ -30,6 +33,8 @@ pub struct Scoring<'a> {
     pub max_prompt_length: usize,
     /// Pairs computed together.
     pub batch: usize,
+    /// What becomes of an output that was made from something else.
+    pub existing: Existing<'a>,
 }
 
 /// Scores the rows behind those that `out` holds already; the values are those that training sees,
@@ -40,15 +45,17 @@ pub fn score<B: ModelOps>(
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
     let rows = read_rows::<PairRow>(job.data)?;
-    let (mut writer, done) = RowWriter::<LogpRow>::open(job.out)?;
-    if done.len() > rows.len() {
-        return Err(StageError::Input(format!(
-            "{} already holds {} rows, {} has {}; remove it or choose another --out",
-            job.out.display(),
-            done.len(),
-            job.data.display(),
-            rows.len()
-        )));
+    warn_unfinished(job.data);
+    row_output(job.out, &[]).refuse_foreign()?;
+    let made_from = MadeFrom::new("score")
+        .setting("rows", job.rows)
+        .setting("max_length", job.max_length)
+        .setting("max_prompt_length", job.max_prompt_length)
+        .input("model", job.model, model_fingerprint(job.model)?)
+        .input("data", job.data, rows_fingerprint(&rows));
+    let (mut writer, done) = RowOutput::<LogpRow>::open(job.out, made_from, job.existing)?;
+    if done.len() >= rows.len() {
+        return Ok(writer.finish()?);
     }
     let folder = ModelFolder::open(job.model)?;
     let tokeniser =
@@ -74,7 +81,13 @@ pub fn score<B: ModelOps>(
         }
         let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
         let logps = sequence_logps(&model, &sequences)?;
-        for sides in logps.chunks_exact(2).skip(kept) {
+        for (pair, sides) in batch.iter().zip(logps.chunks_exact(2)).skip(kept) {
+            if !(sides[0] + sides[1]).is_finite() {
+                return Err(StageError::NotFinite {
+                    model: job.model.into(),
+                    row: pair.name.clone(),
+                });
+            }
             writer.append(&LogpRow {
                 chosen_logps: sides[0],
                 rejected_logps: sides[1],

@@ -11,14 +11,14 @@ use super::learning::{Start, learn, refuse_own_output};
 use crate::config::{self, OnNonFinite, Section};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
-use crate::data::{PairRow, check_probabilities, read_rows};
-use crate::files::{fingerprint, model_fingerprint, weights_fingerprint};
+use crate::data::{PairRow, check_probabilities, read_rows, rows_fingerprint, warn_unfinished};
+use crate::files::{Existing, Lock, MadeFrom, fingerprint, model_fingerprint, weights_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
 use crate::tokenise::{PreferencePair, RowTokeniser, tokenise_pairs};
 use crate::trainer::{
-    Adapters, Cut, MemoryBudget, PreferenceObjective, TrainSettings, clear_remains, finished_model,
-    latest_checkpoint, reference_logps,
+    Adapters, Begun, Cut, MemoryBudget, PreferenceObjective, TrainSettings, claim_training,
+    reference_logps, training_output,
 };
 
 /// One iteration's training: `model` is start and reference.
@@ -32,6 +32,8 @@ pub struct PairTraining<'a> {
     pub data: &'a Path,
     /// Receives metrics.jsonl, checkpoints/ and model/.
     pub output_dir: &'a Path,
+    /// What becomes of a training of other things that is there.
+    pub existing: Existing<'a>,
 }
 
 /// Trains on pairs; gives the folder of the trained model, or of its adapters. A finished training of the same
@@ -43,21 +45,16 @@ pub fn train_pairs<B: TrainingOps>(
 ) -> Result<PathBuf, StageError> {
     let config = job.config;
     refuse_own_output(job.model, job.output_dir)?;
+    training_output(job.output_dir).refuse_foreign()?;
+    warn_unfinished(job.data);
     let rows = read_pairs(job.data, config)?;
+    let _lock = Lock::inside(job.output_dir)?;
     let model_key = model_fingerprint(job.model)?;
-    let data = format!("{rows:?}");
-    let settings_text = config.effective().to_string();
-    let key = fingerprint([
-        ("pairs", data.as_bytes()),
-        ("model", model_key.as_bytes()),
-        ("train", settings_text.as_bytes()),
-    ]);
-    clear_remains(job.output_dir)?;
-    if let Some(done) = finished_model(job.output_dir, &key) {
-        return Ok(done);
-    }
+    let made_from = MadeFrom::new("train")
+        .settings(config.effective().settings)
+        .input("data", job.data, rows_fingerprint(&rows))
+        .input("model", job.model, &model_key);
     let dtype = config.precision.dtype();
-    let resumed = latest_checkpoint(job.output_dir, &key);
     let folder = ModelFolder::open(job.model)?;
     let pairs = tokenise(&rows, &folder, config)?;
     let held_out = match &config.eval_data {
@@ -65,10 +62,23 @@ pub fn train_pairs<B: TrainingOps>(
         None => Vec::new(),
     };
     let memory_budget = memory_budget::<B>(config, folder.config(), &pairs)?;
+    let settings = settings(job, made_from, pairs.len(), memory_budget.clone());
+    let steps = settings.steps(pairs.len());
+    let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;
+    let resumed = match begun {
+        Begun::Finished(model) => {
+            tracing::info!(
+                "nothing to do: {} is finished ({steps} steps)",
+                model.display()
+            );
+            return Ok(model);
+        }
+        Begun::Unfinished(resumed) => resumed,
+    };
     let reference = folder.load::<B::InnerBackend>(dtype, device)?;
     let cut = Cut {
         batch_size: config.batch_size,
-        memory_budget: memory_budget.clone(),
+        memory_budget,
     };
     // Another device or batch may round otherwise in the last digit.
     let reference_key = format!(
@@ -91,7 +101,6 @@ pub fn train_pairs<B: TrainingOps>(
     let known = logps(&pairs, monitor)?;
     let held_out_known = logps(&held_out, monitor)?;
     let adapters = adapters(job, &model_key)?;
-    let settings = settings(job, key, pairs.len(), memory_budget);
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
         .with_held_out(held_out, held_out_known);
     drop(reference);
@@ -161,14 +170,14 @@ fn adapters(job: PairTraining<'_>, model_key: &str) -> Result<Option<Adapters>, 
 
 fn settings(
     job: PairTraining<'_>,
-    key: String,
+    made_from: MadeFrom,
     pairs: usize,
     memory_budget: Option<MemoryBudget>,
 ) -> TrainSettings {
     let config = job.config;
     TrainSettings {
         output_dir: job.output_dir.into(),
-        key,
+        made_from,
         epochs: config.epochs,
         stop_at_epoch: config.stop_at_epoch,
         batch_size: config.batch_size,

@@ -13,10 +13,10 @@ use sppo_model::ops::TrainingOps;
 
 use super::card::{adapter_card, model_card};
 use super::error::TrainError;
-use super::resume::{OPTIMIZER, PROVENANCE, STATE, Saved, step_folders};
+use super::resume::{OPTIMIZER, STATE, Saved, step_folders};
 use super::settings::{Adapters, ModelFiles, TrainSettings};
 use crate::config::model_name;
-use crate::files::{FileError, replace_folder};
+use crate::files::{FileError, IN_FOLDER, Mark, Seal, replace_folder, write_mark};
 use crate::learner::Learner;
 
 /// An update can overflow where loss and gradient were finite; such weights are never saved.
@@ -49,7 +49,7 @@ pub(super) fn save<B: TrainingOps>(
         let trainer = dir.join("trainer");
         fs::create_dir(&trainer).map_err(FileError::new("make", &trainer))?;
         write_optimizer(learner, &dir.join(OPTIMIZER))?;
-        write_saved(&dir.join(STATE), learner, settings, files, step)
+        write_saved(dir, STATE, learner, settings, files, step)
     })?;
     let keep = settings.keep_checkpoints.max(1);
     let folders = step_folders(&settings.output_dir);
@@ -70,7 +70,7 @@ pub(super) fn save_final<B: TrainingOps>(
     let target = settings.output_dir.join("model");
     replace_folder(&target, |dir| {
         write_model(learner, settings, files, dir)?;
-        write_saved(&dir.join(PROVENANCE), learner, settings, files, steps)
+        write_saved(dir, IN_FOLDER, learner, settings, files, steps)
     })?;
     Ok(target)
 }
@@ -99,21 +99,22 @@ fn write_model<B: TrainingOps>(
 }
 
 fn write_saved<B: TrainingOps>(
-    path: &Path,
+    dir: &Path,
+    name: &str,
     learner: &Learner<B>,
     settings: &TrainSettings,
     files: ModelFiles<'_>,
     step: usize,
 ) -> Result<(), TrainError> {
+    let mut mark = Mark::new(settings.made_from.clone());
+    mark.finished = Some(Seal::of_folder(dir, &[name])?);
     let saved = Saved {
-        key: settings.key.clone(),
+        mark,
         step,
         updates: learner.steps(),
         base: files.adapters.map(|adapters| adapters.base.clone()),
     };
-    let text = serde_json::to_string_pretty(&saved).map_err(std::io::Error::from);
-    let written = text.and_then(|text| fs::write(path, text));
-    Ok(written.map_err(FileError::new("write", path))?)
+    Ok(write_mark(&dir.join(name), &saved)?)
 }
 
 fn write_optimizer<B: TrainingOps>(learner: &Learner<B>, path: &Path) -> Result<(), TrainError> {

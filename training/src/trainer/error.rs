@@ -6,7 +6,7 @@ use sppo_model::llama::CheckpointError;
 use sppo_model::ops::DeviceError;
 
 use crate::data::DataError;
-use crate::files::FileError;
+use crate::files::{FileError, OutputError};
 
 /// Why training ended.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum TrainError {
     /// A file or folder that cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// An output that is not this training's to write, or is damaged.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// A checkpoint that does not hold what it should.
     #[error("{path} is damaged: {message}; remove that folder to go on from the one before", path = path.display())]
     Damaged {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::error::TrainError;
-use crate::files::FileError;
+use crate::files::{FileError, OutputError, is_same_file};
 use crate::loss::{LossOutput, PairLogps};
 
 /// Means over the pairs of a step, named as TRL names them.
@@ -110,6 +110,7 @@ fn eval_line<S: serde::Serializer>(
 pub(super) struct MetricsFile {
     path: PathBuf,
     file: File,
+    size: u64,
 }
 
 impl MetricsFile {
@@ -135,15 +136,35 @@ impl MetricsFile {
             .open(&path)
             .map_err(failed("open"))?;
         file.set_len(kept as u64).map_err(failed("cut"))?;
-        Ok(Self { path, file })
+        Ok(Self {
+            path,
+            file,
+            size: kept as u64,
+        })
     }
 
     /// Appends one line and hands it to the operating system.
     pub fn append(&mut self, line: &StepMetrics) -> Result<(), TrainError> {
         // Values that JSON cannot hold (NaN) become null.
         let text = serde_json::to_string(line).map_err(std::io::Error::other);
-        text.and_then(|text| self.file.write_all(format!("{text}\n").as_bytes()))
-            .map_err(|source| self.failed(source))
+        let text = text.map_err(|source| self.failed(source))? + "\n";
+        self.check()?;
+        let written = self.file.write_all(text.as_bytes());
+        written.map_err(|source| self.failed(source))?;
+        self.size += text.len() as u64;
+        Ok(())
+    }
+
+    /// That nobody else removed or changed it.
+    fn check(&self) -> Result<(), TrainError> {
+        let here = self.file.metadata().map_err(|e| self.failed(e))?;
+        let problem = match std::fs::metadata(&self.path) {
+            Err(_) => "was removed",
+            Ok(there) if is_same_file(&here, &there) && there.len() == self.size => return Ok(()),
+            Ok(_) => "was changed",
+        };
+        let path = self.path.clone();
+        Err(OutputError::Changed { path, problem }.into())
     }
 
     /// Waits until all lines are on the disk.

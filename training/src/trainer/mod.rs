@@ -24,10 +24,7 @@ pub use metrics::{PairMetrics, StepMetrics};
 pub use objective::{Cut, MemoryBudget, Objective, WindowReport};
 pub use preference::PreferenceObjective;
 pub use reference::reference_logps;
-pub use resume::{
-    Saved, base_of_adapters, clear_other_work, clear_remains, finished_model, latest_checkpoint,
-    restore,
-};
+pub use resume::{Begun, Saved, base_of_adapters, claim_training, restore, training_output};
 pub use settings::{Adapters, ModelFiles, TrainSettings};
 pub use supervised::SupervisedObjective;
 
@@ -92,6 +89,10 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
         }
     }
     metrics.sync()?;
+    // From here a later stop_at_epoch goes on.
+    if settings.stops_early() && steps > saved {
+        checkpoint::save(learner, settings, files, steps)?;
+    }
     let path = checkpoint::save_final(learner, settings, files, steps)?;
     let skipped = steps - learner.steps().min(steps);
     if skipped > 0 {

@@ -3,14 +3,15 @@
 use std::ops::Range;
 use std::path::Path;
 
+use serde::Serialize;
 use sppo_model::llama::Llama;
 use sppo_model::ops::ModelOps;
 
 use super::error::TrainError;
 use super::objective::Cut;
 use crate::cost::Batch;
-use crate::data::{LogpRow, RowWriter};
-use crate::files::fingerprint;
+use crate::data::{Fields, Row, RowOutput, RowProblem};
+use crate::files::{Existing, MadeFrom, OutputError, fingerprint};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
 use crate::tokenise::PreferencePair;
@@ -27,12 +28,14 @@ pub fn reference_logps<B: ModelOps>(
     dir: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
-    let path = dir.join(format!("reference-{}.jsonl", &key(model_key, pairs)[..16]));
-    let (mut writer, done) = RowWriter::<LogpRow>::open(&path)?;
+    let key = key(model_key, pairs);
+    let path = dir.join(format!("reference-{}.jsonl", &key[..16]));
+    let made_from = MadeFrom::new("reference").setting("key", &key);
+    let (mut writer, done) = RowOutput::<ReferenceRow>::open(&path, made_from, Existing::Keep)?;
+    check_rows(&path, &done, pairs)?;
     let mut logps: Vec<[f64; 2]> = done
         .iter()
         .map(|row| [row.chosen_logps, row.rejected_logps])
-        .take(pairs.len())
         .collect();
     let known = logps.len();
     monitor.begin("reference log-probabilities", "pairs", known, pairs.len());
@@ -61,7 +64,9 @@ pub fn reference_logps<B: ModelOps>(
                         .into(),
                 });
             }
-            writer.append(&LogpRow {
+            writer.append(&ReferenceRow {
+                row: i + 1,
+                name: pairs[i].name.clone(),
                 chosen_logps: chosen,
                 rejected_logps: rejected,
             })?;
@@ -72,6 +77,53 @@ pub fn reference_logps<B: ModelOps>(
     monitor.end();
     writer.finish()?;
     Ok(Some(logps))
+}
+
+/// One pair's log-probabilities under the reference.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct ReferenceRow {
+    /// Counted from 1.
+    row: usize,
+    /// What messages call the pair.
+    name: String,
+    chosen_logps: f64,
+    rejected_logps: f64,
+}
+
+impl Row for ReferenceRow {
+    const KIND: &'static str = "reference log-probabilities";
+    const KEYS: &'static [&'static str] = &["row", "name", "chosen_logps", "rejected_logps"];
+
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, RowProblem> {
+        let need = "a reference row needs its number and both sums";
+        let read = |key| fields.require(key, need, fields.number(key));
+        let row = read("row")?;
+        Ok(ReferenceRow {
+            row: row as usize,
+            name: fields.require("name", need, fields.id("name"))?,
+            chosen_logps: read("chosen_logps")?,
+            rejected_logps: read("rejected_logps")?,
+        })
+    }
+}
+
+/// That every row is of the pair whose place it has.
+fn check_rows(
+    path: &Path,
+    done: &[ReferenceRow],
+    pairs: &[PreferencePair],
+) -> Result<(), TrainError> {
+    let wrong = done.iter().enumerate().find(|(i, row)| {
+        row.row != i + 1 || pairs.get(*i).is_none_or(|pair| pair.name != row.name)
+    });
+    match wrong {
+        None => Ok(()),
+        Some((i, row)) => Err(OutputError::Damaged {
+            path: path.into(),
+            problem: format!("holds row {} ({}) as its row {}", row.row, row.name, i + 1),
+        }
+        .into()),
+    }
 }
 
 fn key(model_key: &str, pairs: &[PreferencePair]) -> String {

@@ -1,5 +1,5 @@
-//! Resuming a training: its checkpoints and finished model are found by the key of all that the
-//! result depends on, and its state is put back.
+//! Resuming a training: its checkpoints and finished model are known by what they were made from,
+//! looked at for damage, and its state is put back.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,18 @@ use sppo_model::checkpoint::Checkpoint;
 use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
-use crate::files::{FileError, OLD, PARTIAL};
+use crate::files::{
+    Damage, Difference, Existing, FileError, IN_FOLDER, MadeFrom, Mark, OLD, Output, OutputError,
+    PARTIAL, is_there, read_mark, write_mark,
+};
 use crate::learner::{Learner, ParamState};
 
-/// What a checkpoint says about itself.
+/// The mark of a checkpoint or a trained model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
-    /// Hash of all that the result depends on.
-    pub key: String,
+    /// What it was made from, and its files.
+    #[serde(flatten)]
+    pub mark: Mark,
     /// Steps behind it, skipped ones too.
     pub step: usize,
     /// Optimizer updates behind it.
@@ -29,66 +33,134 @@ pub struct Saved {
 
 pub(super) const STATE: &str = "trainer/state.json";
 pub(super) const OPTIMIZER: &str = "trainer/optimizer.safetensors";
-pub(super) const PROVENANCE: &str = "sppo.json";
 
 /// The fingerprint of the weights that the adapters in `dir` were trained on, where this program
 /// wrote them.
 pub fn base_of_adapters(dir: &Path) -> Option<String> {
-    let saved = |name: &str| {
-        let text = fs::read_to_string(dir.join(name)).ok()?;
-        serde_json::from_str::<Saved>(&text).ok()?.base
+    let saved = |name: &str| read_mark::<Saved>(&dir.join(name)).ok()??.base;
+    saved(IN_FOLDER).or_else(|| saved(STATE))
+}
+
+/// What a training writes into `output_dir`.
+pub fn training_output(output_dir: &Path) -> Output {
+    let part = |name| output_dir.join(name);
+    Output {
+        name: output_dir.into(),
+        mark: part("training.sppo.json"),
+        parts: vec![part("model"), part("metrics.jsonl"), part("checkpoints")],
+    }
+}
+
+/// How far a training came before.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Begun {
+    /// To its end: the folder of the model.
+    Finished(PathBuf),
+    /// To its newest whole checkpoint, or nowhere.
+    Unfinished(Option<(PathBuf, Saved)>),
+}
+
+/// Takes `output_dir` for a training of `steps` steps: finds what an earlier one of the same
+/// making left, and deals with any other as `existing` says.
+pub fn claim_training(
+    output_dir: &Path,
+    made_from: &MadeFrom,
+    steps: usize,
+    existing: Existing<'_>,
+) -> Result<Begun, TrainError> {
+    let output = training_output(output_dir);
+    if is_there(&output.mark) {
+        clear_remains(output_dir)?;
+    }
+    if output.claim(made_from, existing)?.is_none() {
+        write_mark(&output.mark, &Mark::new(made_from.clone()))?;
+        return Ok(Begun::Unfinished(None));
+    }
+    let model = output_dir.join("model");
+    match finished_model(&model, made_from) {
+        Ok(Some(saved)) if saved.step == steps => return Ok(Begun::Finished(model)),
+        Ok(Some(saved)) if saved.step > steps => {
+            let difference = Difference {
+                name: "steps".into(),
+                before: saved.step.to_string(),
+                now: steps.to_string(),
+            };
+            output.give_way(vec![difference], existing)?;
+            write_mark(&output.mark, &Mark::new(made_from.clone()))?;
+            return Ok(Begun::Unfinished(None));
+        }
+        Ok(_) => {}
+        Err(OutputError::Damaged { path, problem }) if existing == Existing::Overwrite => {
+            tracing::warn!("{} {problem}; the model is made anew", path.display());
+            fs::remove_dir_all(&model).map_err(FileError::new("remove", &model))?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Begun::Unfinished(newest_checkpoint(
+        output_dir, made_from, steps,
+    )?))
+}
+
+/// What the trained model's mark says, where there is one; its files are looked at.
+fn finished_model(dir: &Path, made_from: &MadeFrom) -> Result<Option<Saved>, OutputError> {
+    if !is_there(dir) {
+        return Ok(None);
+    }
+    let Some(saved) = read_mark::<Saved>(&dir.join(IN_FOLDER))? else {
+        return Err(OutputError::Damaged {
+            path: dir.into(),
+            problem: format!("has no {IN_FOLDER}, which every trained model has"),
+        });
     };
-    saved(PROVENANCE).or_else(|| saved(STATE))
+    match damage(dir, &saved, made_from)? {
+        Some(damage) => Err(damage.into()),
+        None => Ok(Some(saved)),
+    }
 }
 
-/// The newest whole checkpoint of this key.
-pub fn latest_checkpoint(output_dir: &Path, key: &str) -> Option<(PathBuf, Saved)> {
-    let mut found: Vec<(PathBuf, Saved)> = step_folders(output_dir)
-        .into_iter()
-        .filter_map(|dir| {
-            let text = fs::read_to_string(dir.join(STATE)).ok()?;
-            let saved: Saved = serde_json::from_str(&text).ok()?;
-            (saved.key == key).then_some((dir, saved))
-        })
-        .collect();
-    found.sort_by_key(|(_, saved)| saved.step);
-    found.pop()
+/// What is wrong with a checkpoint or model that should be of this making.
+fn damage(dir: &Path, saved: &Saved, made_from: &MadeFrom) -> Result<Option<Damage>, FileError> {
+    if let Some(difference) = saved.mark.made_from.differences(made_from).first() {
+        return Ok(Some(Damage {
+            path: dir.into(),
+            problem: format!("is of another training ({difference})"),
+        }));
+    }
+    match &saved.mark.finished {
+        Some(seal) => seal.verify(dir),
+        None => Ok(Some(Damage {
+            path: dir.into(),
+            problem: "is not whole".into(),
+        })),
+    }
 }
 
-/// The trained model of this key, where it is whole.
-pub fn finished_model(output_dir: &Path, key: &str) -> Option<PathBuf> {
-    let dir = output_dir.join("model");
-    let text = fs::read_to_string(dir.join(PROVENANCE)).ok()?;
-    let saved: Saved = serde_json::from_str(&text).ok()?;
-    (saved.key == key).then_some(dir)
-}
-
-/// Removes checkpoints of other inputs, which would be pruned among this training's own, with a
-/// warning; the trained model stays until the new one replaces it.
-pub fn clear_other_work(output_dir: &Path, key: &str) -> Result<(), TrainError> {
-    let is_other = |mark: &Path| {
-        let saved: Option<Saved> = fs::read_to_string(mark)
-            .ok()
-            .and_then(|text| serde_json::from_str(&text).ok());
-        saved.is_none_or(|saved| saved.key != key)
-    };
-    let folders: Vec<PathBuf> = step_folders(output_dir)
-        .into_iter()
-        .filter(|dir| is_other(&dir.join(STATE)))
-        .collect();
-    let model = output_dir.join("model").join(PROVENANCE);
-    if !folders.is_empty() || (model.is_file() && is_other(&model)) {
+/// The newest whole checkpoint within `steps`; damaged ones are passed over with a warning.
+fn newest_checkpoint(
+    output_dir: &Path,
+    made_from: &MadeFrom,
+    steps: usize,
+) -> Result<Option<(PathBuf, Saved)>, TrainError> {
+    for dir in step_folders(output_dir).into_iter().rev() {
+        let problem = match read_mark::<Saved>(&dir.join(STATE)) {
+            Err(error @ OutputError::File(_)) => return Err(error.into()),
+            Err(error) => error.to_string(),
+            Ok(None) => continue,
+            Ok(Some(saved)) if saved.step > steps => continue,
+            Ok(Some(saved)) => match damage(&dir, &saved, made_from)? {
+                None => return Ok(Some((dir, saved))),
+                Some(Damage { path, problem }) => format!("{} {problem}", path.display()),
+            },
+        };
         tracing::warn!(
-            "{} holds a training of other rows, settings or weights; this one starts anew and replaces it",
-            output_dir.display()
+            "{} is damaged: {problem}; going on from the checkpoint before it, or from the start",
+            dir.display()
         );
     }
-    for dir in &folders {
-        fs::remove_dir_all(dir).map_err(FileError::new("remove", dir))?;
-    }
-    Ok(())
+    Ok(None)
 }
 
+/// Folders of checkpoints that this program wrote, the oldest first.
 pub(super) fn step_folders(output_dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(output_dir.join("checkpoints")) else {
         return Vec::new();
@@ -97,7 +169,7 @@ pub(super) fn step_folders(output_dir: &Path) -> Vec<PathBuf> {
         .filter_map(|entry| entry.ok().map(|e| e.path()))
         .filter(|path| {
             let name = path.file_name().and_then(|n| n.to_str());
-            name.is_some_and(|n| n.starts_with("step-"))
+            name.is_some_and(|n| n.starts_with("step-")) && path.join(STATE).is_file()
         })
         .collect();
     folders.sort();
@@ -144,7 +216,7 @@ pub fn restore<B: TrainingOps>(
 
 /// Removes folders that a kill left half written, and puts back one that was set aside for its
 /// successor.
-pub fn clear_remains(output_dir: &Path) -> Result<(), TrainError> {
+fn clear_remains(output_dir: &Path) -> Result<(), TrainError> {
     let own = [
         (output_dir.to_path_buf(), "model."),
         (output_dir.join("checkpoints"), "step-"),

@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use sppo_model::llama::{LlamaConfig, Lora};
 
 use super::objective::{Cut, MemoryBudget};
+use crate::files::MadeFrom;
 use crate::optimizer::Schedule;
 
 /// Everything about a training but the model and the rows.
@@ -13,8 +14,8 @@ use crate::optimizer::Schedule;
 pub struct TrainSettings {
     /// Receives metrics.jsonl, checkpoints/ and model/.
     pub output_dir: PathBuf,
-    /// Hash of all that the result depends on; a checkpoint of another key is not resumed.
-    pub key: String,
+    /// All that the result depends on; a checkpoint of other things is not resumed.
+    pub made_from: MadeFrom,
     /// Passes over the rows that the schedule is made for.
     pub epochs: usize,
     /// Ends the training after this many passes; None takes all `epochs`.
@@ -72,6 +73,11 @@ impl TrainSettings {
         self.schedule.total_steps = total;
         self.schedule.warmup_steps = warmup(total);
         self
+    }
+
+    /// Whether the training ends before its schedule does, and may go on later.
+    pub(super) fn stops_early(&self) -> bool {
+        self.stop_at_epoch.is_some_and(|stop| stop < self.epochs)
     }
 
     /// Optimizer steps that are taken.
