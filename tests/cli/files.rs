@@ -140,7 +140,7 @@ fn a_torn_output_is_continued() {
         (after_third, false),
         (0, false),
     ] {
-        place.write("out.jsonl", &whole.as_bytes()[..keep]);
+        place.cut("out.jsonl", &whole.as_bytes()[..keep]);
         let ran = place.sppo(&args);
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);
         assert_eq!(
@@ -306,7 +306,7 @@ fn judging_goes_on_where_it_stopped() {
     let judge = "judge --responses responses.jsonl --judge rubric --out judged.jsonl";
     place.ok(judge);
     let whole = place.read("judged.jsonl");
-    place.write("judged.jsonl", &whole.as_bytes()[..whole.len() / 2]);
+    place.cut("judged.jsonl", &whole.as_bytes()[..whole.len() / 2]);
     place.ok(judge);
     assert_eq!(place.read("judged.jsonl"), whole);
 }
@@ -348,7 +348,7 @@ fn golden_log_probabilities() {
     // Continued behind whole batches, to the byte.
     let whole = place.read("scores.jsonl");
     let middle = whole.match_indices('\n').nth(7).unwrap().0 + 10;
-    place.write("scores.jsonl", &whole.as_bytes()[..middle]);
+    place.cut("scores.jsonl", &whole.as_bytes()[..middle]);
     place.ok(&format!("{score} --out scores.jsonl"));
     assert_eq!(place.read("scores.jsonl"), whole);
 }
@@ -362,7 +362,7 @@ fn a_cut_score_file_ends_the_same_wherever_it_was_cut() {
     let whole = place.read("scores.jsonl");
     for rows in [1, 3, 6] {
         let end = whole.match_indices('\n').nth(rows - 1).unwrap().0 + 1;
-        place.write("scores.jsonl", &whole.as_bytes()[..end]);
+        place.cut("scores.jsonl", &whole.as_bytes()[..end]);
         place.ok(score);
         assert_eq!(place.read("scores.jsonl"), whole, "{rows} rows kept");
     }
@@ -568,7 +568,7 @@ fn pairs_do_not_replace_other_files() {
     place.write_rows("judged.jsonl", &rows);
     place.refused(
         "pairs --judged judged.jsonl --out judged.jsonl",
-        &["judged.jsonl already holds something other than pairs"],
+        &["judged.jsonl is there and is not this program's"],
     );
     assert_eq!(place.rows("judged.jsonl").len(), 1);
     place.ok("pairs --judged judged.jsonl --out pairs.parquet");

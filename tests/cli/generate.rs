@@ -98,7 +98,16 @@ fn shards_join_to_the_whole_file() {
     let line = place.ok_json(&format!("{join} r2.jsonl r0.jsonl r1.jsonl"));
     assert_eq!(line["path"], "joined.jsonl");
     assert_eq!(place.bytes("joined.jsonl"), place.bytes("whole.jsonl"));
-    place.refused(&format!("{join} r0.jsonl"), &["joined.jsonl exists"]);
+    let ran = place.sppo(&format!("{join} r2.jsonl r0.jsonl r1.jsonl"));
+    assert!(ran.stderr.contains("nothing to do"), "{}", ran.stderr);
+    place.ok(&into("r9.jsonl").replace("--seed 5", "--seed 9"));
+    place.refused(
+        &format!("{join} r9.jsonl"),
+        &[
+            "joined.jsonl was made from something else",
+            "shard 1: was r2.jsonl (",
+        ],
+    );
     let few: Vec<Value> = (0..5)
         .map(|i| json!({"prompt_id": format!("p{}", 3 * i), "prompt": "x"}))
         .collect();

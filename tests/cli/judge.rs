@@ -82,7 +82,7 @@ fn parts_and_stops_change_nothing() {
     }
     // Two whole rows, and a third that was being written.
     let end = whole.match_indices('\n').nth(1).unwrap().0 + 30;
-    fs::write(place.path("torn.jsonl"), &whole[..end]).unwrap();
+    place.cut_as("whole.jsonl", "torn.jsonl", &whole[..end]);
     place.ok(&format!("{JUDGE} --out torn.jsonl"));
     assert_eq!(place.read("torn.jsonl"), whole);
 }

@@ -329,7 +329,7 @@ fn folders_that_are_no_adapters() {
     place.refused(&merge("absent"), &["\"absent\" is not a folder"]);
     place.refused(
         "merge --model llama --adapter peft --out llama",
-        &["llama exists"],
+        &["llama is there and is not this program's"],
     );
     fs::rename(
         place.path("peft/adapter_model.safetensors"),

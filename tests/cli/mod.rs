@@ -21,6 +21,7 @@ use std::process::{Child, Command, Stdio};
 
 use safetensors::SafeTensors;
 use serde_json::Value;
+use sppo_training::files::{Mark, mark_beside, read_mark, write_mark};
 use tempfile::TempDir;
 
 use crate::golden;
@@ -79,6 +80,19 @@ impl Place {
     fn write_rows(&self, name: &str, rows: &[Value]) {
         let lines: Vec<String> = rows.iter().map(|row| format!("{row}\n")).collect();
         self.write(name, lines.concat());
+    }
+
+    /// Leaves of a finished output its first bytes, as a kill would.
+    fn cut(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        self.cut_as(name, name, bytes);
+    }
+
+    /// The same under another name.
+    fn cut_as(&self, name: &str, cut: &str, bytes: impl AsRef<[u8]>) {
+        let mut mark: Mark = read_mark(&mark_beside(&self.path(name))).unwrap().unwrap();
+        mark.finished = None;
+        write_mark(&mark_beside(&self.path(cut)), &mark).unwrap();
+        self.write(cut, bytes);
     }
 
     fn read(&self, name: &str) -> String {

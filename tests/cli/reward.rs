@@ -44,7 +44,11 @@ fn golden_scores_with_resume_and_shards() {
     let alone = JUDGE.replace("judge --", "judge --set judge.batch_tokens=1 --");
     place.ok(&format!("{alone} alone.jsonl"));
     let whole = place.read("alone.jsonl");
-    place.write("cut.jsonl", &whole.as_bytes()[..whole.len() / 2]);
+    place.cut_as(
+        "alone.jsonl",
+        "cut.jsonl",
+        &whole.as_bytes()[..whole.len() / 2],
+    );
     place.ok(&format!("{alone} cut.jsonl"));
     assert_eq!(place.read("cut.jsonl"), whole);
 

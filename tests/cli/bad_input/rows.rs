@@ -197,10 +197,10 @@ fn outputs_that_cannot_be_written() {
     let place = with_prompt();
     place.write("file", "");
     let below = "generate --model llama --prompts prompts.jsonl --out file/out.jsonl";
-    place.refused(below, &["file: cannot make this folder"]);
+    place.refused(below, &["cannot make file: "]);
     fs::create_dir(place.path("folder.jsonl")).unwrap();
     let folder = "generate --model llama --prompts prompts.jsonl --out folder.jsonl";
-    place.refused(folder, &["folder.jsonl: cannot write to it"]);
+    place.refused(folder, &["folder.jsonl is there and is not this program's"]);
     let place = with_pairs(|_| {});
     place.write("file", "");
     place.refused(
@@ -218,30 +218,22 @@ fn outputs_that_hold_other_work() {
     let place = with_prompt();
     let generate = format!("{GENERATE} llama");
     place.ok(&generate);
-    let parts = [
-        "out.jsonl already holds other work (prompt_id a with 2 responses without log-probabilities)",
-        "choose another --out",
-    ];
+    let other = "out.jsonl was made from something else:";
+    let help = "give --overwrite to replace it, or write elsewhere";
+    let parts = [other, "samples: was 2, is 3", help];
     place.refused(&generate.replace("--samples 2", "--samples 3"), &parts);
     place.write_rows("prompts.jsonl", &[json!({"prompt_id": "b", "prompt": "x"})]);
-    place.refused(&generate, &parts);
+    place.refused(&generate, &[other, "prompts: was prompts.jsonl (", help]);
 
     let place = with_pairs(|_| {});
     place.ok(SCORE);
     place.write_rows("pairs.jsonl", &golden_pairs()[..3]);
-    let parts = [
-        "out.jsonl already holds 16 rows, pairs.jsonl has 3",
-        "choose another --out",
-    ];
-    place.refused(SCORE, &parts);
+    place.refused(SCORE, &[other, "data: was pairs.jsonl (", help]);
 
     let place = with_responses();
     place.ok(&format!("{JUDGE} rubric"));
     let args = format!("{JUDGE} rubric --set judge.rubric.length_target=9.0");
-    place.refused(
-        &args,
-        &["prompt_id `a`: out.jsonl already holds a judgement made otherwise"],
-    );
+    place.refused(&args, &[other, "judge.hash: was", help]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ pub use error::{Damage, Difference, FileError, Holder, OutputError};
 pub use hash::{adapter_fingerprint, fingerprint, model_fingerprint, weights_fingerprint};
 pub use lock::Lock;
 pub use mark::{IN_FOLDER, Input, MadeFrom, Mark, mark_beside};
-pub(crate) use mark::{read_mark, write_mark};
+pub use mark::{read_mark, write_mark};
 pub use output::{Existing, Output};
 pub(crate) use output::{is_same_file, is_there};
 pub(crate) use replace::{OLD, PARTIAL, put_in_place};

@@ -10,8 +10,8 @@ use sppo_model::pairrm::PairRm;
 use super::error::StageError;
 use crate::config::{self, JudgeKind, resolve_model};
 use crate::data::{
-    JudgedRow, PairRow, ResponseRow, read_rows, row_output, rows_fingerprint,
-    warn_unfinished, write_rows,
+    JudgedRow, PairRow, ResponseRow, read_rows, row_output, rows_fingerprint, warn_unfinished,
+    write_rows,
 };
 use crate::files::{Existing, MadeFrom, model_fingerprint};
 use crate::judge::{
