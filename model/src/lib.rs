@@ -20,5 +20,6 @@ pub mod nn;
 pub mod ops;
 pub mod packed_batch;
 pub mod pairrm;
+pub mod quiet;
 pub mod tokenizer;
 mod weights;

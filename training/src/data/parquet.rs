@@ -1,7 +1,6 @@
 //! Reading the known columns of a Parquet table as JSON objects.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use ::parquet::arrow::ProjectionMask;
@@ -15,6 +14,7 @@ use arrow_array::types::{
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::DataType;
 use serde_json::Value;
+use sppo_model::quiet::quietly;
 
 use super::error::{DataError, Place};
 use super::fields::{Object, RowProblem};
@@ -79,8 +79,7 @@ pub(super) fn scan(
 
 /// Runs a step of the `parquet` crate, which panics on some damaged files.
 fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
-    catch_unwind(AssertUnwindSafe(step))
-        .unwrap_or_else(|_| Err(ParquetError::General("its data are damaged".to_string())))
+    quietly(step).unwrap_or_else(|_| Err(ParquetError::General("its data are damaged".to_string())))
 }
 
 /// Row `i` of a batch.
