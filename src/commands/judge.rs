@@ -1,6 +1,6 @@
 //! `sppo judge`: scores responses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{self, Config, JudgeKind};
@@ -78,7 +78,16 @@ impl Args {
         overrides.extend(self.set.iter().cloned());
         let mut judge = Config::load(self.config.as_deref(), &overrides)?.judge;
         let cache = || cache_beside(&self.out);
-        judge.http.cache.get_or_insert_with(cache);
+        let cache = judge.http.cache.get_or_insert_with(cache);
+        let place = |path: &Path| std::path::absolute(path).ok();
+        for (flag, path) in [("--out", &self.out), ("--responses", &self.responses)] {
+            if place(path) == place(cache) {
+                return Err(user(format!(
+                    "judge.http.cache and {flag} are both {}; choose another file for the cache",
+                    path.display()
+                )));
+            }
+        }
         Ok(judge)
     }
 }

@@ -218,7 +218,8 @@ pub fn number(value: &Value) -> Option<f64> {
     }
 }
 
-fn filled(value: &Value) -> Option<&str> {
+/// A string that is not empty.
+pub fn filled(value: &Value) -> Option<&str> {
     value.as_str().filter(|text| !text.is_empty())
 }
 

@@ -4,6 +4,7 @@
 
 #[macro_use]
 mod define;
+mod address;
 mod check;
 mod choices;
 mod error;
@@ -22,6 +23,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+pub use address::Address;
 pub use choices::{
     JudgeKind, LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OptimizerKind, Precision,
     Probability, Recompute, Rows, ScheduleKind, Split,
@@ -30,7 +32,7 @@ pub use define::{Effective, Section, SectionDoc};
 pub use error::{ConfigError, NoSuchChoice, nearest};
 pub use key::{Affects, KeyDoc, Pattern};
 pub use model_path::{ModelSource, model_name, resolve_model};
-pub use range::{COUNT, NOT_NEGATIVE, PROBABILITY, Range};
+pub use range::{COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PROBABILITY, RANK, Range, SAMPLES};
 pub use sections::{
     Config, Eval, Generate, Init, JudgeConfig, JudgeHttp, Model, Pairs, Prompts, RubricConfig, Sft,
     Train, TrainLora, WeightedPattern,

@@ -62,7 +62,11 @@ impl KeyPlaces {
     /// Puts `a.b=value` into the table; a value that is not TOML is taken as a string.
     pub fn set(&mut self, table: &mut Table, text: &str) -> Result<(), ConfigError> {
         let wrong = |message: &str| ConfigError::Override {
-            text: text.into(),
+            // An address may hold secrets.
+            text: match text.split_once('=') {
+                Some((key, value)) if value.contains(['?', '@']) => key.into(),
+                _ => text.into(),
+            },
             message: message.into(),
         };
         let (path, value) = text

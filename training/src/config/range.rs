@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Range {
     /// Whole numbers of at least this many, and no more than anyone could mean.
     AtLeast(u32),
+    /// Whole numbers of at least the first, and no more than the second, which few come near.
+    UpTo(u32, u32),
     /// Whole numbers from the first to the last.
     Between(u32, u32),
     /// Numbers with a fraction.
@@ -21,8 +23,14 @@ pub enum Range {
 /// The most that a count can be.
 const MOST: u32 = 10_000_000;
 
+/// A count that may be none.
+pub const COUNT_OR_NONE: Range = Range::AtLeast(0);
 /// A count of at least one.
 pub const COUNT: Range = Range::AtLeast(1);
+/// Responses a prompt; every pair of them is compared.
+pub const SAMPLES: Range = Range::UpTo(1, 1 << 16);
+/// Ranks of adapters.
+pub const RANK: Range = Range::Between(1, 1 << 16);
 /// Learning rates, temperatures and the like.
 pub const POSITIVE: Range = Range::Real {
     admits: |x| x > 0.0,
@@ -53,10 +61,10 @@ pub const DECAY: Range = Range::Real {
     admits: |x| (0.0..1.0).contains(&x),
     says: "a number from 0 to below 1",
 };
-/// Seconds that a clock can count.
+/// Seconds that one can wait for: a day at most.
 pub const SECONDS: Range = Range::Real {
-    admits: |x| x > 0.0 && x <= 1e9,
-    says: "a number above 0, at most 1e9",
+    admits: |x| x > 0.0 && x <= 86400.0,
+    says: "a number above 0, at most 86400",
 };
 
 impl Range {
@@ -70,8 +78,10 @@ impl Range {
         let whole = |least: u32, most: u32| (f64::from(least)..=f64::from(most)).contains(&x);
         match self {
             Self::AtLeast(least) if whole(least, MOST) => None,
+            Self::UpTo(least, most) if whole(least, most) => None,
             Self::AtLeast(_) if x > f64::from(MOST) => Some(format!("at most {MOST}")),
-            Self::AtLeast(least) => Some(format!("{least} or more")),
+            Self::UpTo(_, most) if x > f64::from(most) => Some(format!("at most {most}")),
+            Self::AtLeast(least) | Self::UpTo(least, _) => Some(format!("{least} or more")),
             Self::Between(least, most) if whole(least, most) => None,
             Self::Between(least, most) => Some(format!("from {least} to {most}")),
             Self::Real { admits, .. } if admits(x) => None,
@@ -84,7 +94,9 @@ impl Range {
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtLeast(least) => write!(f, "a whole number, {least} or more"),
+            Self::AtLeast(least) | Self::UpTo(least, _) => {
+                write!(f, "a whole number, {least} or more")
+            }
             Self::Between(least, most) => write!(f, "a whole number from {least} to {most}"),
             Self::Real { says, .. } => f.write_str(says),
         }

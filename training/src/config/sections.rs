@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use sppo_model::llama::Lora;
 
+use super::address::Address;
 use super::choices::{
     JudgeKind::{self, Http, PairRm, Reward, Rubric, Scores},
     LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OptimizerKind, Precision, Probability,
@@ -11,7 +12,8 @@ use super::choices::{
 };
 use super::key::Pattern;
 use super::range::{
-    COUNT, DECAY, INVERTIBLE, NOT_NEGATIVE, POSITIVE, PROBABILITY, RATIO, Range, SECONDS,
+    COUNT, COUNT_OR_NONE, DECAY, INVERTIBLE, NOT_NEGATIVE, POSITIVE, PROBABILITY, RANK, RATIO,
+    Range, SAMPLES, SECONDS,
 };
 
 section! {
@@ -63,17 +65,17 @@ section! {
         /// Folder with the tokenizer and its chat template.
         tokenizer: PathBuf = PathBuf::new() => "\"data/tokenizer\"", affects Nothing;
         /// Width of the hidden states.
-        hidden_size: usize = 64, range COUNT;
+        hidden_size: usize = 64, range Range::UpTo(1, 1 << 20);
         /// Width of the feed-forward layers.
-        intermediate_size: usize = 192, range COUNT;
+        intermediate_size: usize = 192, range Range::UpTo(1, 1 << 22);
         /// Number of layers.
-        layers: usize = 2, range COUNT;
+        layers: usize = 2, range Range::UpTo(1, 1 << 12);
         /// Attention heads; they divide hidden_size.
-        heads: usize = 4, range COUNT;
+        heads: usize = 4, range Range::UpTo(1, 1 << 14);
         /// Key and value heads; they divide heads.
-        kv_heads: usize = 2, range COUNT;
+        kv_heads: usize = 2, range Range::UpTo(1, 1 << 14);
         /// Longest sequence, in tokens.
-        context: usize = 256, range COUNT;
+        context: usize = 256, range Range::UpTo(1, 1 << 22);
         /// Base of the rotary embedding.
         rope_theta: f64 = 10000.0, range POSITIVE;
         /// Whether the output projection is the embedding table.
@@ -108,7 +110,7 @@ section! {
         /// Longest row, in tokens.
         max_length: usize = 1024, range Range::AtLeast(4);
         /// Steps between checkpoints; 0 writes only the fine-tuned model.
-        checkpoint_every: usize = 0, affects Nothing;
+        checkpoint_every: usize = 0, range COUNT_OR_NONE, affects Nothing;
     } {}
 }
 
@@ -130,20 +132,20 @@ section! {
     /// Sampling of the responses to be judged.
     pub struct Generate {
         /// Responses a prompt.
-        samples: usize = 5, range Range::AtLeast(2);
+        samples: usize = 5, range Range::UpTo(2, 1 << 16);
         /// 0 is greedy.
         temperature: f64 = 0.7, range NOT_NEGATIVE;
         /// Samples from the most likely tokens that together have this probability.
         top_p: f64 = 0.9, range PROBABILITY, when |g| g.temperature > 0.0;
         /// Samples from this many most likely tokens; 0 is off.
-        top_k: usize = 0, when |g| g.temperature > 0.0;
+        top_k: usize = 0, range COUNT_OR_NONE, when |g| g.temperature > 0.0;
         /// Longest response, in tokens.
         max_new_tokens: usize = 2048, range COUNT;
         /// Sequences generated together.
         batch: usize = 32, range COUNT, affects Speed;
         /// Most memory for keys and values, in MiB; fewer sequences are generated together where
         /// it is short. Without it, `batch` alone is the bound.
-        cache_memory_mib: Option<usize> = None => "16384", affects Speed;
+        cache_memory_mib: Option<usize> = None => "16384", range COUNT, affects Speed;
         /// Number format of weights, activations and cache.
         precision: Precision = Precision::F32;
     } {}
@@ -233,8 +235,8 @@ section! {
 section! {
     /// A chat model behind an OpenAI-compatible address, for kind = "http".
     pub struct JudgeHttp {
-        /// Address without /chat/completions.
-        base_url: Option<String> = None => "\"http://localhost:8000/v1\"";
+        /// Address without /chat/completions. A query is sent along; its values are shown nowhere.
+        base_url: Option<Address> = None => "\"http://localhost:8000/v1\"";
         /// Name of the model, as the server knows it.
         model: Option<String> = None => "\"Qwen/Qwen3-32B\"";
         /// Environment variable that holds the API key; without it no key is sent.
@@ -257,13 +259,14 @@ section! {
         /// Longest answer, in tokens.
         max_tokens: usize = 16, range COUNT;
         /// Questions under way at a time.
-        concurrency: usize = 8, range COUNT, affects Speed;
+        concurrency: usize = 8, range Range::UpTo(1, 1024), affects Speed;
         /// Seconds after which an attempt has failed.
         timeout_seconds: f64 = 120.0, range SECONDS, affects Speed;
         /// Attempts after the first, on status 429 and 5xx, time-outs, dropped connections and
         /// answers that make no sense.
-        retries: usize = 6, affects Speed;
-        /// Seconds before the second attempt; the pause about doubles each time.
+        retries: usize = 6, range COUNT_OR_NONE, affects Speed;
+        /// Seconds before the second attempt; the pause about doubles each time, up to a minute (or
+        /// this, if it is more). Where the server asks for a longer one, that is kept.
         retry_seconds: f64 = 0.5, range SECONDS, affects Speed;
         // All rows before such an answer are the same under both.
         /// error: judging ends at an answer that makes no sense; tie: it counts as a tie.
@@ -311,7 +314,7 @@ section! {
         /// Part of the steps over which the learning rate rises from 0.
         warmup_ratio: Option<f64> = Some(0.1), range RATIO, when |t| t.warmup_steps.is_none();
         /// Steps over which the learning rate rises from 0, may be given instead of warmup_ratio.
-        warmup_steps: Option<usize> = None => "100";
+        warmup_steps: Option<usize> = None => "100", range COUNT_OR_NONE;
         /// Passes over the pairs that the schedule is made for.
         epochs: usize = 1, range COUNT;
         /// Ends the training after this many passes, at the learning rate of that point.
@@ -341,11 +344,11 @@ section! {
         /// layer: keeps only the layers' inputs and computes the rest again.
         recompute: Recompute = Recompute::None, affects Speed;
         /// Steps between checkpoints; 0 writes one only where the run is interrupted.
-        checkpoint_every: usize = 0, affects Nothing;
+        checkpoint_every: usize = 0, range COUNT_OR_NONE, affects Nothing;
         /// Checkpoints kept, the newest ones.
         keep_checkpoints: usize = 2, range COUNT, affects Nothing;
         /// Steps between evaluations of the loss on `eval_data`; 0 is off.
-        eval_every: usize = 0, affects Nothing;
+        eval_every: usize = 0, range COUNT_OR_NONE, affects Nothing;
         /// Held-out pairs for them.
         eval_data: Option<PathBuf> = None => "\"heldout-pairs.jsonl\"", affects Nothing;
         // All steps behind a checkpoint are the same under both.
@@ -363,7 +366,7 @@ section! {
     /// want a higher learning rate than the default.
     pub struct TrainLora {
         /// Rank of each adapter.
-        rank: usize = 16, range Range::Between(1, 1 << 16);
+        rank: usize = 16, range RANK;
         /// Strength: what an adapter adds is multiplied by alpha / rank.
         alpha: f64 = 32.0, range POSITIVE;
         /// Layers that get an adapter.
@@ -375,7 +378,7 @@ section! {
     /// Answers to the held-out prompts.
     pub struct Eval {
         /// Answers a prompt.
-        samples: usize = 1, range COUNT;
+        samples: usize = 1, range SAMPLES;
         /// 0 is greedy.
         temperature: f64 = 0.0, range NOT_NEGATIVE;
         /// Samples from the most likely tokens that together have this probability.

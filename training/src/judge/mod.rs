@@ -56,6 +56,12 @@ pub enum JudgeError {
     /// A judge's model failed on its device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The threads that ask a server cannot work.
+    #[error("the threads that ask the judge's server cannot work: {source}")]
+    Workers {
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The judge itself failed: a model, a server.
     #[error("the {judge} judge failed on prompt_id `{prompt_id}`: {source}")]
     Failed {
@@ -78,7 +84,10 @@ impl JudgeError {
 
     /// Whether the user's input is at fault rather than the judge at work.
     pub fn is_input(&self) -> bool {
-        !matches!(self, JudgeError::Failed { .. } | JudgeError::Device(_))
+        !matches!(
+            self,
+            JudgeError::Failed { .. } | JudgeError::Device(_) | JudgeError::Workers { .. }
+        )
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{Probability, RubricConfig};
+use crate::config::{Address, JudgeHttp, Probability, RubricConfig};
 use crate::data::{Prompt, read_rows};
 
 fn file(path: &Path) -> JudgedFile<'_> {
@@ -234,5 +234,32 @@ fn comparisons_may_be_averaged_over_both_orders() {
     assert_eq!(
         (paper.probability[0][0], paper.probability[1][1]),
         (0.5, 0.5)
+    );
+}
+
+/// r026: a worker that panicked, here over a time that no clock can count, was waited for forever.
+#[test]
+fn a_panic_of_a_worker_ends_judging() {
+    let config = JudgeHttp {
+        base_url: Some(Address::new("http://127.0.0.1:9/v1?key=hunter2")),
+        model: Some("m".into()),
+        timeout_seconds: 9.3e18,
+        concurrency: 3,
+        ..JudgeHttp::default()
+    };
+    let mut judge = HttpJudge::new(config, Estimate::default(), false).unwrap();
+    let rows = [row("a", &["x", "y"]), row("b", &["x", "z"])];
+    let rows: Vec<&ResponseRow> = rows.iter().collect();
+    let interrupt = AtomicBool::new(false);
+    let mut take = |_| panic!("nothing was judged");
+    let error = judge.judge(&rows, &mut JudgeSession::new(&mut take, &interrupt));
+    let error = error.unwrap_err();
+    assert!(!error.is_input());
+    let text = error.to_string();
+    let start = "the http judge failed on prompt_id `a`: asking http://127.0.0.1:9/v1/chat/completions?key=[hidden] failed by a fault of sppo: ";
+    assert!(text.starts_with(start), "{text}");
+    assert!(
+        text.contains("overflow") && text.ends_with("; please report it"),
+        "{text}"
     );
 }

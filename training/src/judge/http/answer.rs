@@ -15,8 +15,9 @@ pub struct Words {
 
 impl Words {
     /// The logit of a response of the chat completions API: from the log-probabilities of the
-    /// verdict's token where they are given, from the text otherwise.
-    pub fn read(&self, body: &str) -> Result<f64, String> {
+    /// verdict's token where they are given, from the text otherwise. What an error quotes of the
+    /// answer goes through `hide` before it is cut.
+    pub fn read(&self, body: &str, hide: &dyn Fn(&str) -> String) -> Result<f64, String> {
         let body: Value = serde_json::from_str(body)
             .map_err(|error| format!("the answer is no JSON: {error}"))?;
         let choice = &body["choices"][0];
@@ -29,7 +30,7 @@ impl Words {
             return Ok(logit);
         }
         match choice["message"]["content"].as_str() {
-            Some(text) => self.read_text(text),
+            Some(text) => self.read_text(text, hide),
             None => Err("the answer has no message content".into()),
         }
     }
@@ -76,7 +77,7 @@ impl Words {
     }
 
     /// From a text that is one of the words, or holds one as `[[word]]`.
-    fn read_text(&self, text: &str) -> Result<f64, String> {
+    fn read_text(&self, text: &str, hide: &dyn Fn(&str) -> String) -> Result<f64, String> {
         let value = |word: &str| match word {
             word if word == self.first => Some(self.text_logit),
             word if word == self.second => Some(-self.text_logit),
@@ -95,7 +96,7 @@ impl Words {
         match verdicts.as_slice() {
             [one] => Ok(*one),
             _ => {
-                let start: String = text.chars().take(80).collect();
+                let start: String = hide(text).chars().take(80).collect();
                 Err(format!(
                     "the answer {start:?} is none of {:?}, {:?} and {:?}",
                     self.first, self.second, self.tie
@@ -124,8 +125,12 @@ mod tests {
         }
     }
 
+    fn read(body: &str) -> Result<f64, String> {
+        words().read(body, &str::to_string)
+    }
+
     fn text(text: &str) -> Result<f64, String> {
-        words().read(&json!({"choices": [{"message": {"content": text}}]}).to_string())
+        read(&json!({"choices": [{"message": {"content": text}}]}).to_string())
     }
 
     fn listed(entries: &[(&str, f64)]) -> Result<f64, String> {
@@ -136,7 +141,7 @@ mod tests {
         let token = json!({"token": entries[0].0, "logprob": entries[0].1, "top_logprobs": top});
         let choice =
             json!({"message": {"content": "B"}, "logprobs": {"content": [{"token": "\n"}, token]}});
-        words().read(&json!({ "choices": [choice] }).to_string())
+        read(&json!({ "choices": [choice] }).to_string())
     }
 
     #[test]
@@ -178,14 +183,10 @@ mod tests {
                 .unwrap_err()
                 .contains("log-probability is 2")
         );
-        assert!(words().read("<html>").unwrap_err().contains("no JSON"));
-        assert!(
-            words()
-                .read("{\"choices\": []}")
-                .unwrap_err()
-                .contains("no choices")
-        );
-        let empty = words().read("{\"choices\": [{}]}").unwrap_err();
+        assert!(read("<html>").unwrap_err().contains("no JSON"));
+        let none = read("{\"choices\": []}").unwrap_err();
+        assert!(none.contains("no choices"));
+        let empty = read("{\"choices\": [{}]}").unwrap_err();
         assert!(empty.contains("no message content"));
     }
 }

@@ -4,13 +4,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sppo_model::quiet::quietly;
 
 use super::answer::Words;
+use super::retry_after::retry_after;
+use super::secrets::Secrets;
+use crate::config::Address;
 
 /// Bytes of an answer that are read.
 const MOST_BYTES: u64 = 4 << 20;
-/// The longest pause between two attempts.
+/// Pauses between attempts grow up to this, unless the first is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause that a server may ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
+/// A pause of this length is worth a line in the log.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -29,6 +37,19 @@ pub enum AskError {
         attempts: usize,
         last: String,
     },
+    /// The server asks for a pause that nobody wants to wait for.
+    #[error(
+        "{url} asks to wait {seconds} s before the next attempt (Retry-After), and {most} s are the most that is waited; answers so far are kept: run the same command again later. Its message: {last}"
+    )]
+    LongPause {
+        url: String,
+        seconds: u64,
+        most: u64,
+        last: String,
+    },
+    /// A fault of this program, not of the server.
+    #[error("asking {url} failed by a fault of sppo: {message}; please report it")]
+    Fault { url: String, message: String },
     /// The user asked to stop.
     #[error("stopped")]
     Stopped,
@@ -43,18 +64,21 @@ struct Failed {
 
 /// Asks one endpoint. Holds the key, so it has no `Debug`.
 pub struct Client {
+    /// The address without its secrets, for messages.
     pub url: String,
-    pub key: Option<String>,
     pub words: Words,
     pub retries: usize,
     pub first_pause: Duration,
     pub invalid_is_tie: bool,
+    address: Address,
+    key: Option<String>,
+    secrets: Secrets,
     agent: ureq::Agent,
 }
 
 impl Client {
     /// Of an address whose `/chat/completions` is asked.
-    pub fn new(base_url: &str, key: Option<String>, words: Words, timeout: Duration) -> Self {
+    pub fn new(base_url: &Address, key: Option<String>, words: Words, timeout: Duration) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(timeout))
             .http_status_as_error(false)
@@ -62,19 +86,35 @@ impl Client {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .build();
+        let mut secrets = Secrets::default();
+        let in_query = base_url.secrets();
+        in_query.chain(key.as_deref()).for_each(|s| secrets.add(s));
+        let address = base_url.below("chat/completions");
         Client {
-            url: format!("{}/chat/completions", base_url.trim_end_matches('/')),
-            key,
+            url: address.shown(),
             words,
             retries: 0,
             first_pause: Duration::from_millis(500),
             invalid_is_tie: false,
+            address,
+            key,
+            secrets,
             agent: config.into(),
         }
     }
 
-    /// The logit that the answer to `request` gives; `stop` ends waiting between attempts.
+    /// The logit that the answer to `request` gives; `stop` ends waiting between attempts. A panic
+    /// underneath is an error like others: whoever waits for the answer gets one.
     pub fn ask(&self, request: &Value, stop: &AtomicBool) -> Result<f64, AskError> {
+        quietly(|| self.ask_until_answered(request, stop)).unwrap_or_else(|message| {
+            Err(AskError::Fault {
+                url: self.url.clone(),
+                message: self.secrets.hide(&message),
+            })
+        })
+    }
+
+    fn ask_until_answered(&self, request: &Value, stop: &AtomicBool) -> Result<f64, AskError> {
         let body = request.to_string();
         let mut pause = self.first_pause;
         for attempt in 0.. {
@@ -94,22 +134,43 @@ impl Client {
                 });
             }
             tracing::debug!("attempt {} failed: {}", attempt + 1, failed.message);
-            let asked = failed.pause.unwrap_or(Duration::ZERO);
-            wait(pause.max(asked).min(LONGEST_PAUSE), stop)?;
+            self.pause(pause, failed, stop)?;
             // Not all of them at the same moment again.
             let spread = 1.5 + (body.len() + attempt) as f64 % 7.0 / 7.0;
-            pause = pause.mul_f64(spread);
+            let longest = LONGEST_PAUSE.max(self.first_pause);
+            pause = pause.min(longest).mul_f64(spread).min(longest);
         }
         Err(AskError::Stopped)
     }
 
+    /// Waits for `pause`, or for what the server asks, if that is longer.
+    fn pause(&self, pause: Duration, failed: Failed, stop: &AtomicBool) -> Result<(), AskError> {
+        let asked = failed.pause.unwrap_or(Duration::ZERO);
+        if asked > LONGEST_ASKED {
+            return Err(AskError::LongPause {
+                url: self.url.clone(),
+                seconds: asked.as_secs(),
+                most: LONGEST_ASKED.as_secs(),
+                last: failed.message,
+            });
+        }
+        if asked > pause && asked >= LONG_PAUSE {
+            tracing::info!(
+                "the server asks to wait {} s: {}",
+                asked.as_secs(),
+                failed.message
+            );
+        }
+        wait(pause.max(asked), stop)
+    }
+
     fn attempt(&self, body: &str) -> Result<Result<f64, Failed>, AskError> {
         let failed = |message: String| Failed {
-            message: self.clean(&message),
+            message: self.secrets.hide(&message),
             pause: None,
             invalid: false,
         };
-        let mut request = self.agent.post(&self.url);
+        let mut request = self.agent.post(self.address.whole());
         request = request.header("Content-Type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
@@ -119,36 +180,29 @@ impl Client {
             Err(error) => return Ok(Err(failed(error.to_string()))),
         };
         let status = response.status().as_u16();
-        let after = response.headers().get("retry-after");
-        let after = after.and_then(|value| value.to_str().ok()?.trim().parse::<u32>().ok());
+        let header = |name| response.headers().get(name)?.to_str().ok();
+        let pause = header("retry-after").and_then(|value| retry_after(value, header("date")));
         let text = response.body_mut().with_config().limit(MOST_BYTES);
         let text = match text.read_to_string() {
-            // Before anything is cut off, and half a key left.
-            Ok(text) => self.clean(&text),
+            Ok(text) => text,
             Err(error) => return Ok(Err(failed(error.to_string()))),
         };
+        // Before anything is cut off, and half a key left.
+        let hide = |text: &str| self.secrets.hide(text);
         match status {
-            200..=299 => Ok(self.words.read(&text).map_err(|message| Failed {
+            200..=299 => Ok(self.words.read(&text, &hide).map_err(|message| Failed {
                 invalid: true,
                 ..failed(message)
             })),
             408 | 409 | 425 | 429 | 500..=599 => Ok(Err(Failed {
-                pause: after.map(|seconds| Duration::from_secs(seconds.into())),
-                ..failed(format!("status {status}: {}", short(&text)))
+                pause,
+                ..failed(format!("status {status}: {}", short(&hide(&text))))
             })),
             _ => Err(AskError::Refused {
                 url: self.url.clone(),
                 status,
-                message: short(&text),
+                message: short(&hide(&text)),
             }),
-        }
-    }
-
-    /// `message` without the key, should the other side have sent it back.
-    fn clean(&self, message: &str) -> String {
-        match &self.key {
-            Some(key) => message.replace(key.as_str(), "[key]"),
-            None => message.to_string(),
         }
     }
 }
@@ -163,13 +217,15 @@ fn short(text: &str) -> String {
 }
 
 fn wait(pause: Duration, stop: &AtomicBool) -> Result<(), AskError> {
-    let end = Instant::now() + pause;
-    while Instant::now() < end {
+    let begun = Instant::now();
+    loop {
         if stop.load(Ordering::Relaxed) {
             return Err(AskError::Stopped);
         }
-        let left = end.saturating_duration_since(Instant::now());
+        let left = pause.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
         std::thread::sleep(left.min(Duration::from_millis(50)));
     }
-    Ok(())
 }

@@ -4,18 +4,21 @@ mod answer;
 mod cache;
 mod client;
 mod prompt;
+mod retry_after;
+mod secrets;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::open_rows::OpenRows;
 use super::{Comparisons, Estimate, Judge, JudgeError, JudgeSession};
-use crate::config::{JudgeHttp, OnInvalid};
+use crate::config::{Address, JudgeHttp, OnInvalid};
 use crate::data::{ResponseRow, stable_hash};
 
 use answer::Words;
@@ -62,14 +65,15 @@ impl HttpJudge {
         estimate: Estimate,
         write_cache: bool,
     ) -> Result<Self, JudgeError> {
-        let base_url = base_url(&config)?;
+        let key = key(&config)?;
+        let base_url = base_url(&config, key.as_deref())?;
         let model = config.model.clone();
         let model =
             model.ok_or_else(|| wrong("model", "is missing: the model's name on the server"))?;
         let text = config.template.as_deref().unwrap_or(DEFAULT_TEMPLATE);
         let template = Template::new(text).map_err(|problem| wrong("template", problem))?;
         let timeout = seconds(config.timeout_seconds);
-        let mut client = Client::new(&base_url, key(&config)?, words(&config), timeout);
+        let mut client = Client::new(base_url, key, words(&config), timeout);
         client.retries = config.retries;
         client.first_pause = seconds(config.retry_seconds);
         client.invalid_is_tie = config.on_invalid == OnInvalid::Tie;
@@ -78,7 +82,7 @@ impl HttpJudge {
             None => Cache::none(),
         };
         let asked = json!({
-            "base_url": base_url,
+            "base_url": base_url.shown(),
             "model": model,
             "question": stable_hash(&(text, &config.system, &client.words.first, &client.words.second, &client.words.tie)),
             "logprobs": config.logprobs,
@@ -187,10 +191,12 @@ impl Judge for HttpJudge {
         let (answered, answers) = mpsc::channel();
         let waiting = Mutex::new(waiting);
         let result = std::thread::scope(|scope| {
-            for _ in 0..self.config.concurrency {
+            // Should this thread panic, workers that wait before an attempt must not wait on.
+            let _stopped = StopsAtEnd(&stop);
+            let worker = || {
                 let (answered, waiting, stop, client) =
                     (answered.clone(), &waiting, &stop, &self.client);
-                scope.spawn(move || {
+                move || {
                     // The lock is held while waiting for a question, not while asking it.
                     while let Some(question) = next(waiting) {
                         let answer = client.ask(&question.request, stop);
@@ -198,10 +204,13 @@ impl Judge for HttpJudge {
                             break;
                         }
                     }
-                });
-            }
+                }
+            };
+            let workers = start(scope, self.config.concurrency, worker)?;
+            drop(answered);
             let mut under_way = UnderWay {
                 judge: self,
+                workers,
                 rows,
                 next_row: 0,
                 open: OpenRows::default(),
@@ -222,6 +231,36 @@ impl Judge for HttpJudge {
     }
 }
 
+/// Starts up to `wanted` threads; how many there are. Fewer than wanted are slower, not wrong.
+fn start<'s, W: FnOnce() + Send + 's>(
+    scope: &'s std::thread::Scope<'s, '_>,
+    wanted: usize,
+    worker: impl Fn() -> W,
+) -> Result<usize, JudgeError> {
+    for number in 0..wanted {
+        let thread = std::thread::Builder::new().name(format!("judge-{number}"));
+        let started = thread.spawn_scoped(scope, worker());
+        let Err(source) = started else { continue };
+        if number == 0 {
+            return Err(JudgeError::Workers { source });
+        }
+        tracing::warn!(
+            "the system starts no more than {number} of the {wanted} threads of judge.http.concurrency ({source}); going on with these"
+        );
+        return Ok(number);
+    }
+    Ok(wanted)
+}
+
+/// Sets a flag when it is dropped.
+struct StopsAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopsAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn next(waiting: &Mutex<mpsc::Receiver<Question>>) -> Option<Question> {
     let waiting = waiting
         .lock()
@@ -235,6 +274,8 @@ type Place = (usize, usize);
 /// One call of `judge`.
 struct UnderWay<'a> {
     judge: &'a HttpJudge,
+    /// How many questions can be asked at a time.
+    workers: usize,
     rows: &'a [&'a ResponseRow],
     next_row: usize,
     open: OpenRows,
@@ -259,7 +300,7 @@ impl UnderWay<'_> {
                 stop.store(true, Ordering::Relaxed);
             }
             let stopped = stop.load(Ordering::Relaxed);
-            while !stopped && self.asked.len() < self.judge.config.concurrency {
+            while !stopped && self.asked.len() < self.workers {
                 let Some(question) = self.next_question() else {
                     break;
                 };
@@ -276,8 +317,14 @@ impl UnderWay<'_> {
             if self.asked.is_empty() {
                 return failure.map_or(Ok(()), Err);
             }
-            let Ok((key, answer)) = answers.recv_timeout(Duration::from_millis(50)) else {
-                continue;
+            let (key, answer) = match answers.recv_timeout(Duration::from_millis(50)) {
+                Ok(answer) => answer,
+                Err(RecvTimeoutError::Timeout) => continue,
+                // Nobody is left who could answer.
+                Err(RecvTimeoutError::Disconnected) => {
+                    let source = std::io::Error::other("all of them have ended");
+                    return Err(failure.unwrap_or(JudgeError::Workers { source }));
+                }
             };
             if let Err(error) = self.take(key, answer) {
                 stop.store(true, Ordering::Relaxed);
@@ -355,32 +402,38 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 /// The address, which must not carry a password into logs and files.
-fn base_url(config: &JudgeHttp) -> Result<String, JudgeError> {
-    let Some(url) = &config.base_url else {
-        return Err(wrong(
-            "base_url",
-            "is missing: the address of the server, such as http://localhost:8000/v1",
-        ));
+fn base_url<'a>(config: &'a JudgeHttp, key: Option<&str>) -> Result<&'a Address, JudgeError> {
+    let wrong = |problem: String| Err(wrong("base_url", problem));
+    let Some(address) = &config.base_url else {
+        return wrong(
+            "is missing: the address of the server, such as http://localhost:8000/v1".into(),
+        );
     };
+    let (url, shown) = (address.whole(), address.shown());
     let host = url
         .strip_prefix("http://")
         .or_else(|| url.strip_prefix("https://"));
-    let Some(host) = host.map(|rest| rest.split('/').next().unwrap_or_default()) else {
-        return Err(wrong(
-            "base_url",
-            format!("must begin with http:// or https://, found {url:?}"),
+    let Some(host) = host.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default()) else {
+        return wrong(format!(
+            "must begin with http:// or https://, found {shown:?}"
         ));
     };
     if host.contains('@') {
-        return Err(wrong(
-            "base_url",
-            "must not hold a user or password; the key comes from the environment variable that api_key_env names",
-        ));
+        return wrong(
+            "must not hold a user or password; the key comes from the environment variable that api_key_env names".into(),
+        );
     }
-    if host.is_empty() || url.contains(char::is_whitespace) {
-        return Err(wrong("base_url", format!("is no address: {url:?}")));
+    if host.is_empty() || url.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+        return wrong(format!("is no address: {shown:?}"));
     }
-    Ok(url.clone())
+    // Shorter ones are words that stand for no key: `local`, `EMPTY`.
+    let key = key.filter(|key| key.len() >= 16);
+    if key.is_some_and(|key| shown.contains(key)) {
+        return wrong(
+            "must not hold the key outside its query; it would stand in logs and rows".into(),
+        );
+    }
+    Ok(address)
 }
 
 /// The key; never part of a message.
