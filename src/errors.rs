@@ -2,9 +2,12 @@
 
 use std::fmt::{self, Display};
 use std::io::Write;
+use std::process::ExitCode;
 
 use sppo_training::config::ConfigError;
 use sppo_training::stages::StageError;
+
+use crate::terminal::{visible, visible_lines};
 
 /// Marks an error as the user's input: exit code 2.
 #[derive(Debug)]
@@ -81,13 +84,25 @@ pub fn report(error: &anyhow::Error) {
     let _ = std::io::stderr().write_all(chain(error).as_bytes());
 }
 
+/// Prints what clap has to say: a wrong command line to stderr, help and version to stdout.
+pub fn report_usage(error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    let shown = visible_lines(&text);
+    // clap's own colours, unless it quotes characters that a terminal must not see.
+    if shown == text || !error.use_stderr() {
+        error.exit();
+    }
+    let _ = std::io::stderr().write_all(shown.as_bytes());
+    ExitCode::from(2)
+}
+
 fn chain(error: &anyhow::Error) -> String {
     let mut last = error.to_string();
-    let mut text = format!("error: {last}\n");
+    let mut text = format!("error: {}\n", visible(&last));
     for cause in error.chain().skip(1).map(ToString::to_string) {
         // Transparent wrappers repeat their cause.
         if !last.ends_with(&cause) {
-            text += &format!("  caused by: {cause}\n");
+            text += &format!("  caused by: {}\n", visible(&cause));
             last = cause;
         }
     }
@@ -113,6 +128,14 @@ mod tests {
         assert_eq!(exit_code(&config.context("x").unwrap_err()), 2);
         let interrupted = anyhow::Error::new(Interrupted).context("training");
         assert_eq!(exit_code(&interrupted), 130);
+    }
+
+    /// r023: control characters of file names and settings reached the terminal.
+    #[test]
+    fn a_message_cannot_forge_lines_or_colours() {
+        let error = anyhow::anyhow!("a\u{1b}[31m.jsonl\nerror: forged").context("b\r");
+        let expected = "error: b\\r\n  caused by: a\\u{1b}[31m.jsonl\n    error: forged\n";
+        assert_eq!(chain(&error), expected);
     }
 
     #[test]

@@ -4,9 +4,12 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::debug_fn;
 
 use crate::errors::OrUser;
 use crate::progress;
+use crate::terminal::visible;
 
 /// Starts logging; `SPPO_LOG` (e.g. `debug` or `sppo_training=trace`) wins over the flags.
 pub fn init(verbose: u8, quiet: bool) -> anyhow::Result<()> {
@@ -17,8 +20,18 @@ pub fn init(verbose: u8, quiet: bool) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&directives)
         .with_context(|| format!("SPPO_LOG={directives:?} is not a log filter"))
         .or_user()?;
+    // Messages quote what came from outside.
+    let fields = debug_fn(|writer, field, value| {
+        let text = format!("{value:?}");
+        match field.name() {
+            "message" => write!(writer, "{}", visible(&text)),
+            name => write!(writer, "{name}={}", visible(&text)),
+        }
+    })
+    .delimited(" ");
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(fields)
         .with_writer(|| Stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_target(verbose > 0)

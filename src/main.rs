@@ -3,11 +3,13 @@
 mod backend;
 mod commands;
 mod errors;
+mod fault;
 mod interrupt;
 mod logging;
 mod memory;
 mod output;
 mod progress;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -38,7 +40,14 @@ struct Cli {
 
 fn main() -> ExitCode {
     memory::keep_freed_memory();
-    let cli = Cli::parse();
+    fault::guard(run)
+}
+
+fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return errors::report_usage(&error),
+    };
     let result = logging::init(cli.verbose, cli.quiet)
         .and_then(|()| interrupt::install())
         .and_then(|()| cli.command.run(cli.json));

@@ -1,14 +1,21 @@
 //! Results on stdout; a reader that has gone away is not an error.
 
-use std::io::{ErrorKind, Write};
+use std::borrow::Cow;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
 
-/// Prints text and ends the line if it does not.
+use crate::terminal::{visible_json, visible_lines};
+
+/// Prints text and ends the line if it does not. A program that reads it gets it as it is.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
+    let text = match stdout.is_terminal() {
+        true => Cow::Owned(visible_lines(text)),
+        false => Cow::Borrowed(text),
+    };
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let written = write!(stdout, "{text}{end}").and_then(|()| stdout.flush());
     match written {
@@ -19,7 +26,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 /// Prints one line of JSON.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    print(&serde_json::to_string(value)?)
+    print(&visible_json(&serde_json::to_string(value)?))
 }
 
 /// Names the file or folder that a command made: a line of text, or of JSON.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use sppo_training::monitor::{Monitor, resident_peak_bytes};
 
+use crate::terminal::visible;
 use crate::{backend, interrupt};
 
 /// Time between two log lines of one progress.
@@ -58,7 +59,7 @@ impl Progress {
                 .with_style(style(unit));
             bar.reset_eta();
             let bar = BARS.add(bar);
-            bar.set_prefix(label.to_owned());
+            bar.set_prefix(visible(label).into_owned());
             View::Bar(bar)
         } else {
             let now = Instant::now();
@@ -97,7 +98,7 @@ impl Progress {
     /// Shows a short note, such as the loss, beside the numbers.
     pub fn note(&self, note: impl Into<String>) {
         match &self.view {
-            View::Bar(bar) => bar.set_message(note.into()),
+            View::Bar(bar) => bar.set_message(visible(&note.into()).into_owned()),
             View::Lines(lines) => lock(lines).note = note.into(),
         }
     }

@@ -1,0 +1,113 @@
+//! Text from outside (answers of servers, contents of files, their names, settings) as a terminal
+//! may see it: what would move the cursor, change colours or turn the line around is escaped.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// `text` with control characters as `\r`, `\u{1b}` and the like. It may have several lines: all
+/// but the first are indented, so that none can pass for a line of the program's own.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.contains(|c| c == '\n' || is_hidden(c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    // The ends of Windows' lines are ends of lines.
+    let mut letters = text.trim_end().chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\r' if letters.peek() == Some(&'\n') => {}
+            '\n' => shown.push_str("\n    "),
+            letter => push(&mut shown, letter),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// The same for the program's own results, whose lines stay lines.
+pub fn visible_lines(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\n' => shown.push('\n'),
+            letter => push(&mut shown, letter),
+        }
+    }
+    shown
+}
+
+/// JSON text that means the same and shows no such character; JSON has them within strings only.
+pub fn visible_json(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if !is_hidden(letter) {
+            shown.push(letter);
+            continue;
+        }
+        for unit in letter.encode_utf16(&mut [0; 2]) {
+            let _ = write!(shown, "\\u{unit:04x}");
+        }
+    }
+    shown
+}
+
+fn push(shown: &mut String, letter: char) {
+    match is_hidden(letter) {
+        true => shown.extend(letter.escape_default()),
+        false => shown.push(letter),
+    }
+}
+
+/// Characters that do something to a terminal, or that nobody sees.
+fn is_hidden(letter: char) -> bool {
+    match letter {
+        '\t' | '\n' => false,
+        // Soft hyphen, Arabic letter mark, Mongolian vowel separator, zero-width space.
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' => true,
+        // Direction: marks, embeddings, overrides, isolates; separators of lines and paragraphs.
+        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' => true,
+        // Invisible operators, isolates, deprecated marks; byte order mark; annotations; tags.
+        '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' => true,
+        '\u{e0000}'..='\u{e007f}' => true,
+        letter => letter.is_control(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// r023: what a server, a file or a name holds reached the terminal as it is.
+    #[test]
+    fn nothing_from_outside_moves_the_terminal() {
+        for (text, shown) in [
+            ("plain é 漢字 👩‍👩‍👧 \t.", "plain é 漢字 👩‍👩‍👧 \t."),
+            ("\u{1b}[2J\u{1b}]0;x\u{7}", "\\u{1b}[2J\\u{1b}]0;x\\u{7}"),
+            (
+                "a\rb\u{8}\u{7f}\u{9b}1m\0",
+                "a\\rb\\u{8}\\u{7f}\\u{9b}1m\\u{0}",
+            ),
+            (
+                "gpj.\u{202e}exe\u{2066}\u{200f}",
+                "gpj.\\u{202e}exe\\u{2066}\\u{200f}",
+            ),
+            ("a\nerror: b\r\nc\n", "a\n    error: b\n    c"),
+        ] {
+            assert_eq!(visible(text), shown);
+        }
+        assert_eq!(visible_lines("a\u{1b}\nb\n"), "a\\u{1b}\nb\n");
+    }
+
+    #[test]
+    fn json_stays_what_it_is() {
+        let value = serde_json::json!({"a": "\u{202e}\u{1b}\u{9b}\u{e0041}é\n"});
+        let text = visible_json(&value.to_string());
+        assert!(
+            text.contains("\\u202e\\u001b\\u009b\\udb40\\udc41é\\n"),
+            "{text}"
+        );
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text).unwrap(),
+            value
+        );
+    }
+}
