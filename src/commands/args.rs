@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use sppo_training::config::{COUNT, Config, Generate, NOT_NEGATIVE, PROBABILITY, Precision, Range};
+use sppo_training::config::{
+    COUNT, COUNT_OR_NONE, Config, Generate, NOT_NEGATIVE, PROBABILITY, Precision, RANK, Range,
+    SAMPLES,
+};
 use sppo_training::files::Existing;
 
 use crate::backend::Device;
@@ -95,7 +98,7 @@ pub struct DeviceArg {
 #[derive(clap::Args)]
 pub struct SamplingArgs {
     /// Responses a prompt.
-    #[arg(long, value_name = "K", default_value_t = Generate::default().samples, value_parser = count)]
+    #[arg(long, value_name = "K", default_value_t = Generate::default().samples, value_parser = samples)]
     pub samples: usize,
     /// 0 is greedy.
     #[arg(long, value_name = "T", default_value_t = Generate::default().temperature, value_parser = not_negative)]
@@ -104,7 +107,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = Generate::default().top_p, value_parser = probability)]
     pub top_p: f64,
     /// Samples from this many most likely tokens; 0 is off.
-    #[arg(long, value_name = "N", default_value_t = Generate::default().top_k)]
+    #[arg(long, value_name = "N", default_value_t = Generate::default().top_k, value_parser = count_or_none)]
     pub top_k: usize,
     /// Longest response, in tokens.
     #[arg(long, value_name = "N", default_value_t = Generate::default().max_new_tokens, value_parser = count)]
@@ -163,9 +166,33 @@ impl FromStr for Shard {
 
 /// A whole number above 0.
 pub fn count(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok();
-    let number = number.filter(|n: &usize| COUNT.admits(*n as f64));
-    number.ok_or_else(|| format!("expected {COUNT}"))
+    whole(text, COUNT)
+}
+
+/// A whole number, which may be 0.
+pub fn count_or_none(text: &str) -> Result<usize, String> {
+    whole(text, COUNT_OR_NONE)
+}
+
+/// A number of responses a prompt.
+pub fn samples(text: &str) -> Result<usize, String> {
+    whole(text, SAMPLES)
+}
+
+/// The rank of an adapter.
+pub fn rank(text: &str) -> Result<usize, String> {
+    whole(text, RANK)
+}
+
+fn whole(text: &str, range: Range) -> Result<usize, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // Whatever does not fit into a usize is out of every range, but is a number.
+    let number = text.parse::<f64>().ok().filter(|_| digits);
+    match number.map(|number| range.broken_by(number)) {
+        Some(None) => text.parse().map_err(|_| format!("expected {range}")),
+        Some(Some(expected)) => Err(format!("expected a whole number, {expected}")),
+        None => Err(format!("expected {range}")),
+    }
 }
 
 /// A finite number that is 0 or more.
@@ -199,9 +226,25 @@ mod tests {
     #[test]
     fn numbers_out_of_range() {
         assert!(count("0").is_err() && count("-1").is_err() && count("8") == Ok(8));
+        assert!(count("").is_err() && count("1.5").is_err() && count("1e3").is_err());
+        assert_eq!(count_or_none("0"), Ok(0));
         assert!(not_negative("-0.1").is_err() && not_negative("nan").is_err());
         assert!(not_negative("inf").is_err() && not_negative("0") == Ok(0.0));
         assert!(probability("0").is_err() && probability("1.1").is_err());
+        for most in [
+            "17592186044416",
+            "18446744073709551615",
+            "99999999999999999999999",
+        ] {
+            assert_eq!(
+                count(most),
+                Err("expected a whole number, at most 10000000".into())
+            );
+            assert_eq!(count_or_none(most), count(most));
+            let fewer = "expected a whole number, at most 65536";
+            assert_eq!(samples(most), Err(fewer.into()));
+            assert!(rank(most).unwrap_err().ends_with("from 1 to 65536"));
+        }
         assert!(probability("NaN").is_err() && probability("1") == Ok(1.0));
     }
 }

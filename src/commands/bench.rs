@@ -6,7 +6,7 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Precision, Recompute, resolve_model};
 use sppo_training::stages::{Bench, BenchReport, Half, StageError, bench};
 
-use super::args::{DeviceArg, count, not_negative, probability, refuse_bf16_flag};
+use super::args::{DeviceArg, count, not_negative, probability, rank, refuse_bf16_flag};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, default_value_t = Recompute::None)]
     pub recompute: Recompute,
     /// Trains LoRA adapters of this rank instead of all weights.
-    #[arg(long, value_name = "RANK", value_parser = count)]
+    #[arg(long, value_name = "RANK", value_parser = rank)]
     pub lora: Option<usize>,
     #[command(flatten)]
     pub device: DeviceArg,

@@ -92,12 +92,41 @@ struct Timed {
     flops: f64,
 }
 
+/// Tokens of all random rows together, 1 GiB of them.
+const MOST_TOKENS: u128 = 1 << 28;
+
+/// Refuses numbers that do not go together or that no machine could hold.
+fn check(job: Bench<'_>) -> Result<(), StageError> {
+    let refuse = |message: String| Err(StageError::Input(message));
+    if let Some(least) = job.shortest.filter(|least| *least > job.new) {
+        return refuse(format!(
+            "--shortest {least} is more than --new {}; sequences have from --shortest to --new new tokens",
+            job.new
+        ));
+    }
+    if job.pairs.is_some() && job.only == Some(Half::Generate) {
+        return refuse("--pairs is for training, which --only generate leaves out".into());
+    }
+    let product = |numbers: [usize; 3]| numbers.iter().map(|n| *n as u128).product::<u128>();
+    let rows = product([job.batch, job.steps + 1, 1]);
+    let trained = product([job.batch, job.steps + 1, job.prompt + 2 * job.response]);
+    let sampled = product([4, job.generate, job.prompt + job.new]);
+    match trained.max(sampled) > MOST_TOKENS {
+        true => refuse(format!(
+            "{rows} pairs (--batch times one more than --steps) and {} sequences (--generate) hold more than {MOST_TOKENS} tokens; lower --batch, --steps, --generate or their lengths",
+            job.generate
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Measures a model folder.
 pub fn bench<B: TrainingOps>(
     job: Bench<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<BenchReport, StageError> {
+    check(job)?;
     let wanted = |half| job.only.is_none_or(|only| only == half);
     let generate = wanted(Half::Generate).then(|| time_generation::<B>(job, device, monitor));
     let generate_tokens_per_s = generate.transpose()?;
@@ -263,7 +292,7 @@ fn time_generation<B: TrainingOps>(
     let mut wave = |new: &mut dyn FnMut() -> usize, count: usize| -> VecDeque<(usize, Request)> {
         (0..count).map(|n| (n, request(n, new()))).collect()
     };
-    let warm = wave(&mut || 2, job.generate);
+    let warm = wave(&mut || job.new.min(2), job.generate);
     let timed = match job.shortest {
         None => wave(&mut || job.new, job.generate),
         // Enough to see slots change hands.
