@@ -27,41 +27,41 @@ use tempfile::TempDir;
 use crate::golden;
 
 /// A test's own folder, in which its commands run.
-struct Place(TempDir);
+pub(crate) struct Place(TempDir);
 
 /// How a command ended.
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
     /// A new folder that holds the golden checkpoint as `llama`.
-    fn with_model() -> Self {
+    pub(crate) fn with_model() -> Self {
         let place = Self::new();
         place.copy_model("llama");
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn copy_model(&self, name: &str) {
+    pub(crate) fn copy_model(&self, name: &str) {
         self.copy_golden_as("llama", name);
     }
 
     /// A model of the golden cases under its own name.
-    fn copy_golden(&self, name: &str) {
+    pub(crate) fn copy_golden(&self, name: &str) {
         self.copy_golden_as(name, name);
     }
 
-    fn copy_golden_as(&self, golden: &str, name: &str) {
+    pub(crate) fn copy_golden_as(&self, golden: &str, name: &str) {
         let folder = self.path(name);
         fs::create_dir(&folder).unwrap();
         for entry in fs::read_dir(golden::path(golden)).unwrap() {
@@ -73,44 +73,44 @@ impl Place {
         }
     }
 
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn write_rows(&self, name: &str, rows: &[Value]) {
+    pub(crate) fn write_rows(&self, name: &str, rows: &[Value]) {
         let lines: Vec<String> = rows.iter().map(|row| format!("{row}\n")).collect();
         self.write(name, lines.concat());
     }
 
     /// Leaves of a finished output its first bytes, as a kill would.
-    fn cut(&self, name: &str, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn cut(&self, name: &str, bytes: impl AsRef<[u8]>) {
         self.cut_as(name, name, bytes);
     }
 
     /// The same under another name.
-    fn cut_as(&self, name: &str, cut: &str, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn cut_as(&self, name: &str, cut: &str, bytes: impl AsRef<[u8]>) {
         let mut mark: Mark = read_mark(&mark_beside(&self.path(name))).unwrap().unwrap();
         mark.finished = None;
         write_mark(&mark_beside(&self.path(cut)), &mark).unwrap();
         self.write(cut, bytes);
     }
 
-    fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         let path = self.path(name);
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
-    fn bytes(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
         let path = self.path(name);
         fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
-    fn json(&self, name: &str) -> Value {
+    pub(crate) fn json(&self, name: &str) -> Value {
         serde_json::from_str(&self.read(name)).unwrap()
     }
 
     /// The rows of a .jsonl file.
-    fn rows(&self, name: &str) -> Vec<Value> {
+    pub(crate) fn rows(&self, name: &str) -> Vec<Value> {
         let text = self.read(name);
         assert!(text.ends_with('\n'), "{name} ends with a whole line");
         text.lines()
@@ -119,14 +119,14 @@ impl Place {
     }
 
     /// Changes a JSON file of this folder.
-    fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
+    pub(crate) fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut value = self.json(name);
         change(&mut value);
         self.write(name, value.to_string());
     }
 
     /// `sppo` with arguments parted by spaces.
-    fn command(&self, args: &str) -> Command {
+    pub(crate) fn command(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sppo"));
         command.args(args.split_whitespace());
         command.current_dir(self.0.path());
@@ -138,7 +138,7 @@ impl Place {
         command
     }
 
-    fn sppo(&self, args: &str) -> Ran {
+    pub(crate) fn sppo(&self, args: &str) -> Ran {
         let output = self.command(args).output().unwrap();
         Ran {
             code: output.status.code(),
@@ -148,14 +148,14 @@ impl Place {
     }
 
     /// Runs a command that must succeed; gives its stdout.
-    fn ok(&self, args: &str) -> String {
+    pub(crate) fn ok(&self, args: &str) -> String {
         let ran = self.sppo(args);
         assert_eq!(ran.code, Some(0), "sppo {args}: {}", ran.stderr);
         ran.stdout
     }
 
     /// Runs a command that must succeed; gives the JSON of its last line.
-    fn ok_json(&self, args: &str) -> Value {
+    pub(crate) fn ok_json(&self, args: &str) -> Value {
         let stdout = self.ok(&format!("{args} --json"));
         let last = stdout.lines().last().unwrap_or_default();
         serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {stdout:?}"))
@@ -163,7 +163,7 @@ impl Place {
 
     /// Runs a command that must be refused as the user's mistake (exit code 2), with all of
     /// `parts` in its message and nothing on stdout.
-    fn refused(&self, args: &str, parts: &[&str]) {
+    pub(crate) fn refused(&self, args: &str, parts: &[&str]) {
         let ran = self.sppo(args);
         let stderr = &ran.stderr;
         assert_eq!(ran.code, Some(2), "sppo {args}: {stderr}");
@@ -175,13 +175,13 @@ impl Place {
     }
 
     /// Runs a command that must fail at work (exit code 1); gives its stderr.
-    fn fails(&self, args: &str) -> String {
+    pub(crate) fn fails(&self, args: &str) -> String {
         let ran = self.sppo(args);
         assert_eq!(ran.code, Some(1), "sppo {args}: {}", ran.stderr);
         ran.stderr
     }
 
-    fn start(&self, args: &str) -> Child {
+    pub(crate) fn start(&self, args: &str) -> Child {
         let mut command = self.command(args);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()

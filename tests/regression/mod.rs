@@ -2,3 +2,15 @@
 
 #[cfg(feature = "ndarray")]
 mod r001_reciprocals_are_not_estimates;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r020_foreign_judge_caches;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r021_retry_after;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r022_keys_sent_back;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r023_text_from_outside;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r025_bounds;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod server;
