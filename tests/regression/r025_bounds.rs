@@ -41,6 +41,17 @@ fn settings_without_measure_are_refused() {
 }
 
 #[test]
+fn numbers_that_are_too_large_together_are_refused() {
+    let place = place("http://127.0.0.1:1/v1", "");
+    for section in ["train", "sft"] {
+        let sets =
+            format!("--set {section}.batch_size=10000 --set {section}.gradient_accumulation=10000");
+        let key = format!("{section}.gradient_accumulation");
+        place.refused(&format!("config {sets}"), &[&key, "at most 10000000 rows"]);
+    }
+}
+
+#[test]
 fn as_many_questions_at_a_time_as_are_admitted() {
     let (port, _) = start(|_, _| ("200 OK".into(), VERDICT.into()));
     let place = place(&format!("http://127.0.0.1:{port}/v1"), "");

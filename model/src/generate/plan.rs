@@ -6,6 +6,9 @@ use super::request::GenerateError;
 use crate::llama::LlamaConfig;
 use crate::llama::slot_cache::{bytes_per_token, rounded_width};
 
+/// More than any machine has, and far enough from the end of 64 bits to be added to.
+const MOST_BYTES: u64 = 1 << 60;
+
 /// How an engine is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachePlan {
@@ -61,14 +64,16 @@ fn slots_of(slots: usize, workers: usize, worker: usize) -> usize {
 }
 
 /// The cache of every worker, the prompt that it prefills (held twice while a chunk is added), and
-/// the one tensor that is held twice while the cache grows.
+/// the one tensor that is held twice while the cache grows. Absurd sizes stay absurd: they do not
+/// wrap around.
 fn bytes(config: &LlamaConfig, dtype: DType, slots: usize, workers: usize, tokens: usize) -> u64 {
-    let token = bytes_per_token(config, dtype);
-    let slot = token * rounded_width(tokens) as u64;
-    let growing = |slots: u64| slot * slots / (2 * config.num_hidden_layers as u64);
+    let token = u128::from(bytes_per_token(config, dtype));
+    let slot = token * rounded_width(tokens) as u128;
+    let growing = |slots: u128| slot * slots / (2 * config.num_hidden_layers as u128);
     let worker = |worker: usize| {
-        let slots = slots_of(slots, workers, worker).max(2) as u64;
+        let slots = slots_of(slots, workers, worker).max(2) as u128;
         slot * (slots + 1) + growing(slots + 2)
     };
-    (0..workers).map(worker).sum()
+    let all: u128 = (0..workers).map(worker).sum();
+    all.min(MOST_BYTES.into()) as u64
 }

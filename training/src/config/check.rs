@@ -9,6 +9,7 @@ use super::define::Section;
 use super::error::ConfigError;
 use super::key::join;
 use super::places::KeyPlaces;
+use super::range::MOST;
 use super::sections::{Config, Init, JudgeConfig, JudgeHttp, RubricConfig, TrainLora};
 
 /// Keys of a section of which only one can be given.
@@ -132,6 +133,18 @@ pub fn values(config: &Config, places: &KeyPlaces) -> Result<(), ConfigError> {
         check.init(init)?;
     }
     let train = &config.train;
+    let sft = &config.sft;
+    for (section, rows, batches) in [
+        ("train", train.batch_size, train.gradient_accumulation),
+        ("sft", sft.batch_size, sft.gradient_accumulation),
+    ] {
+        check.that(
+            &join(section, "gradient_accumulation"),
+            rows.saturating_mul(batches) <= MOST as usize,
+            || format!("such that a step, {section}.batch_size ({rows}) times this, has at most {MOST} rows"),
+            batches,
+        )?;
+    }
     check.that(
         "train.max_prompt_length",
         train.max_prompt_length < train.max_length,

@@ -21,7 +21,7 @@ pub enum Range {
 }
 
 /// The most that a count can be.
-const MOST: u32 = 10_000_000;
+pub const MOST: u32 = 10_000_000;
 
 /// A count that may be none.
 pub const COUNT_OR_NONE: Range = Range::AtLeast(0);

@@ -32,12 +32,12 @@ impl Batch {
     pub fn largest(rows: usize, longest: usize) -> Self {
         Self {
             packed: PackedSize {
-                tokens: rows * longest,
-                cells: rows * longest,
-                scores: rows * longest * longest,
+                tokens: product(&[rows, longest]),
+                cells: product(&[rows, longest]),
+                scores: product(&[rows, longest, longest]),
             },
-            response_tokens: rows * longest,
-            attended: rows * longest * (longest + 1) / 2,
+            response_tokens: product(&[rows, longest]),
+            attended: product(&[rows, longest, longest + 1]) / 2,
         }
     }
 
@@ -47,12 +47,39 @@ impl Batch {
         let shared = if prompt * 8 >= longest { prompt } else { 0 };
         Self {
             packed: PackedSize {
-                tokens: rows * longest - pairs * shared,
-                cells: rows * longest,
-                scores: rows * longest * longest,
+                tokens: product(&[rows, longest]) - product(&[pairs, shared]),
+                cells: product(&[rows, longest]),
+                scores: product(&[rows, longest, longest]),
             },
-            response_tokens: rows * response,
-            attended: rows * longest * (longest + 1) / 2,
+            response_tokens: product(&[rows, response]),
+            attended: product(&[rows, longest, longest + 1]) / 2,
         }
+    }
+}
+
+/// A product of sizes, which stays the largest number where it would go beyond: such a batch fits
+/// nowhere, and a product that wrapped around would look as if it did.
+fn product(sizes: &[usize]) -> usize {
+    sizes.iter().fold(1, |all, size| all.saturating_mul(*size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// r025: in a release build an absurd batch wrapped around and seemed to fit.
+    #[test]
+    fn sizes_beyond_all_measure_do_not_wrap_around() {
+        let batch = Batch::largest(1 << 34, 1 << 22);
+        assert_eq!(batch.packed.scores, usize::MAX);
+        assert_eq!(
+            Batch::alike(1 << 33, 1 << 21, 1 << 21).packed.scores,
+            usize::MAX
+        );
+        let usual = Batch::alike(2, 3, 4);
+        assert_eq!(
+            (usual.packed.tokens, usual.packed.scores, usual.attended),
+            (22, 196, 112)
+        );
     }
 }

@@ -9,9 +9,9 @@ mod secrets;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -190,13 +190,18 @@ impl Judge for HttpJudge {
         let (questions, waiting) = mpsc::channel::<Question>();
         let (answered, answers) = mpsc::channel();
         let waiting = Mutex::new(waiting);
+        let workers = OnceLock::new();
         let result = std::thread::scope(|scope| {
             // Should this thread panic, workers that wait before an attempt must not wait on.
             let _stopped = StopsAtEnd(&stop);
-            let worker = || {
+            let worker = |number: usize| {
                 let (answered, waiting, stop, client) =
                     (answered.clone(), &waiting, &stop, &self.client);
+                let workers = &workers;
                 move || {
+                    if number >= *workers.wait() {
+                        return;
+                    }
                     // The lock is held while waiting for a question, not while asking it.
                     while let Some(question) = next(waiting) {
                         let answer = client.ask(&question.request, stop);
@@ -206,7 +211,7 @@ impl Judge for HttpJudge {
                     }
                 }
             };
-            let workers = start(scope, self.config.concurrency, worker)?;
+            let workers = start(scope, self.config.concurrency, &workers, worker)?;
             drop(answered);
             let mut under_way = UnderWay {
                 judge: self,
@@ -231,25 +236,40 @@ impl Judge for HttpJudge {
     }
 }
 
-/// Starts up to `wanted` threads; how many there are. Fewer than wanted are slower, not wrong.
+/// Starts up to `wanted` threads and says how many in `workers`, for which they wait. Each of them
+/// starts one of its own at times, to look an address up: so twice as many are tried, and those
+/// that are not needed end at once. Fewer than wanted are slower, not wrong.
 fn start<'s, W: FnOnce() + Send + 's>(
     scope: &'s std::thread::Scope<'s, '_>,
     wanted: usize,
-    worker: impl Fn() -> W,
+    workers: &OnceLock<usize>,
+    worker: impl Fn(usize) -> W,
 ) -> Result<usize, JudgeError> {
-    for number in 0..wanted {
+    let mut threads = Vec::new();
+    let mut shortage = None;
+    while threads.len() < 2 * wanted && shortage.is_none() {
+        let number = threads.len();
         let thread = std::thread::Builder::new().name(format!("judge-{number}"));
-        let started = thread.spawn_scoped(scope, worker());
-        let Err(source) = started else { continue };
-        if number == 0 {
-            return Err(JudgeError::Workers { source });
+        match thread.spawn_scoped(scope, worker(number)) {
+            Ok(thread) => threads.push(thread),
+            Err(source) => shortage = Some(source),
         }
-        tracing::warn!(
-            "the system starts no more than {number} of the {wanted} threads of judge.http.concurrency ({source}); going on with these"
-        );
-        return Ok(number);
     }
-    Ok(wanted)
+    let count = *workers.get_or_init(|| wanted.min(threads.len() / 2));
+    // They have ended once this is through, and left room.
+    for spare in threads.drain(count..) {
+        let _ = spare.join();
+    }
+    match shortage {
+        None => Ok(count),
+        Some(source) if count == 0 => Err(JudgeError::Workers { source }),
+        Some(source) => {
+            tracing::warn!(
+                "the system has threads for {count} questions at a time, not for the {wanted} of judge.http.concurrency ({source}); going on with these"
+            );
+            Ok(count)
+        }
+    }
 }
 
 /// Sets a flag when it is dropped.
