@@ -12,7 +12,8 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     }
     let mut shown = String::with_capacity(text.len() + 16);
     // The ends of Windows' lines are ends of lines.
-    let mut letters = text.trim_end().chars().peekable();
+    let text = text.trim_end_matches("\r\n").trim_end_matches('\n');
+    let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
         match letter {
             '\r' if letters.peek() == Some(&'\n') => {}
