@@ -22,4 +22,7 @@ pub mod packed_batch;
 pub mod pairrm;
 pub mod quiet;
 pub mod tokenizer;
+mod tokenizer_check;
+#[cfg(test)]
+mod tokenizer_hostile;
 mod weights;

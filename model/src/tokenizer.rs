@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::quiet::quietly;
+use crate::tokenizer_check;
+
 /// What can go wrong with the tokenizer files of a model folder.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -24,12 +27,14 @@ pub enum TokenizerError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A file that is no tokenizer.
-    #[error("{path} is not a tokenizer: {detail}; download the file again")]
+    /// A file that is no tokenizer, or one that panics, never ends or encodes at random.
+    #[error(
+        "{path} is not a tokenizer that can be used: {detail}; correct it or download it again"
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What the tokenizers library said.
+        /// What is wrong with it.
         detail: String,
     },
     /// A file that is not valid JSON.
@@ -183,14 +188,8 @@ impl Tokenizer {
             }
             Err(source) => return Err(TokenizerError::Read { path, source }),
         };
-        let corrupt = |detail: tokenizers::Error| TokenizerError::Corrupt {
-            path: path.clone(),
-            detail: detail.to_string(),
-        };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(corrupt)?;
-        // Limits and padding stored by whoever saved the file would silently change every text.
-        inner.with_truncation(None).map_err(corrupt)?;
-        inner.with_padding(None);
+        let inner = tokenizer_check::load(&path, bytes)
+            .map_err(|detail| TokenizerError::Corrupt { path, detail })?;
 
         let special = special_tokens(dir)?;
         let id_of = |key: &'static str| match special.get(key) {
@@ -222,18 +221,18 @@ impl Tokenizer {
 
     /// Token ids of `text`; with `add_special_tokens`, also those that the tokenizer puts around it.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(|error| TokenizerError::Encode(error.to_string()))?;
+        // The library panics on some texts under some tokenizers that are sound for others.
+        let encoding = quietly(|| self.inner.encode_fast(text, add_special_tokens));
+        let encoding = encoding.map_err(TokenizerError::Encode)?;
+        let encoding = encoding.map_err(|error| TokenizerError::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Text of `ids`; ids that the tokenizer does not have give no text.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, skip_special_tokens)
-            .map_err(|error| TokenizerError::Decode(error.to_string()))
+        let text = quietly(|| self.inner.decode(ids, skip_special_tokens));
+        let text = text.map_err(TokenizerError::Decode)?;
+        text.map_err(|error| TokenizerError::Decode(error.to_string()))
     }
 
     /// Highest token id + 1, added tokens included: the least vocabulary a model needs.
@@ -431,7 +430,7 @@ mod tests {
 
         let tokens = dir.path().join("tokenizer.json");
         std::fs::write(&tokens, r#"{"version": "1.0"}"#).unwrap();
-        assert!(message(dir.path()).contains("tokenizer.json is not a tokenizer"));
+        assert!(message(dir.path()).contains("tokenizer.json is not a tokenizer that can be used"));
         std::fs::remove_file(&tokens).unwrap();
         assert!(message(dir.path()).contains("copy the model's tokenizer.json"));
     }

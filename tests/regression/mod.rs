@@ -14,3 +14,4 @@ mod r023_text_from_outside;
 mod r025_bounds;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod server;
+mod r034_hostile_templates_and_tokenizers;

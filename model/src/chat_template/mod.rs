@@ -2,19 +2,27 @@
 //! (`apply_chat_template` with `tokenize=False`).
 
 mod bounded;
+mod compile;
+mod guard;
+#[cfg(test)]
+mod hostile;
 mod python;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use minijinja::machinery::{eval, make_string_output};
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{AutoEscape, Environment, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 
-use bounded::{Bounded, MAX_OUTPUT};
+use bounded::MAX_OUTPUT;
+use compile::Compiled;
 
+use crate::quiet::quietly;
 use crate::tokenizer::{TokenizerError, json_kind, read_json, special_tokens};
 
 /// One turn of a conversation. Further keys in a file are ignored.
@@ -109,7 +117,7 @@ pub enum TemplateError {
 /// Work that one rendering may take: an instruction of the template engine costs 1, each 64 bytes
 /// of text or 2 items of a list that it makes or looks at 1 more. Real templates need about a
 /// hundred a message, and handle each byte of a message some five times.
-const FUEL: u64 = 4_000_000;
+const FUEL: u64 = 2_000_000;
 /// Bytes of a template's source; the longest real ones are near 30 KiB.
 const MAX_SOURCE: usize = 1 << 20;
 const NAME: &str = "chat";
@@ -118,6 +126,8 @@ const NAME: &str = "chat";
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    compiled: Arc<Compiled>,
+    source: &'static str,
     tokens: BTreeMap<&'static str, String>,
     path: PathBuf,
 }
@@ -152,15 +162,19 @@ impl ChatTemplate {
                 most: MAX_SOURCE,
             });
         }
-        let source = python::without_generation_tags(&source);
-        let environment = python::environment().and_then(|mut environment| {
+        // Instructions borrow their source. It is never given back: a process has a few templates,
+        // and each is in use as long as the model that it belongs to.
+        let source: &'static str = python::without_generation_tags(&source).leak();
+        let compiled = python::environment().and_then(|mut environment| {
             environment.set_fuel(Some(FUEL));
-            environment.add_template_owned(NAME, source)?;
-            Ok(environment)
+            let compiled = compile::compile(NAME, source, python::syntax()?)?;
+            Ok((environment, compiled))
         });
-        match environment {
-            Ok(environment) => Ok(Self {
+        match compiled {
+            Ok((environment, compiled)) => Ok(Self {
                 environment,
+                compiled: Arc::new(compiled),
+                source,
                 tokens,
                 path,
             }),
@@ -173,9 +187,7 @@ impl ChatTemplate {
 
     /// Everything that decides what it renders: its source and the folder's special tokens.
     pub fn identity(&self) -> String {
-        let source = self.environment.get_template(NAME);
-        let source = source.as_ref().map_or("", |template| template.source());
-        format!("{source}\n{:?}", self.tokens)
+        format!("{}\n{:?}", self.source, self.tokens)
     }
 
     /// The text of a prompt; it ends where the assistant's answer begins.
@@ -196,20 +208,33 @@ impl ChatTemplate {
             documents => (),
             ..Serde(&self.tokens)
         };
-        let mut output = Bounded::default();
-        let rendered = self.environment.get_template(NAME).and_then(|template| {
-            template
-                .render_captured_to(variables, &mut output)
-                .map(|_| ())
+        let mut text = String::new();
+        let Compiled {
+            instructions,
+            blocks,
+        } = &*self.compiled;
+        let rendered = quietly(|| {
+            let output = &mut make_string_output(&mut text);
+            let none = AutoEscape::None;
+            eval(
+                &self.environment,
+                instructions,
+                variables,
+                blocks,
+                output,
+                none,
+            )
+            .map(|_| ())
         });
         let path = self.path.clone();
         match rendered {
-            Ok(()) => String::from_utf8(output.bytes).map_err(|error| TemplateError::Render {
+            Ok(Ok(())) if text.len() > MAX_OUTPUT => Err(TemplateError::TooLong { path }),
+            Ok(Ok(())) => Ok(text),
+            Ok(Err(error)) => Err(render_error(path, &error)),
+            Err(panic) => Err(TemplateError::Render {
                 path,
-                detail: error.to_string(),
+                detail: format!("the template engine failed on it: {panic}"),
             }),
-            Err(_) if output.overflown => Err(TemplateError::TooLong { path }),
-            Err(error) => Err(render_error(path, &error)),
         }
     }
 }

@@ -20,17 +20,24 @@ pub(super) struct Raised(pub String);
 /// Widest indentation of JSON; more only wastes memory.
 const MAX_INDENT: usize = 256;
 
+/// Longest format of a date, in bytes.
+const MAX_DATE: usize = 256;
+
 /// An environment with transformers' settings, filters and functions.
 pub(super) fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    let mut syntax = SyntaxConfig::builder();
-    environment.set_syntax(syntax.trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    super::guard::install(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
     Ok(environment)
+}
+
+/// transformers' settings of Jinja.
+pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
+    let mut syntax = SyntaxConfig::builder();
+    syntax.trim_blocks(true).lstrip_blocks(true).build()
 }
 
 /// Replaces the `{% generation %}` tags, which only mark the assistant's text, by tags that
@@ -72,6 +79,12 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 
 /// Today's local date in a `strftime` format, as Python's `datetime.now().strftime`.
 fn strftime_now(format: &str) -> Result<String, Error> {
+    if format.len() > MAX_DATE {
+        return Err(refuse(format!(
+            "strftime_now: the format has {} bytes; the most accepted is {MAX_DATE}",
+            format.len()
+        )));
+    }
     let mut text = String::new();
     write!(text, "{}", chrono::Local::now().format(format))
         .map_err(|_| refuse(format!("strftime_now does not know the format `{format}`")))?;
