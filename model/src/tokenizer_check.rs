@@ -76,8 +76,8 @@ fn read(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
         .with_truncation(None)
         .map_err(|error| error.to_string())?;
     tokenizer.with_padding(None);
-    if tokenizer.get_vocab_size(true) == 0 {
-        return Err("it has no tokens".into());
+    if tokenizer.get_vocab_size(false) == 0 {
+        return Err("its model has no tokens".into());
     }
     for (id, token) in tokenizer.get_added_tokens_decoder() {
         if tokenizer.token_to_id(&token.content) != Some(id) {

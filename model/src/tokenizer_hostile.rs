@@ -85,7 +85,7 @@ fn crafted() -> Vec<(Value, &'static str)> {
         ),
         (
             with("model", json!({"type": "BPE", "vocab": {}, "merges": []})),
-            "",
+            "its model has no tokens",
         ),
         (
             with(
@@ -266,12 +266,6 @@ fn crafted_tokenizers_are_refused_or_sound() {
         let text = json.to_string();
         let shown: String = text.chars().take(200).collect();
         let refusal = refusal(text.into_bytes());
-        eprintln!(
-            "{index} {:?}",
-            refusal
-                .as_ref()
-                .map(|r| r.chars().take(150).collect::<String>())
-        );
         if !word.is_empty() {
             let said = refusal.unwrap_or_else(|| panic!("{index} was taken: {shown}"));
             assert!(said.contains(word), "{index}: {said}");

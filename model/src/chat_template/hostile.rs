@@ -407,19 +407,8 @@ fn hostile_values_end_in_every_use() {
         Some(_) => all.iter().collect(),
     };
     for ((shape, make), (used, text)) in chosen {
-        let started = std::time::Instant::now();
         let end = end_of(format!("{make}{text}"));
         assert!(end.is_some(), "{shape}, {used}: does not end");
-        let took = started.elapsed().as_secs_f64();
-        if took > 1.0 {
-            eprintln!(
-                "{took:6.3} {shape} {used} {:?}",
-                end.unwrap()
-                    .as_ref()
-                    .map(String::len)
-                    .map_err(|e| e.to_string())
-            );
-        }
     }
     for _ in 0..rounds.unwrap_or(20) {
         let source = mixture(&mut random);
