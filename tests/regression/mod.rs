@@ -13,5 +13,14 @@ mod r023_text_from_outside;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r025_bounds;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
-mod server;
 mod r034_hostile_templates_and_tokenizers;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r050_what_a_prompt_consists_of;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r055_all_bad_rows_are_named;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r056_truncation_is_said;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r058_formats_people_have;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod server;

@@ -6,6 +6,7 @@ mod compile;
 mod guard;
 #[cfg(test)]
 mod hostile;
+mod message;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -13,36 +14,18 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use minijinja::machinery::{eval, make_string_output};
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
-use serde::{Deserialize, Serialize};
 
 use bounded::MAX_OUTPUT;
 use compile::Compiled;
+pub use message::{Message, tools_of};
 
 use crate::quiet::quietly;
 use crate::tokenizer::{TokenizerError, json_kind, read_json, special_tokens};
-
-/// One turn of a conversation. Further keys in a file are ignored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn of `role` saying `content`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
-    }
-}
 
 /// What can go wrong with a chat template.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +113,8 @@ pub struct ChatTemplate {
     source: &'static str,
     tokens: BTreeMap<&'static str, String>,
     path: PathBuf,
+    /// Whether a warning about what it leaves out was given; clones share it.
+    warned: Arc<AtomicBool>,
 }
 
 impl ChatTemplate {
@@ -177,6 +162,7 @@ impl ChatTemplate {
                 source,
                 tokens,
                 path,
+                warned: Arc::default(),
             }),
             Err(error) => Err(TemplateError::Syntax {
                 path,
@@ -201,10 +187,12 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        let tools = tools_of(messages);
+        self.warn_of_omissions(messages, tools.is_some());
         let variables = context! {
             messages => Serde(messages),
             add_generation_prompt,
-            tools => (),
+            tools => tools.map(Serde),
             documents => (),
             ..Serde(&self.tokens)
         };
@@ -235,6 +223,27 @@ impl ChatTemplate {
                 path,
                 detail: format!("the template engine failed on it: {panic}"),
             }),
+        }
+    }
+
+    /// Warns once where a conversation has tools or calls of tools that the template never writes.
+    fn warn_of_omissions(&self, messages: &[Message], tools: bool) {
+        let calls = || {
+            let mut turns = messages.iter();
+            turns.any(|turn| turn.further.contains_key("tool_calls"))
+        };
+        if !tools && !calls() {
+            return;
+        }
+        let source = self.environment.get_template(NAME);
+        let source = source.as_ref().map_or("", |template| template.source());
+        for (there, name) in [(tools, "tools"), (calls(), "tool_calls")] {
+            if there && !source.contains(name) && !self.warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "{}: conversations have `{name}`, which this chat template does not write: the model does not see them",
+                    self.path.display()
+                );
+            }
         }
     }
 }

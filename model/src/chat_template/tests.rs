@@ -183,11 +183,17 @@ fn bad_templates_are_named() {
     assert!(error.contains("the chat template failed"), "{error}");
 }
 
+/// r057: `tools`, `tool_calls`, `tool_call_id` and `name` never reached the template.
+/// tools_case.json: what jinja2 3.1 renders under transformers' settings.
 #[test]
-fn messages_ignore_further_keys() {
-    let text = r#"{"role": "user", "content": "hi", "weight": 1}"#;
-    let message: Message = serde_json::from_str(text).unwrap();
-    assert_eq!(message, Message::new("user", "hi"));
+fn tools_and_their_calls_are_rendered() {
+    let case: serde_json::Value = serde_json::from_str(include_str!("tools_case.json")).unwrap();
+    let template = template(case["template"].as_str().unwrap());
+    let mut messages = messages(&case["messages"]);
+    assert_eq!(messages[2].content, None);
+    assert_eq!(template.render(&messages, true).unwrap(), case["without"]);
+    messages[0].tools = Some(case["tools"].clone());
+    assert_eq!(template.render(&messages, true).unwrap(), case["expected"]);
 }
 
 /// Expected: what json.dumps of Python 3.11 writes under the same options.

@@ -14,6 +14,13 @@ pub enum Place {
     Line(usize),
     /// A row of a `.parquet` file or of a table in memory.
     Row(usize),
+    /// An element of a `.json` array.
+    Element {
+        /// Its number in the array.
+        row: usize,
+        /// The line on which it begins.
+        line: usize,
+    },
 }
 
 impl fmt::Display for Place {
@@ -21,6 +28,7 @@ impl fmt::Display for Place {
         match self {
             Place::Line(line) => write!(f, "line {line}"),
             Place::Row(row) => write!(f, "row {row}"),
+            Place::Element { row, line } => write!(f, "row {row} (line {line})"),
         }
     }
 }
@@ -41,11 +49,13 @@ pub enum DataError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The extension is neither of the two known ones.
-    #[error("{path}: unknown kind of row file: the name must end in .jsonl or .parquet", path = path.display())]
+    /// The extension is none of the known ones.
+    #[error("{path}: unknown kind of row file: the name must end in .jsonl or .parquet{hint}", path = path.display())]
     Extension {
         /// The file.
         path: PathBuf,
+        /// What to do with a file of this kind.
+        hint: &'static str,
     },
     /// An input without rows.
     #[error("{path}: holds no rows ({kind} expected)", path = path.display())]
@@ -56,14 +66,42 @@ pub enum DataError {
         kind: &'static str,
     },
     /// A line that is not a JSON object.
-    #[error("{path}, line {line}: not a JSON object: {detail}", path = path.display())]
+    #[error("{path}, {place}: not a JSON object: {detail}", path = path.display())]
     Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where it lies.
+        place: Place,
+        /// What the JSON reader said.
+        detail: String,
+    },
+    /// A `.json` file whose array is broken.
+    #[error("{path}, line {line}: {detail}", path = path.display())]
+    Array {
         /// The file.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What the JSON reader said.
+        /// What is wrong.
         detail: String,
+    },
+    /// A `.json` file that holds something else than rows.
+    #[error("{path}: {detail}", path = path.display())]
+    NotRows {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, and what to do.
+        detail: String,
+    },
+    /// Several rows that cannot be used.
+    #[error("{}", several(path, first, *count))]
+    Several {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the first of them.
+        first: Vec<DataError>,
+        /// How many there are.
+        count: usize,
     },
     /// A row whose keys do not fit.
     #[error("{path}, {place}: {problem}", path = path.display())]
@@ -115,6 +153,64 @@ pub enum DataError {
 impl From<FileError> for DataError {
     fn from(error: FileError) -> Self {
         Self::Output(error.into())
+    }
+}
+
+/// Bad rows that are listed; further ones are counted.
+pub(super) const LISTED: usize = 10;
+
+/// One line for each of the first bad rows, without the file's name, and the number of the others.
+fn several(path: &Path, first: &[DataError], count: usize) -> String {
+    let path = path.display().to_string();
+    let mut text = format!("{path}: {count} rows cannot be used:");
+    for error in first {
+        let line = error.to_string();
+        let line = line.strip_prefix(&path).unwrap_or(&line);
+        text.push_str("\n  ");
+        text.push_str(line.trim_start_matches([',', ':', ' ']));
+    }
+    if count > first.len() {
+        text.push_str(&format!("\n  and {} more", count - first.len()));
+    }
+    text
+}
+
+/// The bad rows of a file as they are found.
+#[derive(Debug, Default)]
+pub(super) struct BadRows {
+    first: Vec<DataError>,
+    count: usize,
+}
+
+impl BadRows {
+    /// Keeps what is wrong with one row; anything else than a row's fault is given back.
+    pub fn add(&mut self, error: DataError) -> Result<(), DataError> {
+        match error {
+            DataError::Row { .. } | DataError::Syntax { .. } | DataError::Duplicate { .. } => {
+                self.count += 1;
+                if self.first.len() < LISTED {
+                    self.first.push(error);
+                }
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+
+    /// An error that names them, if there are any.
+    pub fn into_result(mut self, path: &Path) -> Result<(), DataError> {
+        match (self.count, self.first.pop()) {
+            (0, _) | (_, None) => Ok(()),
+            (1, Some(only)) => Err(only),
+            (count, Some(last)) => {
+                self.first.push(last);
+                Err(DataError::Several {
+                    path: path.to_path_buf(),
+                    first: self.first,
+                    count,
+                })
+            }
+        }
     }
 }
 

@@ -3,54 +3,11 @@
 use serde_json::Value;
 use sppo_model::chat_template::Message;
 
+use super::messages::message;
+pub(super) use super::problem::Object;
+pub use super::problem::RowProblem;
+use super::problem::describe;
 use super::prompt::Prompt;
-
-/// A JSON object as the readers hand it over.
-pub(super) type Object = serde_json::Map<String, serde_json::Value>;
-
-/// What is wrong with one row.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RowProblem {
-    /// A key that must be there is absent or null.
-    #[error("key `{key}` is missing; {need}")]
-    Missing {
-        /// The key.
-        key: String,
-        /// Why it must be there.
-        need: String,
-    },
-    /// A key holds something else than it should.
-    #[error("key `{key}` must be {expected}, found {found}")]
-    Mistyped {
-        /// The key.
-        key: String,
-        /// What it should hold.
-        expected: String,
-        /// What it holds.
-        found: String,
-    },
-}
-
-impl RowProblem {
-    pub(super) fn missing(key: &str, need: impl Into<String>) -> Self {
-        RowProblem::Missing {
-            key: key.to_string(),
-            need: need.into(),
-        }
-    }
-
-    pub(super) fn mistyped(
-        key: impl Into<String>,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> Self {
-        RowProblem::Mistyped {
-            key: key.into(),
-            expected: expected.into(),
-            found: found.into(),
-        }
-    }
-}
 
 type Found<T> = Result<Option<T>, RowProblem>;
 
@@ -65,6 +22,12 @@ impl<'a> Fields<'a> {
     /// The value of a key, unless it is absent or null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The names of the keys that are there.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        let there = self.0.iter().filter(|(_, value)| !value.is_null());
+        there.map(|(name, _)| name.as_str())
     }
 
     /// The value of a key, or an error that says what the row needs it for.
@@ -148,8 +111,11 @@ impl<'a> Fields<'a> {
         value.map(|value| in_unit(key, value)).transpose()
     }
 
-    /// A list of chat turns, at least one.
+    /// A list of chat turns, at least one; a single turn may stand without a list.
     pub fn messages(&self, key: &str) -> Found<Vec<Message>> {
+        if let Some(turn @ Value::Object(_)) = self.get(key) {
+            return Ok(Some(vec![message(key, turn)?]));
+        }
         let Some(messages) = self.list(key, "a list of messages", message)? else {
             return Ok(None);
         };
@@ -246,43 +212,4 @@ fn number(key: &str, value: &Value) -> Result<f64, RowProblem> {
         .as_f64()
         .filter(|number| number.is_finite())
         .ok_or_else(|| RowProblem::mistyped(key, "a finite number", describe(value)))
-}
-
-fn message(key: &str, value: &Value) -> Result<Message, RowProblem> {
-    let Value::Object(object) = value else {
-        return Err(RowProblem::mistyped(
-            key,
-            "a message {\"role\", \"content\"}",
-            describe(value),
-        ));
-    };
-    let part = |name: &str| match object.get(name) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        other => Err(RowProblem::mistyped(
-            format!("{key}.{name}"),
-            "a string",
-            other.map_or("nothing".to_string(), describe),
-        )),
-    };
-    Ok(Message {
-        role: part("role")?,
-        content: part("content")?,
-    })
-}
-
-/// A short account of a value for error messages.
-fn describe(value: &Value) -> String {
-    const SHOWN: usize = 40;
-    match value {
-        Value::Null => "null".to_string(),
-        Value::Bool(flag) => flag.to_string(),
-        Value::Number(number) => format!("the number {number}"),
-        Value::String(text) if text.chars().count() <= SHOWN => format!("the string {text:?}"),
-        Value::String(text) => {
-            let start: String = text.chars().take(SHOWN).collect();
-            format!("the string {start:?}…")
-        }
-        Value::Array(items) => format!("a list of {}", items.len()),
-        Value::Object(_) => "an object".to_string(),
-    }
 }

@@ -2,11 +2,9 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::error::{DataError, Place};
-use super::fields::Object;
-use super::format::EachRow;
+use super::format::{EachResult, EachRow};
+use super::json_text::{self, Problem};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -19,14 +17,31 @@ pub(super) struct Tail {
     pub open: bool,
 }
 
-/// Calls `each` for every row. Blank lines, CRLF and a byte order mark are tolerated; a last line
-/// that has no newline and is not JSON is a torn write and dropped with a warning.
+/// Calls `each` for every row and stops at the first that cannot be read.
 pub(super) fn scan(path: &Path, bytes: &[u8], each: &mut EachRow) -> Result<Tail, DataError> {
-    let mut start = if bytes.starts_with(BYTE_ORDER_MARK) {
-        BYTE_ORDER_MARK.len()
-    } else {
-        0
-    };
+    scan_keys(path, bytes, None, &mut |place, row| each(place, row?))
+}
+
+/// Calls `each` for every row, with what is wrong with those that cannot be read; only `keys` are
+/// looked at.
+pub(super) fn read(
+    path: &Path,
+    bytes: &[u8],
+    keys: &[&str],
+    each: &mut EachResult,
+) -> Result<Tail, DataError> {
+    scan_keys(path, bytes, Some(keys), each)
+}
+
+/// Blank lines, CRLF and a byte order mark are tolerated; a last line that has no newline and is
+/// not JSON is a torn write and dropped with a warning.
+fn scan_keys(
+    path: &Path,
+    bytes: &[u8],
+    keys: Option<&[&str]>,
+    each: &mut EachResult,
+) -> Result<Tail, DataError> {
+    let mut start = behind_mark(bytes);
     let mut tail = Tail {
         whole: start,
         open: false,
@@ -39,19 +54,14 @@ pub(super) fn scan(path: &Path, bytes: &[u8], each: &mut EachRow) -> Result<Tail
         let text = bytes[start..end].trim_ascii();
         start = end + 1;
         if !text.is_empty() {
-            match parse(text) {
-                Ok(row) => each(Place::Line(line), row)?,
+            let place = Place::Line(line);
+            match json_text::parse(text, keys) {
+                Ok(row) => each(place, Ok(row))?,
                 Err(Problem::Syntax(_)) if newline.is_none() => {
                     tracing::warn!("{}, line {line}: torn last line dropped", path.display());
                     break;
                 }
-                Err(Problem::Syntax(detail) | Problem::NotObject(detail)) => {
-                    return Err(DataError::Syntax {
-                        path: path.to_path_buf(),
-                        line,
-                        detail,
-                    });
-                }
+                Err(problem) => each(place, Err(error(path, place, problem)))?,
             }
         }
         tail = Tail {
@@ -62,31 +72,27 @@ pub(super) fn scan(path: &Path, bytes: &[u8], each: &mut EachRow) -> Result<Tail
     Ok(tail)
 }
 
-enum Problem {
-    Syntax(String),
-    NotObject(String),
+/// Where the text begins, behind a byte order mark.
+pub(super) fn behind_mark(bytes: &[u8]) -> usize {
+    match bytes.starts_with(BYTE_ORDER_MARK) {
+        true => BYTE_ORDER_MARK.len(),
+        false => 0,
+    }
 }
 
-fn parse(text: &[u8]) -> Result<Object, Problem> {
-    let text =
-        std::str::from_utf8(text).map_err(|_| Problem::Syntax("it is not UTF-8".to_string()))?;
-    match serde_json::from_str(text) {
-        Ok(Value::Object(row)) => Ok(row),
-        Ok(other) => Err(Problem::NotObject(format!(
-            "found {}",
-            match other {
-                Value::Array(_) => "a list",
-                Value::String(_) => "a string",
-                _ => "a bare value",
-            }
-        ))),
-        Err(error) => {
-            let hint = if text.contains("NaN") || text.contains("Infinity") {
-                " (JSON has no NaN or Infinity)"
-            } else {
-                ""
-            };
-            Err(Problem::Syntax(format!("{error}{hint}")))
-        }
+/// What is wrong with the row at a place.
+pub(super) fn error(path: &Path, place: Place, problem: Problem) -> DataError {
+    let path = path.to_path_buf();
+    match problem {
+        Problem::Syntax(detail) | Problem::NotObject(detail) => DataError::Syntax {
+            path,
+            place,
+            detail,
+        },
+        Problem::Row(problem) => DataError::Row {
+            path,
+            place,
+            problem,
+        },
     }
 }

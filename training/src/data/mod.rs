@@ -1,5 +1,5 @@
 //! Row files: prompts, responses, judged rows, pairs, sft rows and log-probabilities as `.jsonl`
-//! or `.parquet`, chosen by the file's extension.
+//! or `.parquet`, chosen by the file's extension; arrays in a `.json` file are read too.
 //!
 //! [`read_rows`] reads a whole file; [`RowOutput`] appends whole rows to a file that says what it
 //! was made from, and opening it on one that an earlier run left gives that run's rows back, so
@@ -8,10 +8,15 @@
 mod error;
 mod fields;
 mod format;
+mod hh;
+mod json_array;
+mod json_text;
 mod jsonl;
+mod messages;
 mod output;
 mod parquet;
 mod parquet_writer;
+mod problem;
 mod prompt;
 mod reader;
 mod rows;

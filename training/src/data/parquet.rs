@@ -18,14 +18,25 @@ use sppo_model::quiet::quietly;
 
 use super::error::{DataError, Place};
 use super::fields::{Object, RowProblem};
-use super::format::EachRow;
+use super::format::{EachResult, EachRow};
 
-/// Calls `each` for every row with the columns named in `keys`; other columns are not read.
+/// Calls `each` for every row and stops at the first that cannot be read.
 pub(super) fn scan(
     path: &Path,
     keys: &[&str],
     kind: &str,
     each: &mut EachRow,
+) -> Result<(), DataError> {
+    read(path, keys, kind, &mut |place, row| each(place, row?))
+}
+
+/// Calls `each` for every row with the columns named in `keys`, with what is wrong with those that
+/// cannot be read; other columns are not read.
+pub(super) fn read(
+    path: &Path,
+    keys: &[&str],
+    kind: &str,
+    each: &mut EachResult,
 ) -> Result<(), DataError> {
     let wrong = |detail: String| DataError::Parquet {
         path: path.to_path_buf(),
@@ -70,7 +81,7 @@ pub(super) fn scan(
                 path: path.to_path_buf(),
                 place,
                 problem,
-            })?;
+            });
             each(place, object)?;
         }
     }
@@ -131,7 +142,9 @@ fn to_json(key: &str, column: &dyn Array, i: usize) -> Result<Value, RowProblem>
         },
         DataType::Struct(fields) => {
             let columns = fields.iter().zip(column.as_struct().columns());
-            let members = columns.map(|(field, column)| {
+            // A struct has the fields of all rows, null where a row's object lacks them.
+            let there = columns.filter(|(_, column)| !column.is_null(i));
+            let members = there.map(|(field, column)| {
                 let value = to_json(&format!("{key}.{}", field.name()), column, i)?;
                 Ok((field.name().clone(), value))
             });

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use sha2::{Digest, Sha256};
-use sppo_model::chat_template::Message;
+use sppo_model::chat_template::{Message, tools_of};
 
 /// A prompt: plain text, or chat turns.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,9 +36,31 @@ impl Prompt {
 }
 
 pub(super) fn turn(role: &str, content: String) -> Message {
-    Message {
-        role: role.to_string(),
-        content,
+    Message::new(role, content)
+}
+
+/// Writes a prompt as `prompt` and, where it has tools, `tools`: the text of their list, which a
+/// Parquet column holds as well, and TRL reads.
+pub(super) fn prompt_and_tools<S: Serializer>(
+    prompt: &Prompt,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(None)?;
+    map.serialize_entry("prompt", prompt)?;
+    if let Prompt::Messages(messages) = prompt {
+        tools_entry(&mut map, messages)?;
+    }
+    map.end()
+}
+
+/// The entry `tools` of a conversation that has some.
+pub(super) fn tools_entry<M: SerializeMap>(
+    map: &mut M,
+    messages: &[Message],
+) -> Result<(), M::Error> {
+    match tools_of(messages) {
+        Some(tools) => map.serialize_entry("tools", &tools.to_string()),
+        None => Ok(()),
     }
 }
 

@@ -3,39 +3,33 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::error::{DataError, Place};
+use super::error::{BadRows, DataError, Place};
 use super::fields::{Fields, Object};
-use super::format::Format;
+use super::format::ReadFormat;
 use super::rows::Row;
-use super::{jsonl, parquet};
+use super::{json_array, jsonl, parquet};
 
 /// Reads all rows of an input file. A file without rows is an error; a torn last line of a
-/// `.jsonl` file is dropped with a warning.
+/// `.jsonl` file is dropped with a warning. All rows that cannot be used are named together.
 pub fn read_rows<T: Row>(path: &Path) -> Result<Vec<T>, DataError> {
     let mut collector = Collector::new(path);
-    match Format::of(path)? {
-        Format::Jsonl => {
-            let bytes =
-                std::fs::read(path).map_err(|source| DataError::io(path, "read it", source))?;
-            jsonl::scan(path, &bytes, &mut |place, row| collector.add(place, &row))?;
+    let mut each = |place, row: Result<Object, DataError>| collector.take(place, row);
+    let read = || std::fs::read(path).map_err(|source| DataError::io(path, "read it", source));
+    match ReadFormat::of(path)? {
+        ReadFormat::Json => json_array::read(path, &read()?, T::KEYS, &mut each)?,
+        ReadFormat::Jsonl => {
+            jsonl::read(path, &read()?, T::KEYS, &mut each)?;
         }
-        Format::Parquet => parquet::scan(path, T::KEYS, T::KIND, &mut |place, row| {
-            collector.add(place, &row)
-        })?,
+        ReadFormat::Parquet => parquet::read(path, T::KEYS, T::KIND, &mut each)?,
     }
-    if collector.rows.is_empty() {
-        return Err(DataError::Empty {
-            path: path.to_path_buf(),
-            kind: T::KIND,
-        });
-    }
-    Ok(collector.rows)
+    collector.finish()
 }
 
 /// Turns objects into rows and watches over their ids.
 pub(super) struct Collector<'a, T> {
     path: &'a Path,
     pub rows: Vec<T>,
+    bad: BadRows,
     seen: HashMap<String, Place>,
 }
 
@@ -44,7 +38,28 @@ impl<'a, T: Row> Collector<'a, T> {
         Collector {
             path,
             rows: Vec::new(),
+            bad: BadRows::default(),
             seen: HashMap::new(),
+        }
+    }
+
+    /// Takes a row, or keeps what is wrong with it for [`Collector::finish`].
+    pub fn take(&mut self, place: Place, row: Result<Object, DataError>) -> Result<(), DataError> {
+        match row.and_then(|row| self.add(place, &row)) {
+            Ok(()) => Ok(()),
+            Err(error) => self.bad.add(error),
+        }
+    }
+
+    /// All rows, or an error that names the bad ones.
+    pub fn finish(self) -> Result<Vec<T>, DataError> {
+        self.bad.into_result(self.path)?;
+        match self.rows.is_empty() {
+            false => Ok(self.rows),
+            true => Err(DataError::Empty {
+                path: self.path.to_path_buf(),
+                kind: T::KIND,
+            }),
         }
     }
 

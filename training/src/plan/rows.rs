@@ -176,7 +176,7 @@ impl Rows {
             model.config.vocab_size,
             model.config.max_position_embeddings,
         )?;
-        self.known = pairs.into_iter().map(|pair| pair.pair).collect();
+        self.known = pairs.rows.into_iter().map(|pair| pair.pair).collect();
         Ok(())
     }
 

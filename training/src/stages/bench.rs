@@ -198,7 +198,7 @@ fn given_pairs(
     }
     rows.truncate(count);
     let (vocab, context) = (config.vocab_size, config.max_position_embeddings);
-    Ok(tokenise_pairs(&rows, None, usize::MAX, vocab, context)?)
+    Ok(tokenise_pairs(&rows, None, usize::MAX, vocab, context)?.rows)
 }
 
 fn time_training<B: TrainingOps>(

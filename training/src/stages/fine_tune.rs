@@ -55,7 +55,7 @@ pub fn fine_tune<B: TrainingOps>(
     let limit = config.max_length.min(model.max_position_embeddings);
     // Half for the prompt where both are too long together.
     let tokeniser = RowTokeniser::new(text, Rows::Clean, limit, limit / 2)?;
-    let examples = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?;
+    let examples = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?.rows;
     let settings = settings(job, made_from, examples.len());
     let steps = settings.steps(examples.len());
     let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;

@@ -66,7 +66,8 @@ pub fn score<B: ModelOps>(
         job.max_length,
         folder.config().vocab_size,
         folder.config().max_position_embeddings,
-    )?;
+    )?
+    .rows;
     let model = folder.load::<B>(DType::F32, device)?;
     monitor.begin("scoring", "pairs", done.len(), pairs.len());
     for (index, batch) in pairs.chunks(job.batch).enumerate() {

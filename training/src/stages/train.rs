@@ -229,7 +229,8 @@ fn tokenise(
         config.max_length,
         folder.config().vocab_size,
         folder.config().max_position_embeddings,
-    )?)
+    )?
+    .rows)
 }
 
 fn reference_pass<B: ModelOps>(

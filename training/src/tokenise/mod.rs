@@ -3,5 +3,5 @@
 mod files;
 mod row;
 
-pub use files::{PreferencePair, RowError, tokenise_pairs, tokenise_supervised};
-pub use row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence};
+pub use files::{BadRow, PreferencePair, RowError, Tokenised, tokenise_pairs, tokenise_supervised};
+pub use row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence, Truncation};

@@ -195,6 +195,27 @@ impl TokenisedPair {
     }
 }
 
+/// What the length limits took away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Truncation {
+    /// Rows that lost tokens.
+    pub rows: usize,
+    /// Tokens that they lost: of the prompt (counted once a pair) and of the responses.
+    pub tokens: usize,
+    /// Responses that lost their end, and with it what ends the turn.
+    pub responses_without_end: usize,
+}
+
+impl Truncation {
+    /// Counts a row whose prompt and responses lost so many tokens.
+    fn count(&mut self, prompt: usize, responses: &[usize]) {
+        let tokens = prompt + responses.iter().sum::<usize>();
+        self.rows += usize::from(tokens > 0);
+        self.tokens += tokens;
+        self.responses_without_end += responses.iter().filter(|&&lost| lost > 0).count();
+    }
+}
+
 /// Prompt and response ids before the length limits.
 type Parts = (Vec<u32>, Vec<u32>);
 
@@ -254,31 +275,48 @@ impl RowTokeniser {
         folder.text().map(of_text).transpose()
     }
 
-    /// The chosen and the rejected sequence of a preference row, cut to the limits together.
+    /// The chosen and the rejected sequence of a preference row, cut to the limits together; what
+    /// they lost is added to `lost`.
     pub fn pair(
         &self,
         prompt: &[Message],
         chosen: &str,
         rejected: &str,
+        lost: &mut Truncation,
     ) -> Result<(TokenisedSequence, TokenisedSequence), TokeniseError> {
         let chosen = self.parts(prompt, chosen)?;
         let rejected = self.parts(prompt, rejected)?;
+        let before = [&chosen, &rejected].map(|(prompt, response)| (prompt.len(), response.len()));
         let longer = chosen.1.len().max(rejected.1.len());
-        Ok((self.cut(chosen, longer), self.cut(rejected, longer)))
+        let pair = (self.cut(chosen, longer), self.cut(rejected, longer));
+        let after = [&pair.0, &pair.1].map(|side| (side.prompt().len(), side.response().len()));
+        let [chosen, rejected] =
+            [0, 1].map(|i| (before[i].0 - after[i].0, before[i].1 - after[i].1));
+        lost.count(chosen.0.max(rejected.0), &[chosen.1, rejected.1]);
+        Ok(pair)
     }
 
-    /// One prompt with one response, cut to the limits (for supervised fine-tuning).
+    /// One prompt with one response, cut to the limits (for supervised fine-tuning); what it lost
+    /// is added to `lost`.
     pub fn single(
         &self,
         prompt: &[Message],
         response: &str,
+        lost: &mut Truncation,
     ) -> Result<TokenisedSequence, TokeniseError> {
         let (mut prompt, mut response) = self.parts(prompt, response)?;
+        let before = (prompt.len(), response.len());
         if prompt.len() + response.len() > self.max_length {
             self.shorten(&mut prompt);
             response.truncate(self.max_length - prompt.len());
         }
+        lost.count(before.0 - prompt.len(), &[before.1 - response.len()]);
         Ok(TokenisedSequence::new(&prompt, &response))
+    }
+
+    /// Longest prompt with response, and longest prompt where both are too long together.
+    pub fn limits(&self) -> (usize, usize) {
+        (self.max_length, self.max_prompt_length)
     }
 
     fn parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
@@ -383,6 +421,24 @@ mod tests {
         RowTokeniser::new(text, mode, 64, 32).unwrap()
     }
 
+    fn pair(
+        rows: &RowTokeniser,
+        prompt: &[Message],
+        chosen: &str,
+        rejected: &str,
+    ) -> (TokenisedSequence, TokenisedSequence) {
+        let mut lost = Truncation::default();
+        rows.pair(prompt, chosen, rejected, &mut lost).unwrap()
+    }
+
+    fn single(
+        rows: &RowTokeniser,
+        prompt: &[Message],
+        response: &str,
+    ) -> Result<TokenisedSequence, TokeniseError> {
+        rows.single(prompt, response, &mut Truncation::default())
+    }
+
     fn user(text: &str) -> Vec<Message> {
         vec![Message::new("user", text)]
     }
@@ -417,9 +473,8 @@ mod tests {
         assert_eq!(cases.len(), 24);
         for case in &cases {
             let rows = rows(Rows::Official, case.max_length, case.max_prompt_length);
-            let (chosen, rejected) = rows
-                .pair(&user(&case.user), &case.chosen, &case.rejected)
-                .unwrap();
+            let prompt = user(&case.user);
+            let (chosen, rejected) = pair(&rows, &prompt, &case.chosen, &case.rejected);
             assert_eq!(chosen.ids, case.chosen_input_ids);
             assert_eq!(labels(&chosen), case.chosen_labels);
             assert_eq!(rejected.ids, case.rejected_input_ids);
@@ -438,13 +493,13 @@ mod tests {
             !whole.starts_with(&alone),
             "the case must merge at the seam"
         );
-        let sequence = rows.single(&user("maybe p"), "lease").unwrap();
+        let sequence = single(&rows, &user("maybe p"), "lease").unwrap();
         assert_eq!(sequence.prompt()[..2], [BOS, BOS]);
         let kept = alone.len() - 1;
         assert_eq!(sequence.prompt()[2..], alone[..kept]);
         assert_eq!(sequence.response(), [&whole[kept..], &[EOT]].concat());
         // "rive" + "r" is two tokens, "rive" alone three: there is no seam to cut at.
-        let error = rows.single(&user("maybe rive"), "r").unwrap_err();
+        let error = single(&rows, &user("maybe rive"), "r").unwrap_err();
         assert!(matches!(error, TokeniseError::Seam));
     }
 
@@ -452,7 +507,7 @@ mod tests {
     fn official_refuses_a_template_that_rewrites_the_prompt() {
         let source = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
         let rows = with_template(source, Rows::Official);
-        let error = rows.single(&user("hi"), "hello").unwrap_err();
+        let error = single(&rows, &user("hi"), "hello").unwrap_err();
         assert!(matches!(error, TokeniseError::PromptChanged));
     }
 
@@ -460,7 +515,7 @@ mod tests {
     fn clean_rows_have_each_special_token_once() {
         let rows = rows(Rows::Clean, 512, 256);
         let prompt = user("why seven?");
-        let (chosen, rejected) = rows.pair(&prompt, "a river", "rain<|eot_id|>").unwrap();
+        let (chosen, rejected) = pair(&rows, &prompt, "a river", "rain<|eot_id|>");
         for sequence in [&chosen, &rejected] {
             assert_eq!(count(&sequence.ids, BOS), 1);
             assert_eq!(sequence.ids[0], BOS);
@@ -468,7 +523,7 @@ mod tests {
             assert_eq!(sequence.ids.last(), Some(&EOT));
             assert_eq!(sequence.prompt(), rows.text.prompt_ids(&prompt).unwrap());
         }
-        assert_eq!(rows.single(&prompt, "a river").unwrap(), chosen);
+        assert_eq!(single(&rows, &prompt, "a river").unwrap(), chosen);
         let text = rows.text.tokenizer().decode(&chosen.ids, false).unwrap();
         let expected = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nwhy seven?<|eot_id|>\
                         <|start_header_id|>assistant<|end_header_id|>\n\na river<|eot_id|>";
@@ -479,7 +534,7 @@ mod tests {
     fn clean_seam_stays_where_generation_has_it() {
         // "\n\n" and "\n" would merge if they were encoded together.
         let rows = rows(Rows::Clean, 512, 256);
-        let sequence = rows.single(&user("hi"), "\nhello").unwrap();
+        let sequence = single(&rows, &user("hi"), "\nhello").unwrap();
         assert_eq!(
             sequence.prompt(),
             rows.text.prompt_ids(&user("hi")).unwrap()
@@ -493,7 +548,7 @@ mod tests {
         let rows = rows(Rows::Clean, 40, 16);
         let prompt = user(&"river rain ".repeat(20));
         let full = rows.text.prompt_ids(&prompt).unwrap();
-        let (chosen, rejected) = rows.pair(&prompt, &"play ".repeat(40), "yes").unwrap();
+        let (chosen, rejected) = pair(&rows, &prompt, &"play ".repeat(40), "yes");
         assert_eq!(chosen.ids.len(), 40);
         assert_eq!(chosen.prompt().len(), 16);
         assert_eq!(chosen.prompt()[0], BOS);
@@ -502,11 +557,45 @@ mod tests {
         assert_eq!(rejected.response().last(), Some(&EOT));
     }
 
+    /// r056: what the limits cut was trained on without a word.
+    #[test]
+    fn what_the_limits_cut_is_counted() {
+        let count = |mode: Rows, prompt: &str, chosen: &str| {
+            let rows = rows(mode, 40, 16);
+            let prompt = user(&prompt.repeat(20));
+            let whole = rows.text.prompt_ids(&prompt).unwrap().len();
+            let mut lost = Truncation::default();
+            let pair = rows.pair(&prompt, chosen, "yes", &mut lost).unwrap();
+            assert_eq!(lost.rows, usize::from(lost.tokens > 0));
+            (lost, whole, pair)
+        };
+        for mode in [Rows::Clean, Rows::Official] {
+            let (lost, ..) = count(mode, "", "yes");
+            assert_eq!(lost, Truncation::default(), "{mode:?}");
+            let (lost, ..) = count(mode, "river rain ", "yes");
+            assert!(lost.tokens > 0, "{mode:?}");
+            assert_eq!(lost.responses_without_end, 0, "{mode:?}");
+        }
+        let (lost, prompt, (chosen, _)) = count(Rows::Clean, "river rain ", &"play ".repeat(40));
+        assert_eq!(chosen.ids.len(), 40);
+        let rows = rows(Rows::Clean, 40, 16);
+        let response = rows.text.encode(&"play ".repeat(40)).unwrap().len() + 1;
+        assert_eq!(lost.tokens, prompt + response - 40);
+        assert_eq!(lost.responses_without_end, 1);
+        // The same row by itself, and one that fits behind it.
+        let mut lost = Truncation::default();
+        let long = user(&"river rain ".repeat(20));
+        let cut = rows.single(&long, &"play ".repeat(40), &mut lost).unwrap();
+        rows.single(&user("hi"), "yes", &mut lost).unwrap();
+        assert_eq!(lost.tokens, prompt + response - cut.ids.len());
+        assert_eq!((lost.rows, lost.responses_without_end), (1, 1));
+    }
+
     #[test]
     fn clean_keeps_a_long_prompt_that_fits() {
         let rows = rows(Rows::Clean, 512, 8);
         let prompt = user("a river and rain and a river");
-        let sequence = rows.single(&prompt, "yes").unwrap();
+        let sequence = single(&rows, &prompt, "yes").unwrap();
         assert!(sequence.response_start > 8);
         assert_eq!(sequence.prompt(), rows.text.prompt_ids(&prompt).unwrap());
     }

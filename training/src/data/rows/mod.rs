@@ -3,6 +3,7 @@
 mod pairs;
 mod prompts;
 mod responses;
+mod source;
 
 use serde::Serialize;
 

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
-use sppo_model::chat_template::Message;
+use sppo_model::chat_template::{Message, tools_of};
 
-use super::super::error::{DataError, Place};
-use super::super::prompt::{Prompt, turn};
+use super::super::error::{BadRows, DataError, Place};
+use super::super::hh;
+use super::super::prompt::{Prompt, tools_entry, turn};
 use super::prompts::{id_or_hash, split_conversation};
+use super::source::{self, prompt_keys, source_keys};
 use super::{Fields, Row, RowProblem};
 
 /// A prompt with a better and a worse response.
@@ -100,13 +102,14 @@ impl PairRow {
     }
 }
 
-/// Refuses pairs that lack a probability which the loss needs, naming the first such row.
+/// Refuses pairs that lack a probability which the loss needs.
 pub fn check_probabilities(
     path: &Path,
     rows: &[PairRow],
     loss: &str,
     keys: &[ProbabilityKey],
 ) -> Result<(), DataError> {
+    let mut bad = BadRows::default();
     for (i, row) in rows.iter().enumerate() {
         for key in keys {
             if row.probability(*key).is_none() {
@@ -114,22 +117,22 @@ pub fn check_probabilities(
                     "the loss `{loss}` needs it (prompt_id `{}`); make it with sppo judge and sppo pairs, or choose another loss",
                     row.prompt_id
                 );
-                return Err(DataError::Row {
+                bad.add(DataError::Row {
                     path: path.to_path_buf(),
                     place: Place::Row(i + 1),
                     problem: RowProblem::missing(key.name(), need),
-                });
+                })?;
+                break;
             }
         }
     }
-    Ok(())
+    bad.into_result(path)
 }
 
 impl Row for PairRow {
     const KIND: &'static str = "pairs";
-    const KEYS: &'static [&'static str] = &[
+    const KEYS: &'static [&'static str] = source_keys![
         "prompt_id",
-        "prompt",
         "chosen",
         "rejected",
         "prompt_ids",
@@ -150,8 +153,8 @@ impl Row for PairRow {
             text_content(fields)?
         };
         let prompt_id = match &content {
-            PairContent::Text { prompt, .. } => id_or_hash(fields, prompt)?,
-            PairContent::Ids { prompt, .. } => id_or_hash(fields, prompt)?,
+            PairContent::Text { prompt, .. } => id_or_hash(fields, prompt, tools_of(prompt))?,
+            PairContent::Ids { prompt, .. } => id_or_hash(fields, prompt, None)?,
         };
         Ok(PairRow {
             prompt_id,
@@ -188,26 +191,70 @@ fn ids_content(fields: &Fields<'_>) -> Result<PairContent, RowProblem> {
 const NEED: &str = "a pair needs `prompt`, `chosen` and `rejected`, or `prompt_ids`, `chosen_ids` and `rejected_ids`";
 
 fn text_content(fields: &Fields<'_>) -> Result<PairContent, RowProblem> {
-    let prompt = fields.prompt("prompt")?;
-    let (chosen_prompt, chosen) = side(fields, "chosen", prompt.as_ref())?;
-    let (rejected_prompt, rejected) = side(fields, "rejected", prompt.as_ref())?;
-    if chosen_prompt != rejected_prompt {
+    let [chosen, rejected] = match hh_sides(fields) {
+        Some(sides) => sides.map(|(key, turns)| split_conversation(key, turns)),
+        None => {
+            let prompt = prompt(fields)?;
+            ["chosen", "rejected"].map(|key| side(fields, key, prompt.as_ref()))
+        }
+    };
+    let (prompt, chosen) = chosen?;
+    let (rejected_prompt, rejected) = rejected?;
+    if prompt != rejected_prompt {
         return Err(RowProblem::mistyped(
             "rejected",
             "a conversation that begins with the same turns as `chosen`",
             "other turns before the last",
         ));
     }
+    let prompt = source::with_context(fields, Prompt::Messages(prompt))?;
     Ok(PairContent::Text {
-        prompt: chosen_prompt,
+        prompt: prompt.into_messages(),
         chosen,
         rejected,
     })
 }
 
+/// Whole conversations in two texts of HH's kind, without a prompt beside them.
+fn hh_sides(fields: &Fields<'_>) -> Option<[(&'static str, Vec<Message>); 2]> {
+    let turns = |key| hh::turns(fields.get(key)?.as_str()?);
+    let chosen = turns("chosen")?;
+    let rejected = turns("rejected")?;
+    let alone = [
+        "prompt",
+        "instruction",
+        "question",
+        "messages",
+        "conversations",
+    ]
+    .iter()
+    .all(|key| fields.get(key).is_none());
+    alone.then_some([("chosen", chosen), ("rejected", rejected)])
+}
+
+/// The row's prompt; where both sides are whole conversations, only `prompt` is looked at.
+fn prompt(fields: &Fields<'_>) -> Result<Option<Prompt>, RowProblem> {
+    let given = source::given_or_hh(fields)?;
+    let whole = |key| matches!(fields.get(key), Some(Value::Array(turns)) if turns.len() > 1);
+    if given.is_some() || (whole("chosen") && whole("rejected")) {
+        return Ok(given);
+    }
+    for key in ["messages", "conversations"] {
+        let turns = fields.messages(key)?.unwrap_or_default();
+        if turns.last().is_some_and(|last| last.role == "assistant") {
+            return Err(RowProblem::mistyped(
+                key,
+                "the turns before the answers",
+                "a last turn of role `assistant`",
+            ));
+        }
+    }
+    source::prompt(fields)
+}
+
 /// The prompt's turns and the answer of one side: an answer as text (TRL's standard layout), one
-/// assistant turn behind `prompt` (this project's and TRL's explicit layout), or a whole
-/// conversation (the official layout, where a `prompt` in text only repeats a turn).
+/// assistant turn behind the prompt (this project's and TRL's explicit layout, ShareGPT's), or a
+/// whole conversation (the official layout, where a `prompt` in text only repeats a turn).
 fn side(
     fields: &Fields<'_>,
     key: &str,
@@ -216,10 +263,10 @@ fn side(
     let prompt_turns = || {
         prompt
             .map(|prompt| prompt.messages().into_owned())
-            .ok_or_else(|| RowProblem::missing("prompt", NEED))
+            .ok_or_else(|| source::missing(fields, "prompt", NEED))
     };
     let turns = match fields.get(key) {
-        None => return Err(RowProblem::missing(key, NEED)),
+        None => return Err(source::missing(fields, key, NEED)),
         Some(Value::String(answer)) => return Ok((prompt_turns()?, answer.clone())),
         Some(_) => fields.require(key, NEED, fields.messages(key))?,
     };
@@ -250,6 +297,7 @@ impl Serialize for PairRow {
                 rejected,
             } => {
                 map.serialize_entry("prompt", prompt)?;
+                tools_entry(&mut map, prompt)?;
                 map.serialize_entry("chosen", &[turn("assistant", chosen.clone())])?;
                 map.serialize_entry("rejected", &[turn("assistant", rejected.clone())])?;
             }

@@ -2,10 +2,12 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use sppo_model::chat_template::tools_of;
 
 use super::super::fields::{in_unit, same_length};
-use super::super::prompt::Prompt;
+use super::super::prompt::{Prompt, prompt_and_tools};
 use super::prompts::id_or_hash;
+use super::source::{self, prompt_keys};
 use super::{Fields, Row, RowProblem};
 
 /// K sampled responses to one prompt.
@@ -14,6 +16,7 @@ pub struct ResponseRow {
     /// That of the prompt's row; a hash of the prompt where the file names none.
     pub prompt_id: String,
     /// The sampler writes chat turns; text from elsewhere reaches a judge as it is.
+    #[serde(flatten, serialize_with = "prompt_and_tools")]
     pub prompt: Prompt,
     /// A good answer, for judges that compare with one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,9 +36,8 @@ pub struct ResponseRow {
 
 impl Row for ResponseRow {
     const KIND: &'static str = "responses";
-    const KEYS: &'static [&'static str] = &[
+    const KEYS: &'static [&'static str] = prompt_keys![
         "prompt_id",
-        "prompt",
         "reference",
         "responses",
         "finish_reasons",
@@ -46,8 +48,9 @@ impl Row for ResponseRow {
     fn from_fields(fields: &Fields<'_>) -> Result<Self, RowProblem> {
         let need = "a response row needs `prompt` and `responses`";
         let prompt = fields.require("prompt", need, fields.prompt("prompt"))?;
+        let prompt = source::with_context(fields, prompt)?;
         let row = ResponseRow {
-            prompt_id: id_or_hash(fields, &prompt)?,
+            prompt_id: id_or_hash(fields, &prompt, tools_of(&prompt.messages()))?,
             prompt,
             reference: fields.string("reference")?,
             responses: fields.require("responses", need, fields.strings("responses"))?,
@@ -98,9 +101,8 @@ pub struct JudgedRow {
 
 impl Row for JudgedRow {
     const KIND: &'static str = "judged rows";
-    const KEYS: &'static [&'static str] = &[
+    const KEYS: &'static [&'static str] = prompt_keys![
         "prompt_id",
-        "prompt",
         "reference",
         "responses",
         "finish_reasons",

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::files::{Existing, MadeFrom};
 
+mod formats;
 mod rows;
 
 fn folder() -> TempDir {
@@ -38,17 +39,11 @@ fn message<T: Row>(text: impl AsRef<[u8]>) -> String {
 }
 
 fn user(text: &str) -> Message {
-    Message {
-        role: "user".into(),
-        content: text.into(),
-    }
+    Message::new("user", text)
 }
 
 fn assistant(text: &str) -> Message {
-    Message {
-        role: "assistant".into(),
-        content: text.into(),
-    }
+    Message::new("assistant", text)
 }
 
 fn responses(id: &str, texts: &[&str]) -> ResponseRow {
@@ -118,7 +113,7 @@ fn wrong_files_are_refused() {
     );
     says(b"{\"prompt\": NaN}\n", "(JSON has no NaN or Infinity)");
     says(
-        b"{\"question\": \"A\"}\n",
+        b"{\"text\": \"A\"}\n",
         "key `prompt` is missing; a prompt row needs",
     );
     says(
@@ -134,10 +129,10 @@ fn wrong_files_are_refused() {
         "prompt_id `q` stands at line 1 and again at line 3; ids must be unique",
     );
     let error = read_rows::<PromptRow>(Path::new("rows.csv")).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "rows.csv: unknown kind of row file: the name must end in .jsonl or .parquet"
-    );
+    let text = error.to_string();
+    let start =
+        "rows.csv: unknown kind of row file: the name must end in .jsonl or .parquet; to convert";
+    assert!(text.starts_with(start), "{text}");
     let error = read_rows::<PromptRow>(Path::new("/nonexistent/x.jsonl")).unwrap_err();
     assert!(
         error

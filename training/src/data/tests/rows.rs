@@ -21,7 +21,12 @@ fn prompts_in_all_spellings() {
     assert_eq!(rows[2].prompt, Prompt::Text("B\n\nC".into()));
     assert_eq!(rows[2].reference.as_deref(), Some("D"));
     assert_eq!(rows[3].prompt, Prompt::Messages(vec![user("E")]));
-    assert_eq!(rows[4].prompt, Prompt::Messages(vec![user("G")]));
+    let Prompt::Messages(turns) = &rows[4].prompt else {
+        panic!("not messages");
+    };
+    // What else a turn has is for the template to look at.
+    assert_eq!(turns[0].text(), "G");
+    assert_eq!(turns[0].further["extra"], 1);
     // SHA-256 of the three bytes `"B"`, made with sha256sum.
     assert_eq!(rows[1].prompt_id, stable_hash(&"B"));
     assert_eq!(stable_hash(&"B"), "955cca1ceba45052");

@@ -1,5 +1,7 @@
 //! What the chat model is asked.
 
+use sppo_model::chat_template::tools_of;
+
 use crate::data::{Prompt, ResponseRow};
 
 /// Asks for one of the three answer words and nothing else.
@@ -89,17 +91,23 @@ impl Template {
 
 /// The prompt as a chat model reads it: the user's turn alone, or all turns with their roles.
 pub fn prompt_text(row: &ResponseRow) -> String {
-    match &row.prompt {
-        Prompt::Text(text) => text.clone(),
-        Prompt::Messages(messages) => match messages.as_slice() {
-            [only] => only.content.clone(),
-            turns => {
-                let turns = turns
-                    .iter()
-                    .map(|turn| format!("{}: {}", turn.role, turn.content));
-                turns.collect::<Vec<_>>().join("\n\n")
-            }
-        },
+    let messages = match &row.prompt {
+        Prompt::Text(text) => return text.clone(),
+        Prompt::Messages(messages) => messages.as_slice(),
+    };
+    let tools = tools_of(messages).map(|tools| format!("tools: {tools}"));
+    match (messages, &tools) {
+        ([only], None) => only.text(),
+        (turns, _) => {
+            let turns = turns
+                .iter()
+                .map(|turn| format!("{}: {}", turn.role, turn.text()));
+            tools
+                .into_iter()
+                .chain(turns)
+                .collect::<Vec<_>>()
+                .join("\n\n")
+        }
     }
 }
 

@@ -1,0 +1,47 @@
+//! Rows longer than `max_length` were cut without a word.
+
+use serde_json::json;
+
+use crate::cli::Place;
+
+#[test]
+fn scoring_and_fine_tuning_warn_with_counts() {
+    let place = Place::with_model();
+    let long = "play ".repeat(100);
+    place.write_rows(
+        "pairs.jsonl",
+        &[
+            json!({"prompt": "a river", "chosen": long, "rejected": "rain"}),
+            json!({"prompt": "a river", "chosen": "rain", "rejected": "play"}),
+        ],
+    );
+    let score = "score --model llama --data pairs.jsonl --out";
+    let ran = place.sppo(&format!(
+        "{score} cut.jsonl --max-length 40 --max-prompt-length 20"
+    ));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    for part in [
+        "WARN",
+        "1 of 2 rows are cut:",
+        "1 responses without their end",
+        "train.max_length",
+    ] {
+        assert!(ran.stderr.contains(part), "{part} is not in {}", ran.stderr);
+    }
+    let ran = place.sppo(&format!("{score} whole.jsonl"));
+    assert!(!ran.stderr.contains("are cut"), "{}", ran.stderr);
+
+    place.write_rows(
+        "sft.jsonl",
+        &[json!({"prompt": "a river", "completion": long})],
+    );
+    place.write(
+        "sft.toml",
+        "output_dir = \"out\"\n[model]\npath = \"llama\"\n[sft]\ndata = \"sft.jsonl\"\nmax_length = 40\nepochs = 1\n",
+    );
+    let ran = place.sppo("sft --config sft.toml");
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    for part in ["1 of 1 rows are cut:", "sft.max_length lets 40"] {
+        assert!(ran.stderr.contains(part), "{part} is not in {}", ran.stderr);
+    }
+}
