@@ -215,21 +215,18 @@ fn text_content(fields: &Fields<'_>) -> Result<PairContent, RowProblem> {
     })
 }
 
-/// Whole conversations in two texts of HH's kind, without a prompt beside them.
+/// Whole conversations in two texts of HH's kind, with no other prompt beside them.
 fn hh_sides(fields: &Fields<'_>) -> Option<[(&'static str, Vec<Message>); 2]> {
     let turns = |key| hh::turns(fields.get(key)?.as_str()?);
     let chosen = turns("chosen")?;
     let rejected = turns("rejected")?;
-    let alone = [
-        "prompt",
-        "instruction",
-        "question",
-        "messages",
-        "conversations",
-    ]
-    .iter()
-    .all(|key| fields.get(key).is_none());
-    alone.then_some([("chosen", chosen), ("rejected", rejected)])
+    let repeated = match fields.get("prompt") {
+        Some(prompt) => hh::prompt(prompt.as_str()?)?[..] == chosen[..chosen.len() - 1],
+        None => ["instruction", "question", "messages", "conversations"]
+            .iter()
+            .all(|key| fields.get(key).is_none()),
+    };
+    repeated.then_some([("chosen", chosen), ("rejected", rejected)])
 }
 
 /// The row's prompt; where both sides are whole conversations, only `prompt` is looked at.
@@ -267,7 +264,9 @@ fn side(
     };
     let turns = match fields.get(key) {
         None => return Err(source::missing(fields, key, NEED)),
-        Some(Value::String(answer)) => return Ok((prompt_turns()?, answer.clone())),
+        Some(Value::String(text)) => {
+            return Ok((prompt_turns()?, source::answer(fields, text.clone())));
+        }
         Some(_) => fields.require(key, NEED, fields.messages(key))?,
     };
     if turns.len() == 1 {

@@ -117,7 +117,10 @@ fn answer(fields: &Fields<'_>, keys: &[&str]) -> Result<Option<String>, RowProbl
     };
     match fields.get(key) {
         Some(Value::Array(_) | Value::Object(_)) => {}
-        _ => return fields.string(key),
+        _ => {
+            let text = fields.string(key)?;
+            return Ok(text.map(|text| source::answer(fields, text)));
+        }
     }
     let mut turns = fields.messages(key)?.unwrap_or_default();
     match (turns.pop(), turns.len()) {

@@ -83,6 +83,15 @@ pub(super) fn given_or_hh(fields: &Fields<'_>) -> Result<Option<Prompt>, RowProb
     }))
 }
 
+/// An answer in text; behind a prompt of HH's kind the blanks around it belong to the layout.
+pub(super) fn answer(fields: &Fields<'_>, text: String) -> String {
+    let prompt = fields.get("prompt").and_then(Value::as_str);
+    match prompt.and_then(hh::prompt) {
+        Some(_) => text.trim().to_string(),
+        None => text,
+    }
+}
+
 /// Turns without the answer behind the last of the user or of a tool.
 fn before_answer(key: &str, mut turns: Vec<Message>) -> Result<Prompt, RowProblem> {
     let asks = |turn: &Message| matches!(turn.role.as_str(), "user" | "tool" | "ipython");

@@ -307,6 +307,11 @@ fn common_layouts_are_read() {
             vec![user("A"), assistant("B"), user("C\n\nfor me")],
         ),
         (
+            json!({"prompt": "\n\nHuman: A\n\nAssistant:", "chosen": "\n\nHuman: A\n\nAssistant: D\n\n1. E",
+                "rejected": "\n\nHuman: A\n\nAssistant: F"}),
+            vec![user("A")],
+        ),
+        (
             json!({"prompt": "\n\nHuman: A\n\nAssistant:", "chosen": " D\n\n1. E", "rejected": " F"}),
             vec![user("A")],
         ),
