@@ -17,9 +17,9 @@ const MARK: char = '\u{fdd0}';
 pub(super) enum Problem {
     /// It is not JSON; it may have been cut off.
     Syntax(String),
-    /// It is JSON, but not an object.
+    /// It is whole, but not an object of JSON.
     NotObject(String),
-    /// A key holds what JSON lacks.
+    /// A key holds what is no text.
     Row(RowProblem),
 }
 
@@ -51,7 +51,7 @@ pub(super) fn parse(text: &[u8], keys: Option<&[&str]>) -> Result<Object, Proble
             continue;
         };
         if keys.is_none_or(|keys| keys.contains(&key.as_str())) {
-            return Err(Problem::Row(problem(&path, &what)));
+            return Err(problem(&path, &what));
         }
         unread.push(key.clone());
     }
@@ -71,21 +71,22 @@ fn object(value: Value) -> Result<Object, Problem> {
     Err(Problem::NotObject(format!("found {found}")))
 }
 
-fn problem(path: &str, what: &str) -> RowProblem {
+fn problem(path: &str, what: &str) -> Problem {
     if what.starts_with('u') {
-        return RowProblem::refused(
+        return Problem::Row(RowProblem::refused(
             path,
             format!("`\\{what}`, half of a surrogate pair, which is no character"),
             "remove it; in Python, text.encode(\"utf-16\", \"surrogatepass\").decode(\"utf-16\", \"replace\") does",
-        );
+        ));
     }
-    RowProblem::mistyped(
+    let problem = RowProblem::mistyped(
         path,
         "a value that JSON knows",
         format!(
             "{what} (JSON has no NaN or Infinity); write a finite number or null, or leave the key out"
         ),
-    )
+    );
+    Problem::NotObject(problem.to_string())
 }
 
 /// Where the first mark lies in a value or its keys, and what it stands for.

@@ -82,14 +82,16 @@ fn prompt_and_response(fields: &Fields<'_>) -> Result<(Prompt, String), RowProbl
         let prompt = text_prompt()?.ok_or_else(|| source::missing(fields, "prompt", NEED))?;
         return Ok((prompt, response));
     }
-    let response = answer(fields, &["output", "answer"])?;
-    let conversation = has_either(fields, "messages", "conversations");
-    let asked = fields.get("instruction").is_some() || response.is_some() || !conversation;
+    // A question beside a conversation may only repeat it.
+    let asked = fields.get("instruction").is_some()
+        || has_either(fields, "output", "answer")
+        || !has_either(fields, "messages", "conversations");
     if asked && let Some(text) = source::instruction_or_question(fields)? {
         let beside = match fields.get("instruction") {
             Some(_) => ("output", "`instruction` needs it beside it"),
             None => ("answer", "`question` needs it beside it, or `response`"),
         };
+        let response = answer(fields, &["output", "answer"])?;
         let response = response.ok_or_else(|| source::missing(fields, beside.0, beside.1))?;
         return Ok((Prompt::Text(text), response));
     }

@@ -393,7 +393,7 @@ fn pythons_json_is_read() {
         (
             r#"{"prompt": "A", "prompt_id": NaN}"#,
             [
-                "line 1: key `prompt_id` must be",
+                "line 1: not a JSON object: key `prompt_id` must be",
                 "found NaN (JSON has no NaN or Infinity)",
             ],
         ),
