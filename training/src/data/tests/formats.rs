@@ -97,11 +97,11 @@ fn tools_travel_through_files() {
         one(json!({"prompt": prompt, "tools": tools, "chosen": "B", "rejected": "C"}));
     for name in ["x.jsonl", "x.parquet"] {
         let path = folder.path().join(name);
-        write_rows(&path, std::slice::from_ref(&response)).unwrap();
+        write_one(&path, &response);
         assert_eq!(read_rows::<ResponseRow>(&path).unwrap(), [response.clone()]);
-        write_rows(&path, std::slice::from_ref(&judged)).unwrap();
+        write_one(&path, &judged);
         assert_eq!(read_rows::<JudgedRow>(&path).unwrap(), [judged.clone()]);
-        write_rows(&path, std::slice::from_ref(&pair)).unwrap();
+        write_one(&path, &pair);
         assert_eq!(read_rows::<PairRow>(&path).unwrap(), [pair.clone()]);
     }
 }

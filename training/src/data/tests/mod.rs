@@ -11,6 +11,13 @@ use crate::files::{Existing, MadeFrom};
 mod formats;
 mod rows;
 
+fn write_one<T: Row>(path: &Path, row: &T) {
+    let _ = fs::remove_file(path);
+    let (mut writer, _) = RowWriter::open(path).unwrap();
+    writer.append(row).unwrap();
+    writer.finish().unwrap();
+}
+
 fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
