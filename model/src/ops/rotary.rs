@@ -1,5 +1,6 @@
 //! Rotary position embedding in Hugging Face's rotate-half layout.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -38,8 +39,8 @@ impl Angles {
     fn new(frequencies: &[f32], positions: &[u32]) -> Self {
         let half = frequencies.len();
         let head_dim = 2 * half;
-        let count = positions.iter().max().map_or(0, |&last| last as usize + 1);
-        let mut table: Vec<Option<Vec<(f32, f32)>>> = vec![None; count];
+        // By position, not up to the last one: a step far along a sequence has few.
+        let mut table: HashMap<u32, Vec<(f32, f32)>> = HashMap::new();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         cos.reserve_exact(positions.len() * head_dim);
         sin.reserve_exact(positions.len() * head_dim);
@@ -48,8 +49,8 @@ impl Angles {
                 let angle = position as f32 * frequency;
                 (angle.cos(), angle.sin())
             };
-            let turns = table[position as usize]
-                .get_or_insert_with(|| frequencies.iter().map(turn).collect());
+            let turns = table.entry(position);
+            let turns = turns.or_insert_with(|| frequencies.iter().map(turn).collect());
             cos.extend(turns.iter().chain(turns.iter()).map(|turn| turn.0));
             sin.extend(turns.iter().map(|turn| -turn.1));
             sin.extend(turns.iter().map(|turn| turn.1));
