@@ -10,6 +10,8 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Value, json};
 
+use crate::other_formats::{and, not_downloaded, other_weights};
+
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Largest shard written, in bytes.
@@ -25,10 +27,12 @@ pub enum SafetensorsError {
         dir: PathBuf,
     },
     /// A folder without weights.
-    #[error("{dir} holds neither {SINGLE} nor {INDEX}")]
+    #[error("{dir} holds neither {SINGLE} nor {INDEX}{}", and(hint))]
     NoWeights {
         /// The folder.
         dir: PathBuf,
+        /// What it holds instead, and what to do with it.
+        hint: Option<String>,
     },
     /// A file that cannot be read.
     #[error("cannot read {path}: {source}")]
@@ -53,6 +57,26 @@ pub enum SafetensorsError {
         path: PathBuf,
         /// What is wrong with it.
         message: String,
+    },
+    /// A file that stands for one that was not downloaded.
+    #[error("{path} cannot be read: {hint}")]
+    NotDownloaded {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        hint: &'static str,
+    },
+    /// Two tensors that mean the same parameter.
+    #[error("{path}: tensors {first} and {second} are both {name}; remove one of them")]
+    SameName {
+        /// The folder or file.
+        path: PathBuf,
+        /// The one tensor's name.
+        first: String,
+        /// The other's.
+        second: String,
+        /// What both are without their prefixes.
+        name: String,
     },
     /// An index of shards that cannot be used.
     #[error("{path}: {message}")]
@@ -89,7 +113,7 @@ pub enum SafetensorsError {
         tensor: String,
     },
     /// A tensor of a dtype that is not read.
-    #[error("{path}: tensor {tensor} has dtype {dtype}; known are F32, F16 and BF16")]
+    #[error("{path}: tensor {tensor} has dtype {dtype}; known are F32, F16 and BF16, and F64")]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -141,7 +165,11 @@ impl Checkpoint {
         } else if index.is_file() {
             checkpoint.open_index(&index)?;
         } else {
-            return Err(SafetensorsError::NoWeights { dir: dir.into() });
+            let hint = other_weights(dir);
+            return Err(SafetensorsError::NoWeights {
+                dir: dir.into(),
+                hint,
+            });
         }
         Ok(checkpoint)
     }
@@ -218,6 +246,10 @@ impl Checkpoint {
         // SAFETY: the map is only read; a checkpoint that another process rewrites in place
         // while it is loaded is not supported (ours are written aside and renamed).
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        if let Some(hint) = not_downloaded(&map) {
+            let path = path.into();
+            return Err(SafetensorsError::NotDownloaded { path, hint });
+        }
         let corrupt = |e: safetensors::SafeTensorError| SafetensorsError::Corrupt {
             path: path.into(),
             message: e.to_string(),
@@ -248,6 +280,42 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Gives every tensor another name; an error where two would share one.
+    pub(crate) fn rename(
+        &mut self,
+        plain: impl Fn(&str) -> String,
+    ) -> Result<(), SafetensorsError> {
+        let mut named: BTreeMap<String, (String, Entry)> = BTreeMap::new();
+        for (old, entry) in std::mem::take(&mut self.tensors) {
+            let name = plain(&old);
+            if let Some((first, _)) = named.get(&name) {
+                return Err(SafetensorsError::SameName {
+                    path: self.dir.clone(),
+                    first: first.clone(),
+                    second: old,
+                    name,
+                });
+            }
+            named.insert(name, (old, entry));
+        }
+        let plainly = named.into_iter().map(|(name, (_, entry))| (name, entry));
+        self.tensors = plainly.collect();
+        Ok(())
+    }
+
+    /// Whether two tensors hold the same values; false where one is missing.
+    pub(crate) fn same(&self, one: &str, other: &str) -> Result<bool, SafetensorsError> {
+        let (Some(a), Some(b)) = (self.tensors.get(one), self.tensors.get(other)) else {
+            return Ok(false);
+        };
+        if a.shape != b.shape || a.dtype != b.dtype {
+            let values = |name| self.load(name, DType::F32);
+            return Ok(a.shape == b.shape && values(one)? == values(other)?);
+        }
+        let bytes = |entry: &Entry| &self.files[entry.file].1[entry.start..entry.end];
+        Ok(bytes(a) == bytes(b))
+    }
+
     /// Names and shapes of all tensors.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.tensors
@@ -275,6 +343,7 @@ impl Checkpoint {
         };
         let (path, map) = &self.files[entry.file];
         let found = match entry.dtype {
+            Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
@@ -301,6 +370,9 @@ impl Checkpoint {
 /// Whether no exponent is all ones, read straight from the little-endian bytes.
 fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
     match dtype {
+        Dtype::F64 => bytes
+            .chunks_exact(8)
+            .all(|b| u16::from_le_bytes([b[6], b[7]]) & 0x7ff0 != 0x7ff0),
         Dtype::F32 => bytes
             .chunks_exact(4)
             .all(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 != 0x7f80_0000),

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::other_formats::{and, other_weights};
+
 /// PEFT's file of settings, which an adapter folder has instead of a `config.json`.
 pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
@@ -22,12 +24,17 @@ pub enum ModelConfigError {
         dir: PathBuf,
     },
     /// A file that cannot be read.
-    #[error("cannot read {path}: {source}; a model folder needs a config.json")]
+    #[error(
+        "cannot read {path}: {source}; a model folder needs a config.json{}",
+        and(hint)
+    )]
     Read {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+        /// What lies there instead, and what to do with it.
+        hint: Option<String>,
     },
     /// A file that is not valid JSON.
     #[error("{path} is not valid JSON: {source}")]
@@ -79,6 +86,7 @@ pub(crate) fn read_config(dir: &Path) -> Result<Map<String, Value>, ModelConfigE
     let text = std::fs::read_to_string(&path).map_err(|source| ModelConfigError::Read {
         path: path.clone(),
         source,
+        hint: other_weights(dir),
     })?;
     let value: Value =
         serde_json::from_str(&text).map_err(|source| ModelConfigError::Json { path, source })?;
@@ -104,9 +112,28 @@ pub(crate) fn is_absent(value: Option<&Value>) -> bool {
     value.is_none_or(Value::is_null)
 }
 
+/// A whole number, also where it is written as a float (`64.0`).
+pub(crate) fn whole(value: &Value) -> Option<i64> {
+    // Above this not every whole number is a float.
+    const EXACT: f64 = (1u64 << 53) as f64;
+    let float = || {
+        value
+            .as_f64()
+            .filter(|x| x.fract() == 0.0 && x.abs() <= EXACT)
+    };
+    value.as_i64().or_else(|| float().map(|x| x as i64))
+}
+
+/// Whether a value is one of `allowed`, which write whole numbers without a fraction.
+pub(crate) fn is_one_of(value: &Value, allowed: &[&str]) -> bool {
+    let number = value.is_number().then(|| whole(value)).flatten();
+    let text = number.map_or_else(|| value.to_string(), |n| n.to_string());
+    allowed.contains(&text.as_str())
+}
+
 /// Sizes far beyond any such model would exhaust the memory before the weights are looked at.
 pub(crate) fn refuse_absurd(raw: &Map<String, Value>) -> Result<(), ModelConfigError> {
-    const MOST: [(&str, u64); 8] = [
+    const MOST: [(&str, i64); 8] = [
         ("hidden_size", 1 << 20),
         ("intermediate_size", 1 << 22),
         ("num_hidden_layers", 1 << 12),
@@ -114,10 +141,11 @@ pub(crate) fn refuse_absurd(raw: &Map<String, Value>) -> Result<(), ModelConfigE
         ("num_key_value_heads", 1 << 14),
         ("head_dim", 1 << 14),
         ("vocab_size", 1 << 24),
-        ("max_position_embeddings", 1 << 22),
+        // Nothing is allocated by it: tables follow the sequences in use.
+        ("max_position_embeddings", u32::MAX as i64),
     ];
     for (key, most) in MOST {
-        if let Some(found) = raw.get(key).and_then(Value::as_u64)
+        if let Some(found) = raw.get(key).and_then(whole)
             && found > most
         {
             return Err(ModelConfigError::Value {
@@ -143,8 +171,7 @@ pub(crate) fn size(
             key: key.into(),
             wanted: wanted.into(),
         }),
-        (Some(value), _) => value
-            .as_u64()
+        (Some(value), _) => whole(value)
             .filter(|&n| n > 0 && n < (1 << 40))
             .map(|n| n as usize)
             .ok_or_else(|| ModelConfigError::Value {
@@ -192,22 +219,23 @@ pub(crate) fn flag(map: &Map<String, Value>, key: &str) -> Result<bool, ModelCon
     }
 }
 
-/// Token ids given as one number, a list, or null.
+/// Token ids given as one number, a list, or null. A negative one stands for none, as
+/// transformers' older configs write it.
 pub(crate) fn token_ids(map: &Map<String, Value>, key: &str) -> Result<Vec<u32>, ModelConfigError> {
     let error = |found: &Value| ModelConfigError::Value {
         key: key.into(),
         found: found.to_string(),
         wanted: "expected a token id or a list of them".into(),
     };
-    let id = |value: &Value| {
-        value
-            .as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-            .ok_or_else(|| error(value))
+    let id = |value: &Value| match whole(value) {
+        Some(n) if n < 0 => Ok(None),
+        Some(n) => u32::try_from(n).map(Some).map_err(|_| error(value)),
+        None => Err(error(value)),
     };
-    match map.get(key) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-        Some(value) => Ok(vec![id(value)?]),
-    }
+    let found: Vec<Option<u32>> = match map.get(key) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect::<Result<_, _>>()?,
+        Some(value) => vec![id(value)?],
+    };
+    Ok(found.into_iter().flatten().collect())
 }

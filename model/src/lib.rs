@@ -18,6 +18,7 @@ pub mod nn;
     allow(dead_code, unused_imports, unused_macros)
 )]
 pub mod ops;
+mod other_formats;
 pub mod packed_batch;
 pub mod pairrm;
 pub mod quiet;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::other_formats::not_downloaded;
 use crate::quiet::quietly;
 use crate::tokenizer_check;
 
@@ -188,12 +189,18 @@ impl Tokenizer {
             }
             Err(source) => return Err(TokenizerError::Read { path, source }),
         };
+        if let Some(hint) = not_downloaded(&bytes) {
+            let detail = hint.into();
+            return Err(TokenizerError::Corrupt { path, detail });
+        }
         let inner = tokenizer_check::load(&path, bytes)
             .map_err(|detail| TokenizerError::Corrupt { path, detail })?;
 
         let special = special_tokens(dir)?;
         let id_of = |key: &'static str| match special.get(key) {
             None => Ok(None),
+            // Nothing is padded: a token that was never added is as good as none.
+            Some(token) if key == "pad_token" => Ok(inner.token_to_id(token)),
             Some(token) => match inner.token_to_id(token) {
                 Some(id) => Ok(Some(id)),
                 None => Err(TokenizerError::UnknownSpecial {
@@ -238,6 +245,23 @@ impl Tokenizer {
     /// Highest token id + 1, added tokens included: the least vocabulary a model needs.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// The added tokens whose ids are `first` or more, as text with the id; none where ordinary
+    /// tokens have such ids too.
+    pub(crate) fn added_from(&self, first: usize) -> Option<Vec<String>> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut beyond: Vec<(u32, String)> = self
+            .inner
+            .get_vocab(true)
+            .into_iter()
+            .map(|(token, id)| (id, token))
+            .filter(|(id, _)| *id as usize >= first)
+            .collect();
+        beyond.sort();
+        let name =
+            |(id, token): (u32, String)| added.contains_key(&id).then(|| format!("{token} ({id})"));
+        beyond.into_iter().map(name).collect()
     }
 
     /// The id of a token given by its exact text.

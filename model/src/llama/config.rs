@@ -5,7 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 pub use crate::config_json::ModelConfigError;
-use crate::config_json::{flag, is_absent, number, read_config, refuse_absurd, size, token_ids};
+use crate::config_json::{
+    flag, is_absent, is_one_of, number, read_config, refuse_absurd, size, token_ids,
+};
 
 /// Frequency scaling of Llama 3.1 and later (`rope_type: "llama3"`).
 #[derive(Clone, Debug, PartialEq)]
@@ -67,16 +69,15 @@ pub struct LlamaConfig {
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("quantization_config", &["null"]),
     ("sliding_window", &["null"]),
-    ("partial_rotary_factor", &["null", "1", "1.0"]),
-    ("attention_dropout", &["null", "0", "0.0"]),
-    ("pretraining_tp", &["null", "1"]),
+    ("partial_rotary_factor", &["null", "1"]),
+    ("attention_dropout", &["null", "0"]),
     ("num_local_experts", &["null", "0"]),
     ("attn_logit_softcapping", &["null"]),
     ("final_logit_softcapping", &["null"]),
-    ("logits_scaling", &["null", "1", "1.0"]),
-    ("logit_scale", &["null", "1", "1.0"]),
-    ("residual_multiplier", &["null", "1", "1.0"]),
-    ("embedding_multiplier", &["null", "1", "1.0"]),
+    ("logits_scaling", &["null", "1"]),
+    ("logit_scale", &["null", "1"]),
+    ("residual_multiplier", &["null", "1"]),
+    ("embedding_multiplier", &["null", "1"]),
     ("attention_multiplier", &["null"]),
     ("use_qk_norm", &["null", "false"]),
     ("qk_norm", &["null", "false"]),
@@ -137,7 +138,7 @@ impl LlamaConfig {
             attention_bias: flag(&raw, "attention_bias")?,
             mlp_bias: flag(&raw, "mlp_bias")?,
             tie_word_embeddings: flag(&raw, "tie_word_embeddings")?,
-            initializer_range: number(&raw, "initializer_range", Some(0.02))?,
+            initializer_range: initializer_range(&raw),
             bos_token_id: token_ids(&raw, "bos_token_id")?.first().copied(),
             eos_token_id: token_ids(&raw, "eos_token_id")?,
             pad_token_id: token_ids(&raw, "pad_token_id")?.first().copied(),
@@ -229,7 +230,7 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ModelConfigError> 
     }
     for (key, neutral) in NEUTRAL {
         if let Some(value) = raw.get(*key)
-            && !neutral.contains(&value.to_string().as_str())
+            && !is_one_of(value, neutral)
         {
             return Err(unsupported(
                 key,
@@ -241,11 +242,18 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ModelConfigError> 
     Ok(())
 }
 
-/// `rope_theta` and the scaling, from `rope_parameters` (new) or `rope_theta` + `rope_scaling`.
+/// Of new weights only: no value of it keeps a checkpoint from being read.
+fn initializer_range(raw: &Map<String, Value>) -> f64 {
+    let given = raw.get("initializer_range").and_then(Value::as_f64);
+    given.filter(|x| *x >= 0.0 && x.is_finite()).unwrap_or(0.02)
+}
+
+/// `rope_theta` and the scaling, from `rope_scaling` or else `rope_parameters` (the newer name, with
+/// `rope_theta` in it), by the precedence of transformers' `convert_rope_params_to_dict`.
 fn rope(raw: &Map<String, Value>) -> Result<(f64, Option<RopeScaling>), ModelConfigError> {
-    let object = |key: &str| match raw.get(key) {
+    let object = |key: &'static str| match raw.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::Object(map)) => Ok(Some(map)),
+        Some(Value::Object(map)) => Ok((!map.is_empty()).then_some((key, map))),
         Some(other) => Err(ModelConfigError::Value {
             key: key.into(),
             found: other.to_string(),
@@ -253,41 +261,65 @@ fn rope(raw: &Map<String, Value>) -> Result<(f64, Option<RopeScaling>), ModelCon
         }),
     };
     let parameters = object("rope_parameters")?;
-    let scaling = object("rope_scaling")?.or(parameters);
-    let theta_from = match parameters {
-        Some(map) if map.contains_key("rope_theta") => map,
-        _ => raw,
-    };
-    let theta = number(theta_from, "rope_theta", Some(10_000.0))?;
-    let Some(map) = scaling else {
+    let places = [object("rope_scaling")?, parameters];
+    let theta_from = places.iter().flatten().map(|(_, map)| *map);
+    let theta_from = theta_from.chain([raw]);
+    let theta_from = theta_from
+        .into_iter()
+        .find(|m| !is_absent(m.get("rope_theta")));
+    let theta = number(theta_from.unwrap_or(raw), "rope_theta", Some(10_000.0))?;
+    let Some((section, map)) = places.into_iter().flatten().next() else {
         return Ok((theta, None));
     };
-    let kind = map
-        .get("rope_type")
-        .or_else(|| map.get("type"))
-        .and_then(Value::as_str)
-        .unwrap_or("default");
-    match kind {
-        "default" => Ok((theta, None)),
-        "llama3" => Ok((
-            theta,
-            Some(RopeScaling {
-                factor: number(map, "factor", None)?,
-                low_freq_factor: number(map, "low_freq_factor", None)?,
-                high_freq_factor: number(map, "high_freq_factor", None)?,
-                original_max_position_embeddings: size(
-                    map,
-                    "original_max_position_embeddings",
-                    None,
-                )?,
-            }),
-        )),
-        other => Err(ModelConfigError::Unsupported {
-            key: "rope_scaling.rope_type".into(),
-            found: format!("{other:?}"),
-            hint: "known are \"default\" and \"llama3\"".into(),
-        }),
+    let unsupported = |key: &str, found: &Value, hint: &str| ModelConfigError::Unsupported {
+        key: format!("{section}.{key}"),
+        found: found.to_string(),
+        hint: hint.into(),
+    };
+    if let Some(part) = map.get("partial_rotary_factor")
+        && !is_one_of(part, &["null", "1"])
+    {
+        let hint = "this program rotates whole heads";
+        return Err(unsupported("partial_rotary_factor", part, hint));
     }
+    let named = ["rope_type", "type"].map(|key| (key, map.get(key).filter(|v| !v.is_null())));
+    let named = named.into_iter().find_map(|(key, kind)| Some((key, kind?)));
+    let Some((key, kind)) = named else {
+        return Ok((theta, None));
+    };
+    match kind.as_str() {
+        Some("default") => Ok((theta, None)),
+        // Positions divided by 1.
+        Some("linear") if map.get("factor").is_some_and(|f| is_one_of(f, &["1"])) => {
+            Ok((theta, None))
+        }
+        Some("llama3") => Ok((theta, Some(llama3_scaling(raw, map)?))),
+        _ => Err(unsupported(
+            key,
+            kind,
+            "known are \"default\" and \"llama3\"",
+        )),
+    }
+}
+
+/// The length before scaling may stand beside the scaling instead, and is the whole context where
+/// it stands nowhere.
+fn llama3_scaling(
+    raw: &Map<String, Value>,
+    map: &Map<String, Value>,
+) -> Result<RopeScaling, ModelConfigError> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let mut places = [raw, map].into_iter();
+    let original = match places.find(|map| !is_absent(map.get(ORIGINAL))) {
+        Some(place) => size(place, ORIGINAL, None)?,
+        None => size(raw, "max_position_embeddings", Some(2048))?,
+    };
+    Ok(RopeScaling {
+        factor: number(map, "factor", None)?,
+        low_freq_factor: number(map, "low_freq_factor", None)?,
+        high_freq_factor: number(map, "high_freq_factor", None)?,
+        original_max_position_embeddings: original,
+    })
 }
 
 #[cfg(test)]

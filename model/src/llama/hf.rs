@@ -12,6 +12,7 @@ use super::attention::Attention;
 use super::block::{Block, Mlp};
 use super::config::LlamaConfig;
 use super::model::Llama;
+use super::names::use_plain_names;
 use super::parameters::{Parameter, ParameterTable, ParameterVisitor, visit_parameters};
 use super::rope::inverse_frequencies;
 use crate::checkpoint::{self, Checkpoint, LazyTensor, SafetensorsError};
@@ -126,25 +127,66 @@ impl<B: Backend> Llama<B> {
     }
 }
 
+/// The vocabulary projection's weight.
+const HEAD: &str = "lm_head.weight";
+const EMBEDDINGS: &str = "model.embed_tokens.weight";
+
 /// Opens a folder whose weights fit its configuration; every misfit is listed in one error.
 pub(crate) fn open(dir: &Path) -> Result<(LlamaConfig, Checkpoint), CheckpointError> {
     if !dir.is_dir() {
         return Err(SafetensorsError::NoFolder { dir: dir.into() }.into());
     }
-    let config = LlamaConfig::from_dir(dir).map_err(|source| CheckpointError::Config {
+    let mut config = LlamaConfig::from_dir(dir).map_err(|source| CheckpointError::Config {
         dir: dir.into(),
         source,
     })?;
-    let checkpoint = Checkpoint::open(dir)?;
-    // Older exports carry the rotary table, tied ones a copy of the embeddings.
-    let harmless = |name: &str| {
-        name.ends_with("rotary_emb.inv_freq")
-            || (config.tie_word_embeddings && name == "lm_head.weight")
-    };
+    let checkpoint = open_weights(dir, &mut config)?;
+    let harmless = |name: &str| is_unused(name) || (config.tie_word_embeddings && name == HEAD);
     let table = ParameterTable::new(&config);
     let expected = table.all().iter().map(Parameter::name_and_shape);
     check_tensors(&checkpoint, harmless, expected)?;
     Ok((config, checkpoint))
+}
+
+/// The configuration of a folder as its weights make it: a projection of its own is used although
+/// the file says that it is tied. The weights need not be there, nor whole: plans are made before.
+pub fn config_in_effect(dir: &Path) -> Result<LlamaConfig, CheckpointError> {
+    let mut config = LlamaConfig::from_dir(dir).map_err(|source| CheckpointError::Config {
+        dir: dir.into(),
+        source,
+    })?;
+    if config.tie_word_embeddings {
+        open_weights(dir, &mut config).ok();
+    }
+    Ok(config)
+}
+
+/// The weights by their plain names. Where the configuration ties projection and embeddings, what
+/// transformers makes of the file decides: a projection with other values is used, and the only
+/// one of the two is taken for both.
+fn open_weights(dir: &Path, config: &mut LlamaConfig) -> Result<Checkpoint, CheckpointError> {
+    let mut checkpoint = Checkpoint::open(dir)?;
+    use_plain_names(&mut checkpoint)?;
+    if config.tie_word_embeddings {
+        let has = |wanted| checkpoint.shapes().any(|(name, _)| name == wanted);
+        match (has(EMBEDDINGS), has(HEAD)) {
+            (true, true) => config.tie_word_embeddings = checkpoint.same(EMBEDDINGS, HEAD)?,
+            (false, true) => checkpoint.rename(|name| match name {
+                HEAD => EMBEDDINGS.into(),
+                other => other.into(),
+            })?,
+            _ => {}
+        }
+    }
+    Ok(checkpoint)
+}
+
+/// Tensors on which no logit depends: rotary tables of older exports, and a value head that
+/// reinforcement learning left.
+pub(super) fn is_unused(name: &str) -> bool {
+    let rotary = ["inv_freq", "original_inv_freq", "cos_cached", "sin_cached"];
+    let last = name.rsplit_once("rotary_emb.").map(|(_, last)| last);
+    last.is_some_and(|last| rotary.contains(&last)) || name.starts_with("v_head.")
 }
 
 /// Writes weights, which are in `dtype`, config, and the tokenizer and generation files of

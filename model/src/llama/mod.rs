@@ -7,6 +7,7 @@ pub mod decoder;
 pub mod hf;
 pub mod lora;
 pub mod model;
+mod names;
 pub mod parameters;
 pub mod reward;
 pub mod rope;

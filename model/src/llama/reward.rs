@@ -6,7 +6,9 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use serde_json::{Map, Value};
 
 use super::config::LlamaConfig;
+use super::hf::is_unused;
 use super::model::Llama;
+use super::names::use_plain_names;
 use super::parameters::{Parameter, ParameterTable};
 use crate::checkpoint::{Checkpoint, SafetensorsError};
 use crate::config_json::{ModelConfigError, read_config, size};
@@ -38,13 +40,13 @@ impl<B: ModelOps> RewardModel<B> {
             dir: dir.into(),
             source,
         })?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let mut checkpoint = Checkpoint::open(dir)?;
+        use_plain_names(&mut checkpoint)?;
         let table = ParameterTable::new(&config);
         let shape = [1, config.hidden_size];
         let score = [(SCORE, &shape[..])];
         let expected = table.all().iter().map(Parameter::name_and_shape);
-        let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq");
-        check_tensors(&checkpoint, harmless, expected.chain(score))?;
+        check_tensors(&checkpoint, is_unused, expected.chain(score))?;
         let source = |dtype| FromCheckpoint {
             checkpoint: &checkpoint,
             dtype,

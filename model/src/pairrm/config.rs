@@ -5,7 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::Checkpoint;
-use crate::config_json::{ModelConfigError, is_absent, number, read_config, refuse_absurd, size};
+use crate::config_json::{
+    ModelConfigError, is_absent, is_one_of, number, read_config, refuse_absurd, size, whole,
+};
 use crate::tokenizer::Tokenizer;
 
 /// Shape and constants of a PairRM, named as in transformers' `DebertaV2Config`.
@@ -99,7 +101,7 @@ impl PairRmConfig {
             });
         }
         let positions = size(raw, "max_position_embeddings", Some(512))?;
-        let farthest = raw.get("max_relative_positions").and_then(Value::as_i64);
+        let farthest = raw.get("max_relative_positions").and_then(whole);
         let max_relative_positions = farthest
             .and_then(|n| usize::try_from(n).ok())
             .filter(|n| *n > 0)
@@ -171,7 +173,7 @@ fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), ModelConfigError> 
     }
     for (key, allowed) in NEUTRAL {
         if let Some(value) = raw.get(*key)
-            && !allowed.contains(&value.to_string().as_str())
+            && !is_one_of(value, allowed)
         {
             return Err(unsupported(
                 key,
@@ -223,7 +225,7 @@ fn prefixes(raw: &Map<String, Value>, tokenizer: &Tokenizer) -> Result<Prefixes,
                     ),
                 });
             }
-            (Some(known), Some(named)) if named.as_u64() != Some(known.into()) => {
+            (Some(known), Some(named)) if whole(named) != Some(known.into()) => {
                 return Err(ModelConfigError::Value {
                     key: (*key).into(),
                     found: named.to_string(),

@@ -45,18 +45,11 @@ impl Shape {
             });
         }
         match config.model.source()? {
-            ModelSource::Folder(dir) => {
-                let read = LlamaConfig::from_dir(&dir);
-                let read = read.map_err(|source| sppo_model::llama::CheckpointError::Config {
-                    dir: dir.clone(),
-                    source,
-                });
-                Ok(Self {
-                    name: crate::config::model_name(&dir),
-                    config: read?,
-                    folder: Some(dir),
-                })
-            }
+            ModelSource::Folder(dir) => Ok(Self {
+                name: crate::config::model_name(&dir),
+                config: sppo_model::llama::hf::config_in_effect(&dir)?,
+                folder: Some(dir),
+            }),
             ModelSource::Init(init) => Ok(Self {
                 name: "[model.init]".into(),
                 config: crate::stages::init_config(init)?,
