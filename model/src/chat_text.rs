@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::chat_template::{ChatTemplate, Message, TemplateError};
+use crate::chat_template::{ChatTemplate, Message, TemplateError, TemplateSource};
+use crate::other_formats::{and, other_tokenizer};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Why text cannot become token ids or the other way round.
@@ -17,14 +18,17 @@ pub enum ChatTextError {
     Tokenizer(TokenizerError),
     /// A folder that lacks what text needs.
     #[error(
-        "{folder} has no {what}; text needs tokenizer.json and a chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+        "{folder} has no {what}; text needs tokenizer.json and a chat template (chat_template.jinja, or chat_template in tokenizer_config.json){}",
+        and(hint),
         folder = folder.display()
     )]
     Missing {
         /// The model's folder.
         folder: PathBuf,
-        /// What it lacks: `tokenizer.json` or the chat template.
+        /// What it lacks: `tokenizer.json`, the chat template, or both.
         what: &'static str,
+        /// What to do.
+        hint: Option<String>,
     },
     /// Text that cannot be encoded, or ids that cannot be decoded.
     #[error("{folder}: {problem}", folder = folder.display())]
@@ -46,13 +50,21 @@ pub enum ChatTextError {
 }
 
 impl ChatTextError {
-    pub(crate) fn missing(folder: &Path) -> Self {
+    /// Of a folder for which [`ChatText::find`] gives none.
+    pub fn missing(folder: &Path) -> Self {
+        let template = matches!(ChatTemplate::from_dir(folder), Ok(Some(_)));
+        let (what, hint) = match (folder.join("tokenizer.json").exists(), template) {
+            (true, _) => (
+                "chat template",
+                Some("give one with --chat-template FILE (model.chat_template in a configuration); a base model continues texts as they are with sppo generate --raw".into()),
+            ),
+            (false, true) => ("tokenizer.json (its chat template is there)", other_tokenizer(folder)),
+            (false, false) => ("tokenizer.json and no chat template", other_tokenizer(folder)),
+        };
         Self::Missing {
             folder: folder.into(),
-            what: match folder.join("tokenizer.json").exists() {
-                true => "chat template",
-                false => "tokenizer.json",
-            },
+            what,
+            hint,
         }
     }
 }
@@ -77,11 +89,19 @@ pub struct ChatText {
 impl ChatText {
     /// Of a folder; none where it has no tokenizer.json or no chat template.
     pub fn find(folder: &Path) -> Result<Option<Self>, ChatTextError> {
+        Self::find_with(folder, TemplateSource::Folder)
+    }
+
+    /// The same with the template of `source`.
+    pub fn find_with(
+        folder: &Path,
+        source: TemplateSource<'_>,
+    ) -> Result<Option<Self>, ChatTextError> {
         if !folder.join("tokenizer.json").exists() {
             return Ok(None);
         }
         let tokenizer = Tokenizer::from_dir(folder).map_err(ChatTextError::Tokenizer)?;
-        let template = ChatTemplate::from_dir(folder)?;
+        let template = ChatTemplate::from_source(folder, source)?;
         Ok(template.map(|template| Self::new(folder, tokenizer, template)))
     }
 

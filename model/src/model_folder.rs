@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, backend::Backend};
 
+use crate::chat_template::TemplateSource;
 use crate::chat_text::{ChatText, ChatTextError};
+use crate::checkpoint::Checkpoint;
 use crate::generate::{GenerationDefaults, GenerationDefaultsError};
 use crate::llama::{CheckpointError, Llama, LlamaConfig, hf};
+use crate::tokenizer::Tokenizer;
 
 /// Why a model's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,16 +52,16 @@ impl ModelFolder {
     /// Tokenizer and template may be missing; the tokenizer must not know more tokens than the
     /// model.
     pub fn open(path: &Path) -> Result<Self, ModelFolderError> {
-        let (config, _) = hf::open(path)?;
-        let text = ChatText::find(path)?;
-        if let Some(text) = &text
-            && text.tokenizer().vocab_size() > config.vocab_size
-        {
-            return Err(ModelFolderError::Vocabulary {
-                folder: path.into(),
-                tokens: text.tokenizer().vocab_size(),
-                vocab_size: config.vocab_size,
-            });
+        Self::open_with(path, TemplateSource::Folder)
+    }
+
+    /// The same with the template of `source`.
+    pub fn open_with(path: &Path, source: TemplateSource<'_>) -> Result<Self, ModelFolderError> {
+        let (config, weights) = hf::open(path)?;
+        say_what_differs(path, &config, &weights);
+        let text = ChatText::find_with(path, source)?;
+        if let Some(text) = &text {
+            check_vocabulary(path, text.tokenizer(), config.vocab_size)?;
         }
         Ok(Self {
             path: path.into(),
@@ -101,4 +104,45 @@ impl ModelFolder {
     ) -> Result<Llama<B>, ModelFolderError> {
         Ok(Llama::load(&self.path, dtype, device)?.1)
     }
+}
+
+/// Warns of what the weights overrule and of tensors that are left out.
+fn say_what_differs(folder: &Path, config: &LlamaConfig, weights: &Checkpoint) {
+    let folder = folder.display();
+    if config.raw.get("tie_word_embeddings") == Some(&true.into()) && !config.tie_word_embeddings {
+        tracing::warn!(
+            "{folder}: config.json says tie_word_embeddings = true, but lm_head.weight is not the embeddings; it is used, as transformers does"
+        );
+    }
+    if let Some((name, _)) = weights
+        .shapes()
+        .find(|(name, _)| name.starts_with("v_head."))
+    {
+        tracing::warn!("{folder}: {name} is not used; a value head changes no token's probability");
+    }
+}
+
+/// Refuses a tokenizer of another model. Tokens that were added and never got an embedding may be
+/// there: text with them is refused where it comes up.
+fn check_vocabulary(
+    folder: &Path,
+    tokenizer: &Tokenizer,
+    vocab_size: usize,
+) -> Result<(), ModelFolderError> {
+    if tokenizer.vocab_size() <= vocab_size {
+        return Ok(());
+    }
+    let Some(added) = tokenizer.added_from(vocab_size) else {
+        return Err(ModelFolderError::Vocabulary {
+            folder: folder.into(),
+            tokens: tokenizer.vocab_size(),
+            vocab_size,
+        });
+    };
+    tracing::warn!(
+        "{}: the model has no embedding for the tokenizer's {} (vocab_size is {vocab_size}); text with such a token is refused",
+        folder.display(),
+        added.join(", ")
+    );
+    Ok(())
 }

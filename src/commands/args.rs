@@ -86,6 +86,14 @@ impl OverwriteArg {
     }
 }
 
+// `--chat-template` of the commands that read a model folder's text.
+#[derive(clap::Args)]
+pub struct TemplateArg {
+    /// Chat template, a Jinja file, to use instead of the model folder's.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+}
+
 // `--device` of the commands that run without a configuration.
 #[derive(clap::Args)]
 pub struct DeviceArg {

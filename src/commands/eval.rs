@@ -1,14 +1,15 @@
 //! `sppo eval`: win rate of one model's answers against another's under a judge.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{JudgeConfig, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::files::fingerprint;
 use sppo_training::judge;
 use sppo_training::stages::{
-    Comparison, Evaluation, Generation, Sampling, StageError, build_judge, compare_answers,
+    Comparison, Evaluation, Generation, Sampling, StageError, build_judge_of, compare_answers,
     generate,
 };
 
@@ -55,17 +56,17 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("judge", config.judge.precision, device)?;
     refuse_bf16("generate", config.generate.precision, device)?;
     let mut judging = config.judge.clone();
-    if judging.chat_template.is_none() {
-        judging.chat_template = Some(resolve_model(&args.model)?);
-    }
+    let policy = resolve_model(&args.model)?;
+    let template = config.model.template();
     let cache = || folder.join("judge-cache.jsonl");
     judging.http.cache.get_or_insert_with(cache);
-    let mut judge = dispatch(device, Judging(&judging))??;
+    let mut judge = dispatch(device, Judging(&judging, (&policy, template)))??;
     let mut answers = Vec::new();
     for name in [&args.model, &args.against] {
         let model = resolve_model(name)?;
         let mut job = Generation {
             model: &model,
+            template,
             prompts: &prompts,
             prompts_file: &file,
             out: &folder,
@@ -115,13 +116,13 @@ fn text(evaluation: &Evaluation) -> String {
     )
 }
 
-struct Judging<'a>(&'a JudgeConfig);
+struct Judging<'a>(&'a JudgeConfig, (&'a Path, TemplateSource<'a>));
 
 impl WithBackend for Judging<'_> {
     type Output = Result<Box<dyn judge::Judge>, StageError>;
 
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
-        build_judge::<B::InnerBackend>(self.0, &device)
+        build_judge_of::<B::InnerBackend>(self.0, Some(self.1), &device)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{self, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::stages::{Generation, Sampling, StageError, generate};
 
-use super::args::{DeviceArg, OverwriteArg, SamplingArgs, Shard, refuse_bf16_flag};
+use super::args::{DeviceArg, OverwriteArg, SamplingArgs, Shard, TemplateArg, refuse_bf16_flag};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::OrUser;
 use crate::output;
@@ -18,6 +19,7 @@ use crate::progress::Console;
 Examples:
   sppo generate --model runs/default/model --prompts prompts.jsonl --out responses.jsonl
   sppo generate --model DIR --prompts p.parquet --out r.jsonl --samples 1 --temperature 0
+  sppo generate --model BASE --prompts p.jsonl --out r.jsonl --raw --max-new-tokens 64
   sppo generate --model DIR --prompts p.jsonl --out r0.jsonl --shard 0/4 --device cuda:0 --precision bf16
 Given again after a stop, it keeps the responses that are there and does the rest. FILE.sppo.json beside
 the output says what it was made from; one that was made from something else stays as it is.")]
@@ -36,6 +38,11 @@ pub struct Args {
     /// Does only part I of N of the prompts.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
+    #[command(flatten)]
+    pub template: TemplateArg,
+    /// Continues prompts as they are, without a chat template; they must be strings.
+    #[arg(long, conflicts_with = "chat_template")]
+    pub raw: bool,
     /// Adds the summed log-probability of each response under the model, in nats.
     #[arg(long)]
     pub logprobs: bool,
@@ -60,6 +67,10 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     }
     let job = Generation {
         model: &model,
+        template: match args.raw {
+            true => TemplateSource::Raw,
+            false => TemplateSource::of(args.template.chat_template.as_deref()),
+        },
         prompts: &prompts,
         prompts_file: &args.prompts,
         out: &args.out,

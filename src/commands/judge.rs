@@ -45,8 +45,9 @@ pub struct Args {
     /// Folder of the judge's model, or Hugging Face repository id in the local cache.
     #[arg(long, value_name = "DIR")]
     pub model: Option<String>,
-    /// Folder whose chat template renders prompts that are message lists, as pairrm needs.
-    #[arg(long, value_name = "DIR")]
+    /// Folder whose chat template renders prompts that are message lists, as pairrm needs, or a
+    /// Jinja file; reward takes such a file instead of its folder's template.
+    #[arg(long, value_name = "DIR|FILE")]
     pub chat_template: Option<String>,
     /// Does only part I of N of the rows.
     #[arg(long, value_name = "I/N")]

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Rows, Train, resolve_model};
 use sppo_training::stages::{Scoring, StageError, score};
 
-use super::args::{DeviceArg, OverwriteArg, count};
+use super::args::{DeviceArg, OverwriteArg, TemplateArg, count};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -35,6 +36,8 @@ pub struct Args {
     /// Longest prompt, in tokens, where prompt and response are too long together.
     #[arg(long, value_name = "N", default_value_t = Train::default().max_prompt_length, value_parser = count)]
     pub max_prompt_length: usize,
+    #[command(flatten)]
+    pub template: TemplateArg,
     /// Pairs computed together; does not change the result.
     #[arg(long, value_name = "N", default_value_t = Train::default().batch_size, value_parser = count)]
     pub batch: usize,
@@ -49,6 +52,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let model = resolve_model(&args.model)?;
     let job = Scoring {
         model: &model,
+        template: TemplateSource::of(args.template.chat_template.as_deref()),
         data: &args.data,
         out: &args.out,
         rows: args.rows,

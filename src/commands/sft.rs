@@ -47,6 +47,7 @@ impl WithBackend for FineTune<'_> {
         let job = FineTuning {
             config: &config.sft,
             model: &model,
+            template: config.model.template(),
             data,
             output_dir: &config.output_dir,
             existing: self.1.or_set_aside(&config.output_dir),

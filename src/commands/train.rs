@@ -50,6 +50,7 @@ impl WithBackend for Training<'_> {
         let job = PairTraining {
             config: &config.train,
             model: &model,
+            template: config.model.template(),
             data,
             output_dir: &config.output_dir,
             existing: self.1.or_set_aside(&config.output_dir),

@@ -1,6 +1,5 @@
 //! `sppo judge` with a PairRM: files in and out, parts, and going on after a stop.
 
-
 use serde_json::{Value, json};
 
 use super::Place;

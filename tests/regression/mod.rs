@@ -15,6 +15,22 @@ mod r025_bounds;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r034_hostile_templates_and_tokenizers;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r040_names_of_tensors;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r042_harmless_settings;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r043_head_of_its_own;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r044_other_formats;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r045_texts_without_a_template;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r047_long_contexts;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r048_memory_of_score;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r049_tokens_without_embeddings;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r050_what_a_prompt_consists_of;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r055_all_bad_rows_are_named;

@@ -104,6 +104,35 @@ const FUEL: u64 = 2_000_000;
 /// Bytes of a template's source; the longest real ones are near 30 KiB.
 const MAX_SOURCE: usize = 1 << 20;
 const NAME: &str = "chat";
+/// Writes what is said and nothing else.
+const RAW: &str = "{% for message in messages %}{{ message.content }}{% endfor %}";
+
+/// Which chat template a model folder's text goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TemplateSource<'a> {
+    /// The folder's own.
+    #[default]
+    Folder,
+    /// That of a file, with the folder's special tokens.
+    File(&'a Path),
+    /// None: text stays as it is.
+    Raw,
+}
+
+impl<'a> TemplateSource<'a> {
+    /// That of a file, where one is given.
+    pub fn of(file: Option<&'a Path>) -> Self {
+        file.map_or(Self::Folder, Self::File)
+    }
+
+    /// The file, where it is one.
+    pub fn file(self) -> Option<&'a Path> {
+        match self {
+            Self::File(path) => Some(path),
+            _ => None,
+        }
+    }
+}
 
 /// A compiled chat template with its folder's special tokens.
 #[derive(Clone, Debug)]
@@ -125,6 +154,25 @@ impl ChatTemplate {
             return Ok(None);
         };
         Self::compile(path, source, special_tokens(dir)?).map(Some)
+    }
+
+    /// The template that `source` means for a model folder.
+    pub fn from_source(
+        dir: &Path,
+        source: TemplateSource<'_>,
+    ) -> Result<Option<Self>, TemplateError> {
+        let (path, text) = match source {
+            TemplateSource::Folder => return Self::from_dir(dir),
+            TemplateSource::Raw => (PathBuf::from("<no template>"), RAW.to_string()),
+            TemplateSource::File(path) => {
+                let path = path.to_path_buf();
+                match std::fs::read_to_string(&path) {
+                    Ok(text) => (path, text),
+                    Err(source) => return Err(TemplateError::Read { path, source }),
+                }
+            }
+        };
+        Self::compile(path, text, special_tokens(dir)?).map(Some)
     }
 
     /// A template from its source; `tokens` are the variables such as `bos_token`.

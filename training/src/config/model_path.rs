@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sppo_model::chat_template::TemplateSource;
+
 use super::error::ConfigError;
 use super::sections::{Init, Model};
 
@@ -15,6 +17,11 @@ pub enum ModelSource<'m> {
 }
 
 impl Model {
+    /// The chat template that its text goes through.
+    pub fn template(&self) -> TemplateSource<'_> {
+        TemplateSource::of(self.chat_template.as_deref())
+    }
+
     /// The checkpoint folder or the description of a new model; an error where neither is given
     /// or the folder is nowhere.
     pub fn source(&self) -> Result<ModelSource<'_>, ConfigError> {
@@ -68,6 +75,9 @@ fn resolve_with(
         name: name.into(),
         looked,
     };
+    if Path::new(name).is_file() {
+        return Err(missing(about_file(Path::new(name))));
+    }
     let Some(folder) = cache_folder(name) else {
         return Err(missing(
             "; give a checkpoint folder or a Hugging Face repository id (org/name)".into(),
@@ -84,13 +94,48 @@ fn resolve_with(
         .filter(|commit| is_name(commit.trim()))
         .map(|commit| repository.join("snapshots").join(commit.trim()))
         .filter(|snapshot| snapshot.is_dir());
-    snapshot.ok_or_else(|| {
-        missing(format!(
-            ", and the Hugging Face cache has no snapshot of it in {}; download it first \
-             (hf download {name})",
-            repository.display()
-        ))
-    })
+    snapshot.ok_or_else(|| missing(about_cache(&repository, name)))
+}
+
+/// What to give instead of a file.
+fn about_file(file: &Path) -> String {
+    let folder = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.display().to_string(),
+        _ => ".".into(),
+    };
+    let gguf = file
+        .extension()
+        .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+    match gguf {
+        true => ", and GGUF files are not read; give the folder of the model in the Hugging Face \
+                 format that it was made from"
+            .into(),
+        false => format!(" but a file; give the checkpoint's folder: {folder}"),
+    }
+}
+
+/// Why the cache has no model of this name, and what to do.
+fn about_cache(repository: &Path, name: &str) -> String {
+    let entries = std::fs::read_dir(repository.join("snapshots"));
+    let entries = entries.into_iter().flatten().flatten();
+    let folders = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir());
+    let mut folders: Vec<String> = folders.map(|path| path.display().to_string()).collect();
+    folders.sort();
+    let place = repository.display();
+    if folders.is_empty() {
+        return format!(
+            ", and the Hugging Face cache has no snapshot of it in {place}; download it first \
+             (hf download {name})"
+        );
+    }
+    format!(
+        ", and {place}/refs/main, which says what its newest snapshot is, is missing or names \
+         none that is there; give the folder of one that is: {}; or download the newest \
+         (hf download {name})",
+        folders.join(", ")
+    )
 }
 
 /// `models--org--name`, where the text is a repository id.
@@ -147,6 +192,44 @@ mod tests {
         std::fs::write(reference, "../../..").unwrap();
         let home = |v: &str| (v == "HF_HOME").then(|| dir.path().to_path_buf());
         assert!(resolve_with("org/tiny", home).is_err());
+    }
+
+    /// r041: without refs/main the message said that no snapshot was there.
+    #[test]
+    fn snapshots_without_a_reference_are_named() {
+        let dir = cache();
+        let home = |v: &str| (v == "HF_HOME").then(|| dir.path().to_path_buf());
+        let reference = dir.path().join("hub/models--org--tiny/refs/main");
+        let snapshot = dir.path().join("hub/models--org--tiny/snapshots/abc123");
+        std::fs::write(&reference, "def456").unwrap();
+        let stale = resolve_with("org/tiny", home).unwrap_err().to_string();
+        std::fs::remove_file(&reference).unwrap();
+        let message = resolve_with("org/tiny", home).unwrap_err().to_string();
+        assert_eq!(stale, message);
+        for part in [
+            "refs/main",
+            snapshot.to_str().unwrap(),
+            "hf download org/tiny",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    /// r041: a file was taken for a name that is nowhere.
+    #[test]
+    fn a_file_leads_to_its_folder() {
+        let dir = cache();
+        for (file, part) in [
+            ("a.safetensors", "give the checkpoint's folder: "),
+            ("a.gguf", "GGUF files are not read"),
+        ] {
+            let path = dir.path().join(file);
+            std::fs::write(&path, "x").unwrap();
+            let message = resolve_model(path.to_str().unwrap())
+                .unwrap_err()
+                .to_string();
+            assert!(message.contains(part), "{message}");
+        }
     }
 
     #[test]

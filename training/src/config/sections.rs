@@ -53,6 +53,8 @@ section! {
         /// Checkpoint folder, or a Hugging Face repository id that is already in the local cache
         /// ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub).
         path: Option<String> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"", affects Nothing;
+        /// Chat template (a Jinja file) to use instead of the folder's; trained models carry it.
+        chat_template: Option<PathBuf> = None => "\"template.jinja\"", affects Nothing;
     } {
         /// A small Llama from scratch.
         init: Option<Init>;
@@ -163,7 +165,8 @@ section! {
         model: Option<String> = None => "\"llm-blender/PairRM-hf\"",
             affects Nothing, when |j| matches!(j.kind, PairRm | Reward);
         /// Folder whose chat template renders prompts that are message lists for pairrm; a run
-        /// takes the policy's.
+        /// takes the policy's. Or a Jinja file, with the special tokens of the folder it lies in;
+        /// reward takes such a file instead of its folder's template.
         chat_template: Option<PathBuf> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"",
             affects Nothing;
         /// File with the scores of every response, for scores.

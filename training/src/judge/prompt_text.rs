@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sppo_model::chat_template::{ChatTemplate, TemplateError};
+use sppo_model::chat_template::{ChatTemplate, TemplateError, TemplateSource};
 
 use super::JudgeError;
 use crate::data::{Prompt, ResponseRow, stable_hash};
@@ -17,7 +17,12 @@ pub struct PromptText {
 impl PromptText {
     /// With the chat template of a folder, where one is given.
     pub fn from_dir(folder: Option<&Path>) -> Result<Self, JudgeError> {
-        let Some(folder) = folder else {
+        Self::of(folder.map(|folder| (folder, TemplateSource::Folder)))
+    }
+
+    /// With the chat template of a folder, or one used in its stead, where a folder is given.
+    pub fn of(folder: Option<(&Path, TemplateSource<'_>)>) -> Result<Self, JudgeError> {
+        let Some((folder, source)) = folder else {
             return Ok(PromptText {
                 template: None,
                 fingerprint: None,
@@ -27,7 +32,7 @@ impl PromptText {
             key: "judge.chat_template".into(),
             problem,
         };
-        let template = ChatTemplate::from_dir(folder)
+        let template = ChatTemplate::from_source(folder, source)
             .map_err(|error| config(error.to_string()))?
             .ok_or_else(|| {
                 config(format!(

@@ -134,7 +134,11 @@ impl Rows {
         let part = parts.into_iter().max_by_key(Vec::len).unwrap_or_default();
         (self.prompts, self.pairs) = (part.len(), part.len());
         let folder = model.folder.as_deref();
-        let Some(text) = folder.map(ChatText::find).transpose()?.flatten() else {
+        let Some(text) = folder
+            .map(|folder| ChatText::find_with(folder, config.model.template()))
+            .transpose()?
+            .flatten()
+        else {
             self.assume_prompts("there is no tokenizer yet");
             return Ok(());
         };
@@ -159,7 +163,8 @@ impl Rows {
         let rows: Vec<PairRow> = read_rows(file)?;
         self.pairs = rows.len();
         let folder = model.folder.as_deref();
-        let text = folder.map(ChatText::find).transpose()?.flatten();
+        let find = |folder| ChatText::find_with(folder, config.model.template());
+        let text = folder.map(find).transpose()?.flatten();
         let is_text = |row: &PairRow| matches!(row.content, PairContent::Text { .. });
         if text.is_none() && rows.iter().any(is_text) {
             self.assume_prompts("the pairs hold text, and there is no tokenizer yet");
@@ -171,7 +176,10 @@ impl Rows {
         });
         let pairs = tokenise_pairs(
             &rows,
-            tokeniser.transpose()?.as_ref(),
+            tokeniser
+                .transpose()?
+                .as_ref()
+                .ok_or(folder.unwrap_or(file)),
             train.max_length,
             model.config.vocab_size,
             model.config.max_position_embeddings,

@@ -21,8 +21,8 @@ use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
     Comparison, Evaluation, FineTuning, Generation, Judging, Merging, PairTraining, Sampling,
-    StageError, build_judge, compare_answers, fine_tune, generate, judge_responses, make_pairs,
-    merge_adapters, start_model, train_pairs,
+    StageError, build_judge, build_judge_of, compare_answers, fine_tune, generate, judge_responses,
+    make_pairs, merge_adapters, start_model, train_pairs,
 };
 
 /// Runs the whole loop of `config`, or the rest of it. What was made from other things is set aside
@@ -133,6 +133,7 @@ impl<D> Run<'_, D> {
         let job = FineTuning {
             config: &config.sft,
             model: &base,
+            template: config.model.template(),
             data,
             output_dir: &folder,
             seed: config.seed,
@@ -154,6 +155,7 @@ impl<D> Run<'_, D> {
         let responses = folder.join("responses.jsonl");
         let job = Generation {
             model: policy,
+            template: config.model.template(),
             prompts,
             prompts_file: self.train_file,
             out: &responses,
@@ -185,6 +187,7 @@ impl<D> Run<'_, D> {
         let job = PairTraining {
             config: &config.train,
             model: policy,
+            template: config.model.template(),
             data: &pairs,
             output_dir: folder,
             existing,
@@ -214,6 +217,7 @@ impl<D> Run<'_, D> {
     ) -> Result<(), StageError> {
         let job = Generation {
             model,
+            template: self.config.model.template(),
             prompts: self.heldout,
             prompts_file: self.heldout_file,
             out,
@@ -231,9 +235,9 @@ impl<D> Run<'_, D> {
         &self,
         policy: &Path,
     ) -> Result<Box<dyn Judge>, StageError> {
-        let mut config = self.config.judge.clone();
-        config.chat_template.get_or_insert_with(|| policy.into());
-        build_judge::<B::InnerBackend>(&config, self.device)
+        let config = self.config;
+        let policy = Some((policy, config.model.template()));
+        build_judge_of::<B::InnerBackend>(&config.judge, policy, self.device)
     }
 
     fn compare(

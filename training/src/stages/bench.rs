@@ -17,7 +17,7 @@ use super::error::StageError;
 use super::generate::plan;
 use crate::config::{Loss, Recompute, TrainLora};
 use crate::cost::{Batch, flops};
-use crate::data::{PairProbabilities, PairRow, read_rows};
+use crate::data::{PairContent, PairProbabilities, PairRow, read_rows};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::{Optimizer, RmsProp};
@@ -182,6 +182,10 @@ fn random_pairs(
     (0..count).map(pair).collect()
 }
 
+fn is_text(row: &PairRow) -> bool {
+    matches!(row.content, PairContent::Text { .. })
+}
+
 /// The first `count` rows of a file of pre-tokenised pairs.
 fn given_pairs(
     path: &Path,
@@ -197,8 +201,15 @@ fn given_pairs(
         )));
     }
     rows.truncate(count);
+    if let Some(row) = rows.iter().position(is_text) {
+        return Err(StageError::Input(format!(
+            "{}: row {} holds text; sppo bench takes rows of ids (prompt_ids, chosen_ids, rejected_ids)",
+            path.display(),
+            row + 1
+        )));
+    }
     let (vocab, context) = (config.vocab_size, config.max_position_embeddings);
-    Ok(tokenise_pairs(&rows, None, usize::MAX, vocab, context)?.rows)
+    Ok(tokenise_pairs(&rows, Err(path), usize::MAX, vocab, context)?.rows)
 }
 
 fn time_training<B: TrainingOps>(

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::TrainingOps;
 
 use super::error::StageError;
-use super::learning::{Start, learn, refuse_own_output};
+use super::learning::{Start, learn, refuse_own_output, with_model};
 use crate::config::{self, Rows, Section};
 use crate::data::{SftRow, read_rows, rows_fingerprint};
-use crate::files::{Existing, Lock, MadeFrom, model_fingerprint};
+use crate::files::{Existing, Lock, MadeFrom};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
 use crate::tokenise::{RowTokeniser, tokenise_supervised};
@@ -23,6 +24,8 @@ pub struct FineTuning<'a> {
     pub config: &'a config::Sft,
     /// Folder of the model to start from.
     pub model: &'a Path,
+    /// Chat template of its text; one from a file goes along with the trained model.
+    pub template: TemplateSource<'a>,
     /// File of prompt/response rows.
     pub data: &'a Path,
     /// Receives metrics.jsonl, checkpoints/ and model/.
@@ -45,11 +48,11 @@ pub fn fine_tune<B: TrainingOps>(
     let rows = read_rows::<SftRow>(job.data)?;
     let _lock = Lock::inside(job.output_dir)?;
     let made_from = MadeFrom::new("sft")
-        .settings(config.effective().settings)
         .setting("seed", job.seed)
         .input("data", job.data, rows_fingerprint(&rows))
-        .input("model", job.model, model_fingerprint(job.model)?);
-    let folder = ModelFolder::open(job.model)?;
+        .settings(config.effective().settings);
+    let made_from = with_model(made_from, job.model, job.template)?;
+    let folder = ModelFolder::open_with(job.model, job.template)?;
     let text = folder.require_text()?.clone();
     let model = folder.config();
     let limit = config.max_length.min(model.max_position_embeddings);
@@ -71,6 +74,7 @@ pub fn fine_tune<B: TrainingOps>(
     };
     let start = Start {
         model: job.model,
+        template: job.template,
         dtype: DType::F32,
         adapters: None,
         optimizer: optimizer::of_sft(config),

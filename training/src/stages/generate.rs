@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::chat_text::ChatText;
 use sppo_model::generate::{
     CachePlan, Engine, Event, Request, RequestId, Sample, SamplingParams, check_request,
@@ -16,11 +17,12 @@ use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
+use super::learning::with_model;
 use crate::config::{Config, Generate};
 use crate::data::{
     Prompt, PromptRow, ResponseRow, RowOutput, RowWriter, row_output, rows_fingerprint,
 };
-use crate::files::{Existing, FileError, MadeFrom, model_fingerprint};
+use crate::files::{Existing, FileError, MadeFrom};
 use crate::monitor::Monitor;
 
 /// Sampling of responses from one model.
@@ -28,6 +30,8 @@ use crate::monitor::Monitor;
 pub struct Generation<'a> {
     /// Folder of the model.
     pub model: &'a Path,
+    /// Chat template of its text; raw ones take prompts that are strings.
+    pub template: TemplateSource<'a>,
     /// What is answered, in this order.
     pub prompts: &'a [PromptRow],
     /// The file that they come from.
@@ -69,9 +73,9 @@ impl Generation<'_> {
         if temperature > 0.0 {
             made_from = made_from.setting("top_p", top_p).setting("top_k", top_k);
         }
-        Ok(made_from
-            .input("model", self.model, model_fingerprint(self.model)?)
-            .input("prompts", self.prompts_file, rows_fingerprint(self.prompts)))
+        let prompts = rows_fingerprint(self.prompts);
+        let made_from = made_from.input("prompts", self.prompts_file, prompts);
+        with_model(made_from, self.model, self.template)
     }
 }
 
@@ -143,11 +147,12 @@ pub fn generate<B: ModelOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
+    refuse_messages(&job)?;
     let mut output = Output::open(&job)?;
     if output.is_complete() {
         return output.finish();
     }
-    let folder = ModelFolder::open(job.model)?;
+    let folder = ModelFolder::open_with(job.model, job.template)?;
     let text = folder.require_text()?;
     let config = folder.config();
     let mut requests = requests(&job, &output, &folder)?;
@@ -293,7 +298,10 @@ impl<B: ModelOps> Run<'_, B> {
         let sum = |sample: &Sample| sample.logprobs.iter().sum();
         Ok(ResponseRow {
             prompt_id: prompt.prompt_id.clone(),
-            prompt: Prompt::Messages(prompt.prompt.messages().into_owned()),
+            prompt: match job.template {
+                TemplateSource::Raw => prompt.prompt.clone(),
+                _ => Prompt::Messages(prompt.prompt.messages().into_owned()),
+            },
             reference: prompt.reference.clone(),
             responses: samples.iter().map(decode).collect::<Result<_, _>>()?,
             finish_reasons: Some(reasons.collect()),
@@ -387,6 +395,30 @@ impl Output {
     }
 }
 
+/// Without a template there is no text of a list of messages.
+fn refuse_messages(job: &Generation<'_>) -> Result<(), StageError> {
+    const SHOWN: usize = 10;
+    if job.template != TemplateSource::Raw {
+        return Ok(());
+    }
+    let numbered = job.prompts.iter().zip(1..);
+    let lists = numbered.filter(|(row, _)| matches!(row.prompt, Prompt::Messages(_)));
+    let lists: Vec<String> = lists
+        .map(|(row, number)| format!("{} (row {number})", row.prompt_id))
+        .collect();
+    if lists.is_empty() {
+        return Ok(());
+    }
+    let more = match lists.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Err(StageError::Input(format!(
+        "--raw takes prompts that are strings, and these are lists of messages: {}{more}; give strings, or leave --raw out and give a template with --chat-template FILE",
+        lists[..lists.len().min(SHOWN)].join(", ")
+    )))
+}
+
 /// Refuses to go on with a file that an other job wrote.
 fn check_resumed(job: &Generation<'_>, done: &[ResponseRow]) -> Result<(), StageError> {
     let known: HashSet<&str> = job.prompts.iter().map(|p| p.prompt_id.as_str()).collect();
@@ -428,7 +460,12 @@ fn requests(
     let text = folder.require_text()?;
     let request = |number: usize| {
         let row = &job.prompts[number];
-        let prompt = text.prompt_ids(&row.prompt.messages());
+        let turns = row.prompt.messages();
+        let prompt = match job.template {
+            // As the tokenizer encodes a text by itself: with its BOS, if it adds one.
+            TemplateSource::Raw => text.turn_ids(&turns),
+            _ => text.prompt_ids(&turns),
+        };
         let prompt = prompt.map_err(|source| StageError::Prompt {
             prompt_id: row.prompt_id.clone(),
             source: source.into(),

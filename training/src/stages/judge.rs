@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use sppo_model::chat_text::ChatText;
+use sppo_model::chat_template::TemplateSource;
+use sppo_model::chat_text::{ChatText, ChatTextError};
 use sppo_model::llama::RewardModel;
 use sppo_model::ops::ModelOps;
 use sppo_model::pairrm::PairRm;
 
 use super::error::StageError;
+use super::learning::model_key;
 use crate::config::{self, JudgeKind, resolve_model};
 use crate::data::{
     JudgedRow, PairRow, ResponseRow, read_rows, row_output, rows_fingerprint, warn_unfinished,
@@ -26,6 +28,16 @@ pub fn build_judge<B: ModelOps>(
     config: &config::JudgeConfig,
     device: &B::Device,
 ) -> Result<Box<dyn Judge>, StageError> {
+    build_judge_of::<B>(config, None, device)
+}
+
+/// The same; unless `[judge]` names a chat template, prompts are rendered as the policy's are,
+/// whose folder and template are given.
+pub fn build_judge_of<B: ModelOps>(
+    config: &config::JudgeConfig,
+    policy: Option<(&Path, TemplateSource<'_>)>,
+    device: &B::Device,
+) -> Result<Box<dyn Judge>, StageError> {
     let estimate = estimate(config);
     match config.kind {
         JudgeKind::Rubric => Ok(Box::new(
@@ -38,7 +50,7 @@ pub fn build_judge<B: ModelOps>(
                     .into(),
             )),
         },
-        JudgeKind::PairRm => Ok(Box::new(pairrm::<B>(config, estimate, device)?)),
+        JudgeKind::PairRm => Ok(Box::new(pairrm::<B>(config, policy, estimate, device)?)),
         JudgeKind::Reward => Ok(Box::new(reward::<B>(config, estimate, device)?)),
         JudgeKind::Http => Ok(Box::new(HttpJudge::new(
             config.http.clone(),
@@ -64,15 +76,17 @@ fn estimate(config: &config::JudgeConfig) -> Estimate {
 
 fn pairrm<B: ModelOps>(
     config: &config::JudgeConfig,
+    policy: Option<(&Path, TemplateSource<'_>)>,
     estimate: Estimate,
     device: &B::Device,
 ) -> Result<PairRmJudge<B>, StageError> {
     let folder = model_folder(config)?;
-    let template = config.chat_template.as_ref();
-    let template = template
-        .map(|folder| resolve_model(&folder.to_string_lossy()))
-        .transpose()?;
-    let prompts = PromptText::from_dir(template.as_deref())?;
+    let template = config.chat_template.as_deref();
+    let template_folder = template.map(folder_of_template).transpose()?;
+    let named = template_folder
+        .as_deref()
+        .map(|folder| (folder, template_file(config)));
+    let prompts = PromptText::of(named.or(policy))?;
     let loaded = PairRm::load(&folder, config.precision.dtype(), device)?;
     let fingerprint = model_fingerprint(&folder)?;
     let batch_tokens = config.batch_tokens;
@@ -92,11 +106,14 @@ fn reward<B: ModelOps>(
 ) -> Result<RewardJudge<B>, StageError> {
     let folder = model_folder(config)?;
     let model = RewardModel::load(&folder, config.precision.dtype(), device)?;
-    let text = ChatText::open(&folder).map_err(|error| JudgeError::Config {
+    let template = template_file(config);
+    let text = ChatText::find_with(&folder, template)
+        .and_then(|text| text.ok_or_else(|| ChatTextError::missing(&folder)));
+    let text = text.map_err(|error| JudgeError::Config {
         key: "judge.model".into(),
         problem: error.to_string(),
     })?;
-    let fingerprint = model_fingerprint(&folder)?;
+    let fingerprint = model_key(&folder, template)?;
     let batch_tokens = config.batch_tokens;
     Ok(RewardJudge::new(
         model,
@@ -105,6 +122,20 @@ fn reward<B: ModelOps>(
         estimate,
         batch_tokens,
     ))
+}
+
+/// The chat template that `[judge]` names, where it is a file.
+fn template_file(config: &config::JudgeConfig) -> TemplateSource<'_> {
+    let path = config.chat_template.as_deref();
+    TemplateSource::of(path.filter(|path| path.is_file()))
+}
+
+/// The folder of a chat template: its special tokens are the variables of the template.
+fn folder_of_template(template: &Path) -> Result<PathBuf, StageError> {
+    match (template.is_file(), template.parent()) {
+        (true, Some(parent)) => Ok(parent.into()),
+        _ => Ok(resolve_model(&template.to_string_lossy())?),
+    }
 }
 
 /// The folder of the judge's model.

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::ops::TrainingOps;
 
 use super::error::StageError;
 use crate::config::Recompute;
+use crate::files::{FileError, MadeFrom, fingerprint, model_fingerprint};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::Optimizer;
@@ -19,6 +21,7 @@ use crate::trainer::{
 /// Where a training starts from.
 pub(super) struct Start<'a> {
     pub model: &'a Path,
+    pub template: TemplateSource<'a>,
     pub dtype: DType,
     /// Trained beside the model, where it is not itself.
     pub adapters: Option<Adapters>,
@@ -48,6 +51,7 @@ pub(super) fn learn<B: TrainingOps, O: Objective<B>>(
     let files = ModelFiles {
         config,
         template: start.model,
+        chat_template: start.template.file(),
         adapters: start.adapters.as_ref(),
     };
     monitor.begin(
@@ -87,6 +91,32 @@ fn starting_weights<B: TrainingOps>(
         Some(dir) => {
             let folder = AdapterFolder::open(dir, start.model, &config)?;
             base.with_saved_adapters(&folder)?
+        }
+    })
+}
+
+/// A hash of what a model folder computes with the chat template that it is used with.
+pub fn model_key(model: &Path, template: TemplateSource<'_>) -> Result<String, StageError> {
+    Ok(with_model(MadeFrom::new("model"), model, template)?.key())
+}
+
+/// Adds a model and the chat template that it is used with.
+pub(super) fn with_model(
+    made_from: MadeFrom,
+    model: &Path,
+    template: TemplateSource<'_>,
+) -> Result<MadeFrom, StageError> {
+    let made_from = made_from.input("model", model, model_fingerprint(model)?);
+    Ok(match template {
+        TemplateSource::Folder => made_from,
+        TemplateSource::Raw => made_from.setting("raw", true),
+        TemplateSource::File(file) => {
+            let text = std::fs::read(file).map_err(FileError::new("read", file))?;
+            made_from.input(
+                "chat_template",
+                file,
+                fingerprint([("template", &text[..])]),
+            )
         }
     })
 }

@@ -72,6 +72,12 @@ pub fn merge_adapters<B: ModelOps>(
     }
     let merged = replace_folder(job.out, |dir| -> Result<_, StageError> {
         let merged = merge.write::<B>(dir, job.dtype, device)?;
+        // The template that the adapters were trained with.
+        let template = job.adapter.join("chat_template.jinja");
+        if template.is_file() {
+            let copy = dir.join("chat_template.jinja");
+            std::fs::copy(&template, &copy).map_err(FileError::new("write", &copy))?;
+        }
         let card = dir.join("README.md");
         std::fs::write(&card, card_text(job)).map_err(FileError::new("write", &card))?;
         let mark = MergedMark {

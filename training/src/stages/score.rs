@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use burn::tensor::DType;
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
+use super::learning::with_model;
 use crate::config::Rows;
 use crate::data::{
     LogpRow, PairRow, RowOutput, read_rows, row_output, rows_fingerprint, warn_unfinished,
 };
-use crate::files::{Existing, MadeFrom, model_fingerprint};
+use crate::files::{Existing, MadeFrom};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
 use crate::tokenise::{RowTokeniser, tokenise_pairs};
@@ -21,6 +23,8 @@ use crate::tokenise::{RowTokeniser, tokenise_pairs};
 pub struct Scoring<'a> {
     /// Folder of the model.
     pub model: &'a Path,
+    /// Chat template of its text.
+    pub template: TemplateSource<'a>,
     /// File of pairs.
     pub data: &'a Path,
     /// File that receives a [`LogpRow`] for each pair.
@@ -51,23 +55,25 @@ pub fn score<B: ModelOps>(
         .setting("rows", job.rows)
         .setting("max_length", job.max_length)
         .setting("max_prompt_length", job.max_prompt_length)
-        .input("model", job.model, model_fingerprint(job.model)?)
         .input("data", job.data, rows_fingerprint(&rows));
+    let made_from = with_model(made_from, job.model, job.template)?;
     let (mut writer, done) = RowOutput::<LogpRow>::open(job.out, made_from, job.existing)?;
     if done.len() >= rows.len() {
         return Ok(writer.finish()?);
     }
-    let folder = ModelFolder::open(job.model)?;
+    let folder = ModelFolder::open_with(job.model, job.template)?;
     let tokeniser =
         RowTokeniser::of_folder(&folder, job.rows, job.max_length, job.max_prompt_length)?;
     let pairs = tokenise_pairs(
         &rows,
-        tokeniser.as_ref(),
+        tokeniser.as_ref().ok_or(job.model),
         job.max_length,
         folder.config().vocab_size,
         folder.config().max_position_embeddings,
     )?
     .rows;
+    // Their text takes more than the ids.
+    drop(rows);
     let model = folder.load::<B>(DType::F32, device)?;
     monitor.begin("scoring", "pairs", done.len(), pairs.len());
     for (index, batch) in pairs.chunks(job.batch).enumerate() {

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
 
 use super::error::StageError;
-use super::learning::{Start, learn, refuse_own_output};
+use super::learning::{Start, learn, model_key, refuse_own_output, with_model};
 use crate::config::{self, OnNonFinite, Section};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
 use crate::data::{PairRow, check_probabilities, read_rows, rows_fingerprint, warn_unfinished};
-use crate::files::{Existing, Lock, MadeFrom, fingerprint, model_fingerprint, weights_fingerprint};
+use crate::files::{Existing, Lock, MadeFrom, fingerprint, weights_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
 use crate::tokenise::{PreferencePair, RowTokeniser, tokenise_pairs};
@@ -28,6 +29,8 @@ pub struct PairTraining<'a> {
     pub config: &'a config::Train,
     /// Folder of the model.
     pub model: &'a Path,
+    /// Chat template of its text; one from a file goes along with the trained model.
+    pub template: TemplateSource<'a>,
     /// File of pairs.
     pub data: &'a Path,
     /// Receives metrics.jsonl, checkpoints/ and model/.
@@ -49,13 +52,13 @@ pub fn train_pairs<B: TrainingOps>(
     warn_unfinished(job.data);
     let rows = read_pairs(job.data, config)?;
     let _lock = Lock::inside(job.output_dir)?;
-    let model_key = model_fingerprint(job.model)?;
+    let model_key = model_key(job.model, job.template)?;
     let made_from = MadeFrom::new("train")
         .settings(config.effective().settings)
-        .input("data", job.data, rows_fingerprint(&rows))
-        .input("model", job.model, &model_key);
+        .input("data", job.data, rows_fingerprint(&rows));
+    let made_from = with_model(made_from, job.model, job.template)?;
     let dtype = config.precision.dtype();
-    let folder = ModelFolder::open(job.model)?;
+    let folder = ModelFolder::open_with(job.model, job.template)?;
     let pairs = tokenise(&rows, &folder, config)?;
     let held_out = match &config.eval_data {
         Some(path) => tokenise(&read_pairs(path, config)?, &folder, config)?,
@@ -106,6 +109,7 @@ pub fn train_pairs<B: TrainingOps>(
     drop(reference);
     let start = Start {
         model: job.model,
+        template: job.template,
         dtype,
         adapters,
         optimizer: optimizer::of_train(config),
@@ -225,7 +229,7 @@ fn tokenise(
     let tokeniser = RowTokeniser::of_folder(folder, mode, config.max_length, longest_prompt)?;
     Ok(tokenise_pairs(
         rows,
-        tokeniser.as_ref(),
+        tokeniser.as_ref().ok_or(folder.path()),
         config.max_length,
         folder.config().vocab_size,
         folder.config().max_position_embeddings,

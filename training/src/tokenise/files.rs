@@ -1,5 +1,9 @@
 //! All rows of a file as token ids.
 
+use std::path::Path;
+
+use sppo_model::chat_text::ChatTextError;
+
 use super::row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence, Truncation};
 use crate::data::{PairContent, PairRow, SftRow};
 
@@ -62,11 +66,12 @@ pub struct PreferencePair {
     pub pair: TokenisedPair,
 }
 
-/// Turns rows into token ids; pre-tokenised rows need no tokenizer. Every id must be below
-/// `vocab`, every row fit into `context` tokens. What `max_length` cuts is warned of.
+/// Turns rows into token ids; pre-tokenised rows need no tokenizer, and without one the folder that
+/// lacks it is given. Every id must be below `vocab`, every row fit into `context` tokens. What
+/// `max_length` cuts is warned of.
 pub fn tokenise_pairs(
     rows: &[PairRow],
-    tokeniser: Option<&RowTokeniser>,
+    tokeniser: Result<&RowTokeniser, &Path>,
     max_length: usize,
     vocab: usize,
     context: usize,
@@ -88,12 +93,14 @@ pub fn tokenise_pairs(
                     chosen,
                     rejected,
                 },
-                Some(tokeniser),
+                Ok(tokeniser),
             ) => {
                 let sequences = tokeniser.pair(prompt, chosen, rejected, lost)?;
                 TokenisedPair::new(sequences, probabilities)
             }
-            (PairContent::Text { .. }, None) => return Err(TokeniseError::NoText),
+            (PairContent::Text { .. }, Err(folder)) => {
+                return Err(TokeniseError::NoText(ChatTextError::missing(folder).into()));
+            }
         };
         for sequence in pair.sides() {
             sequence.check(vocab, context, "train.max_length")?;
@@ -107,7 +114,7 @@ pub fn tokenise_pairs(
             Err(source) => Err(BadRow { row: name, source }),
         }
     };
-    tokenise_all(rows, tokeniser, "train", named)
+    tokenise_all(rows, tokeniser.ok(), "train", named)
 }
 
 /// Turns prompt/response rows into token ids that fit `vocab` and `context`. What the tokeniser's

@@ -60,8 +60,8 @@ pub enum TokeniseError {
         max_length: usize,
     },
     /// A row of text for a model without tokenizer or chat template.
-    #[error("holds text, but the model's folder has no tokenizer with a chat template")]
-    NoText,
+    #[error("holds text, but the model's folder has no tokenizer with a chat template: {0}")]
+    NoText(Box<ChatTextError>),
     /// A token id that the model does not have.
     #[error(
         "token id {id} is outside the model's vocabulary of {vocab}; does the tokenizer belong to this model?"

@@ -94,6 +94,10 @@ fn write_model<B: TrainingOps>(
             adapter_card(&settings.summary, &base)
         }
     };
+    if let Some(file) = files.chat_template {
+        let copy = dir.join("chat_template.jinja");
+        fs::copy(file, &copy).map_err(FileError::new("write", &copy))?;
+    }
     let card = dir.join("README.md");
     Ok(fs::write(&card, text).map_err(FileError::new("write", &card))?)
 }

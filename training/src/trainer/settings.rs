@@ -94,6 +94,8 @@ pub struct ModelFiles<'a> {
     pub config: &'a LlamaConfig,
     /// Folder whose tokenizer and generation files go along unchanged; the base of adapters.
     pub template: &'a Path,
+    /// A chat template to save in place of that folder's.
+    pub chat_template: Option<&'a Path>,
     /// What to save instead of a whole model.
     pub adapters: Option<&'a Adapters>,
 }
