@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::chat_template::{ChatTemplate, Message, TemplateError, TemplateSource};
+use crate::chat_template::{ChatTemplate, Message, NaiveDate, TemplateError, TemplateSource};
+use crate::end_of_turn::{EndOfTurn, Stop};
 use crate::other_formats::{and, other_tokenizer};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
@@ -40,7 +41,7 @@ pub enum ChatTextError {
     },
     /// No token is known to end a turn.
     #[error(
-        "{folder}: nothing ends a turn: the chat template writes no special token behind an answer, and tokenizer_config.json names no eos_token",
+        "{folder}: nothing ends a turn: the chat template writes nothing behind an answer, and neither tokenizer_config.json names an eos_token nor generation_config.json or config.json an eos_token_id",
         folder = folder.display()
     )]
     NoEndOfTurn {
@@ -74,7 +75,7 @@ impl ChatTextError {
 pub struct ConversationIds {
     /// The prompt's ids, then the answer's.
     pub ids: Vec<u32>,
-    /// Where the answer lies in them, with the token that ends its turn.
+    /// Where the answer lies in them, with what ends its turn.
     pub response: Range<usize>,
 }
 
@@ -119,6 +120,22 @@ impl ChatText {
         }
     }
 
+    /// The same with `date` as what the chat template sees, in place of today's.
+    pub fn with_date(mut self, date: NaiveDate) -> Self {
+        self.template = self.template.with_date(date);
+        self
+    }
+
+    /// The date that the chat template sees.
+    pub fn date(&self) -> NaiveDate {
+        self.template.date()
+    }
+
+    /// Whether the text of a conversation may depend on the date.
+    pub fn uses_date(&self) -> bool {
+        self.template.uses_date()
+    }
+
     /// Where both come from.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -152,19 +169,18 @@ impl ChatText {
     }
 
     /// Ids of a prompt and its answer as generation writes them: the prompt's are those of
-    /// [`ChatText::prompt_ids`], and the answer's are encoded apart and end with `end_of_turn`.
+    /// [`ChatText::prompt_ids`], and the answer's are encoded apart and end as `end` says.
     pub fn conversation_ids(
         &self,
         prompt: &[Message],
         response: &str,
-        end_of_turn: u32,
+        end: &EndOfTurn,
     ) -> Result<ConversationIds, ChatTextError> {
         let mut ids = self.prompt_ids(prompt)?;
         let start = ids.len();
         ids.extend(self.encode(response)?);
-        if ids[start..].last() != Some(&end_of_turn) {
-            ids.push(end_of_turn);
-        }
+        let missing = end.missing(&ids[start..]).to_vec();
+        ids.extend(missing);
         let response = start..ids.len();
         Ok(ConversationIds { ids, response })
     }
@@ -183,22 +199,71 @@ impl ChatText {
         Ok(ids)
     }
 
-    /// What ends an assistant's turn: the first special token that the template writes behind its
-    /// message, else the tokenizer's EOS.
-    pub fn end_of_turn(&self) -> Result<u32, ChatTextError> {
+    /// What ends a turn by the text alone: what the template writes behind an assistant's message,
+    /// else the tokenizer's EOS; none where neither says.
+    ///
+    /// Of what the template writes, everything through the first token counts that is an added
+    /// token of the tokenizer (marked special or not) or its EOS; what follows belongs to the next
+    /// turn. Without such a token it is all of the text but blanks at its end: one ordinary token,
+    /// or a text of several. Blanks alone end nothing.
+    pub fn end_of_turn(&self) -> Result<Option<EndOfTurn>, ChatTextError> {
+        Ok(match self.written_end()? {
+            Some(end) => Some(end),
+            None => self.tokenizer().eos_id().map(EndOfTurn::of_token),
+        })
+    }
+
+    fn written_end(&self) -> Result<Option<EndOfTurn>, ChatTextError> {
         const PROBE: &str = "endofturnprobe";
         let turns = [
             Message::new("user", "question"),
             Message::new("assistant", PROBE),
         ];
-        let text = self.conversation(&turns)?;
+        let text = match self.conversation(&turns) {
+            // A template for prompts only writes no end.
+            Err(ChatTextError::Template(
+                TemplateError::Raised { .. } | TemplateError::Render { .. },
+            )) => return Ok(None),
+            text => text?,
+        };
         let behind = text.rsplit_once(PROBE).map_or("", |(_, behind)| behind);
-        let mut ids = self.encode(behind)?.into_iter();
-        ids.find(|&id| self.tokenizer.is_special(id))
-            .or(self.tokenizer.eos_id())
-            .ok_or_else(|| ChatTextError::NoEndOfTurn {
-                folder: self.folder.clone(),
-            })
+        let ids = self.ids_behind(PROBE, behind)?;
+        let tokenizer = self.tokenizer();
+        let ends = |id: u32| {
+            let token = tokenizer.id_to_token(id).unwrap_or_default();
+            let added = tokenizer.is_added(id) && !token.trim().is_empty();
+            added || tokenizer.eos_id() == Some(id)
+        };
+        let of_template = |ids: &[u32], lead, stop| EndOfTurn {
+            ids: ids.to_vec(),
+            lead,
+            stop,
+            from_template: true,
+        };
+        if let Some(place) = ids.iter().position(|&id| ends(id)) {
+            let stop = Stop::Token(ids[place]);
+            return Ok(Some(of_template(&ids[..=place], place, stop)));
+        }
+        let written = behind.trim_end();
+        if written.is_empty() {
+            return Ok(None);
+        }
+        let ids = self.ids_behind(PROBE, written)?;
+        Ok(match ids[..] {
+            [] => None,
+            [id] => Some(of_template(&ids, 0, Stop::Token(id))),
+            _ => Some(of_template(&ids, 0, Stop::Text(written.into()))),
+        })
+    }
+
+    /// Ids of a text as it stands behind another one: some tokenizers begin a text with a blank.
+    fn ids_behind(&self, before: &str, text: &str) -> Result<Vec<u32>, ChatTextError> {
+        let first = self.encode(before)?;
+        let whole = self.encode(&format!("{before}{text}"))?;
+        match whole.strip_prefix(&first[..]) {
+            Some(behind) => Ok(behind.to_vec()),
+            None => self.encode(text),
+        }
     }
 
     fn at_fault(&self, source: TokenizerError) -> ChatTextError {

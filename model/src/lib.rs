@@ -7,6 +7,7 @@ pub mod chat_template;
 pub mod chat_text;
 pub mod checkpoint;
 mod config_json;
+pub mod end_of_turn;
 pub mod generate;
 pub mod llama;
 pub mod load_error;

@@ -1,13 +1,16 @@
 //! A model's folder in Hugging Face's layout: config, weights, tokenizer, chat template and
 //! generation defaults.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use burn::tensor::{DType, backend::Backend};
 
-use crate::chat_template::TemplateSource;
+use crate::chat_template::{NaiveDate, TemplateSource, today};
 use crate::chat_text::{ChatText, ChatTextError};
 use crate::checkpoint::Checkpoint;
+use crate::end_of_turn::EndOfTurn;
 use crate::generate::{GenerationDefaults, GenerationDefaultsError};
 use crate::llama::{CheckpointError, Llama, LlamaConfig, hf};
 use crate::tokenizer::Tokenizer;
@@ -70,6 +73,22 @@ impl ModelFolder {
         })
     }
 
+    /// The same with `date` as what the chat template sees, in place of today's.
+    pub fn with_date(mut self, date: NaiveDate) -> Self {
+        self.text = self.text.map(|text| text.with_date(date));
+        self
+    }
+
+    /// The date that the chat template sees.
+    pub fn date(&self) -> NaiveDate {
+        self.text.as_ref().map_or_else(today, ChatText::date)
+    }
+
+    /// Whether the text of a conversation may depend on the date.
+    pub fn uses_date(&self) -> bool {
+        self.text.as_ref().is_some_and(ChatText::uses_date)
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -94,6 +113,69 @@ impl ModelFolder {
     /// Stop tokens and sampling settings that the model comes with.
     pub fn generation_defaults(&self) -> Result<GenerationDefaults, ModelFolderError> {
         Ok(GenerationDefaults::from_dir(&self.path, &self.config)?)
+    }
+
+    /// What ends an assistant's turn, for whoever samples, trains or scores: what the chat template
+    /// writes behind an answer, else the tokenizer's EOS, else the first end token of the configs.
+    /// A template and configs that disagree are warned of, once for each folder.
+    pub fn end_of_turn(&self) -> Result<EndOfTurn, ModelFolderError> {
+        let text = self.require_text()?;
+        let defaults = self.generation_defaults()?;
+        let first = defaults.stop_ids.first();
+        let end = match text.end_of_turn()? {
+            Some(end) => Some(end),
+            None => first.copied().map(EndOfTurn::of_token),
+        };
+        let end = end.ok_or_else(|| ChatTextError::NoEndOfTurn {
+            folder: self.path.clone(),
+        })?;
+        let known = |id| defaults.stop_ids.contains(&id);
+        if first.is_some() && !end.token().is_some_and(known) && self.is_first_warning() {
+            tracing::warn!("{}", self.disagreement(text, &end, &defaults));
+        }
+        Ok(end)
+    }
+
+    /// Ids at which sampling stops: the configs' end tokens, and what ends a turn in the template.
+    pub fn stop_ids(&self, end: &EndOfTurn) -> Result<Vec<u32>, ModelFolderError> {
+        let mut ids = self.generation_defaults()?.stop_ids;
+        ids.extend(end.token().filter(|id| !ids.contains(id)));
+        Ok(ids)
+    }
+
+    fn is_first_warning(&self) -> bool {
+        static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+        let warned = WARNED.lock();
+        warned.is_ok_and(|mut folders| folders.insert(self.path.clone()))
+    }
+
+    fn disagreement(
+        &self,
+        text: &ChatText,
+        end: &EndOfTurn,
+        defaults: &GenerationDefaults,
+    ) -> String {
+        let named = |ids: &[u32]| {
+            let token = |id: &u32| {
+                let token = text.tokenizer().id_to_token(*id);
+                format!("{id} ({:?})", token.as_deref().unwrap_or("no token"))
+            };
+            ids.iter().map(token).collect::<Vec<_>>().join(", ")
+        };
+        let source = match end.from_template {
+            true => "the chat template ends an assistant's turn",
+            false => {
+                "the chat template writes no end of a turn, so the tokenizer's eos_token is taken: it ends"
+            }
+        };
+        format!(
+            "{}: {source} with {}, but {} names {} as eos_token_id; sampling stops at any of them, and training ends a response with {}. If that is wrong, correct the file, or say where sampling stops (generate.stop_token_ids, --stop-token-ids)",
+            self.path.display(),
+            named(&end.ids[end.lead..]),
+            defaults.file,
+            named(&defaults.stop_ids),
+            named(&end.ids[end.lead..]),
+        )
     }
 
     /// The weights in `dtype`.

@@ -282,6 +282,13 @@ impl Tokenizer {
             .is_some_and(|token| added.is_special_token(&token))
     }
 
+    /// Whether `id` is an added token: one that text is cut at before all else, special or not.
+    pub fn is_added(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary().get_vocab();
+        let token = self.inner.id_to_token(id);
+        token.is_some_and(|token| added.get(&token) == Some(&id))
+    }
+
     /// Beginning-of-sequence id.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos

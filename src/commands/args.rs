@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use sppo_training::config::{
-    COUNT, COUNT_OR_NONE, Config, Generate, NOT_NEGATIVE, PROBABILITY, Precision, RANK, Range,
-    SAMPLES,
+    COUNT, COUNT_OR_NONE, Config, Date, Generate, NOT_NEGATIVE, OnTooLong, PROBABILITY, Precision,
+    Prompts, RANK, Range, SAMPLES,
 };
 use sppo_training::files::Existing;
+use sppo_training::stages::PromptLimits;
 
 use crate::backend::Device;
 use crate::errors::user;
 
-// `--config`, `--set` and `--device` of the commands that a configuration drives.
+// `--config`, `--set`, `--date` and `--device` of the commands that a configuration drives.
 #[derive(clap::Args)]
 pub struct ConfigArgs {
     /// Configuration file; `sppo config` documents its keys.
@@ -22,6 +23,8 @@ pub struct ConfigArgs {
     /// Overrides a key, e.g. train.learning_rate=1e-6.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    #[command(flatten)]
+    pub date: DateArg,
     /// Overrides the device: cpu, flex, ndarray, wgpu[:N] or cuda[:N].
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
@@ -36,7 +39,8 @@ impl ConfigArgs {
 
     /// The resolved configuration and the device's name; this build need not have it.
     pub fn load_without_device(&self) -> anyhow::Result<(Config, String)> {
-        let config = Config::load(Some(&self.config), &self.set)?;
+        let overrides = [&self.set[..], &self.date.overrides()].concat();
+        let config = Config::load(Some(&self.config), &overrides)?;
         let name = self.device.clone().unwrap_or_else(|| config.device.clone());
         Ok((config, name))
     }
@@ -102,6 +106,42 @@ pub struct DeviceArg {
     pub device: Device,
 }
 
+// `--date` of the commands that render chat templates.
+#[derive(clap::Args)]
+pub struct DateArg {
+    /// The day that chat templates see; today, or model.date of a configuration, unless given.
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub date: Option<Date>,
+}
+
+impl DateArg {
+    /// The same as overrides of a configuration.
+    pub fn overrides(&self) -> Vec<String> {
+        let date = self.date.iter();
+        date.map(|date| format!("model.date={date}")).collect()
+    }
+}
+
+// The limits on prompts that `[prompts]` has, as flags.
+#[derive(clap::Args)]
+pub struct PromptArgs {
+    /// Longest prompt, in tokens; what the model's context leaves room for unless given.
+    #[arg(long, value_name = "N", value_parser = length)]
+    pub max_prompt_length: Option<usize>,
+    /// What becomes of a longer one: stop (nothing begins), skip (left out) or cut (loses its beginning).
+    #[arg(long, default_value_t = Prompts::default().on_too_long)]
+    pub on_too_long: OnTooLong,
+}
+
+impl From<&PromptArgs> for PromptLimits {
+    fn from(args: &PromptArgs) -> Self {
+        Self {
+            max_length: args.max_prompt_length,
+            on_too_long: args.on_too_long,
+        }
+    }
+}
+
 // Sampling as `[generate]` has it, as flags.
 #[derive(clap::Args)]
 pub struct SamplingArgs {
@@ -120,6 +160,9 @@ pub struct SamplingArgs {
     /// Longest response, in tokens.
     #[arg(long, value_name = "N", default_value_t = Generate::default().max_new_tokens, value_parser = count)]
     pub max_new_tokens: usize,
+    /// Token ids that end a response; the model's own unless given.
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    pub stop_token_ids: Option<Vec<usize>>,
     /// Seed of the samples.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -142,6 +185,7 @@ impl From<&SamplingArgs> for Generate {
             top_p: args.top_p,
             top_k: args.top_k,
             max_new_tokens: args.max_new_tokens,
+            stop_token_ids: args.stop_token_ids.clone(),
             batch: args.batch,
             cache_memory_mib: args.cache_memory_mib,
             precision: args.precision,
@@ -201,6 +245,12 @@ fn whole(text: &str, range: Range) -> Result<usize, String> {
         Some(Some(expected)) => Err(format!("expected a whole number, {expected}")),
         None => Err(format!("expected {range}")),
     }
+}
+
+/// A whole number above 1.
+fn length(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|&n: &usize| n > 1);
+    number.ok_or_else(|| "expected a whole number above 1".into())
 }
 
 /// A finite number that is 0 or more.

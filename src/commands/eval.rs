@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{JudgeConfig, resolve_model};
+use sppo_training::config::{Date, JudgeConfig, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::files::fingerprint;
 use sppo_training::judge;
 use sppo_training::stages::{
-    Comparison, Evaluation, Generation, Sampling, StageError, build_judge_of, compare_answers,
-    generate,
+    Comparison, Evaluation, Generation, PromptLimits, Sampling, StageError, build_judge_of,
+    compare_answers, generate,
 };
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
@@ -60,7 +60,10 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let template = config.model.template();
     let cache = || folder.join("judge-cache.jsonl");
     judging.http.cache.get_or_insert_with(cache);
-    let mut judge = dispatch(device, Judging(&judging, (&policy, template)))??;
+    let date = config.model.date;
+    let mut judge = dispatch(device, Judging(&judging, (&policy, template), date))??;
+    let numbers: Vec<usize> = (1..=prompts.len()).collect();
+    let limits = PromptLimits::from(&config.prompts);
     let mut answers = Vec::new();
     for name in [&args.model, &args.against] {
         let model = resolve_model(name)?;
@@ -69,15 +72,19 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
             template,
             prompts: &prompts,
             prompts_file: &file,
+            row_numbers: Some(&numbers),
+            limits,
             out: &folder,
             sampling: Sampling::of_answers(&config),
+            stop_token_ids: config.generate.stop_token_ids.as_deref(),
+            date: date.map(|date| date.0),
             seed: config.seed,
             logprobs: false,
             label: "answering",
             existing: args.overwrite.existing(),
         };
         // Named by what they depend on, so that a repeated evaluation finds its answers.
-        let key = job.made_from()?.key();
+        let key = job.made_from(&job.open_folder()?)?.key();
         let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
         job.out = &out;
         dispatch(device, Answers(job))??;
@@ -116,13 +123,18 @@ fn text(evaluation: &Evaluation) -> String {
     )
 }
 
-struct Judging<'a>(&'a JudgeConfig, (&'a Path, TemplateSource<'a>));
+struct Judging<'a>(
+    &'a JudgeConfig,
+    (&'a Path, TemplateSource<'a>),
+    Option<Date>,
+);
 
 impl WithBackend for Judging<'_> {
     type Output = Result<Box<dyn judge::Judge>, StageError>;
 
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
-        build_judge_of::<B::InnerBackend>(self.0, Some(self.1), &device)
+        let date = self.2.map(|date| date.0);
+        build_judge_of::<B::InnerBackend>(self.0, Some(self.1), date, &device)
     }
 }
 

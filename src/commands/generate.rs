@@ -8,7 +8,10 @@ use sppo_training::config::{self, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
 use sppo_training::stages::{Generation, Sampling, StageError, generate};
 
-use super::args::{DeviceArg, OverwriteArg, SamplingArgs, Shard, TemplateArg, refuse_bf16_flag};
+use super::args::{
+    DateArg, DeviceArg, OverwriteArg, PromptArgs, SamplingArgs, Shard, TemplateArg,
+    refuse_bf16_flag,
+};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::OrUser;
 use crate::output;
@@ -35,6 +38,10 @@ pub struct Args {
     pub out: PathBuf,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub limits: PromptArgs,
+    #[command(flatten)]
+    pub date: DateArg,
     /// Does only part I of N of the prompts.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
@@ -57,7 +64,9 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16_flag(args.sampling.precision, args.device.device)?;
     let model = resolve_model(&args.model)?;
     let mut prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
+    let mut numbers: Vec<usize> = (1..=prompts.len()).collect();
     if let Some(shard) = args.shard {
+        numbers.retain(|number| (number - 1) % shard.of == shard.index);
         let mut number = 0..;
         prompts.retain(|_| {
             number
@@ -65,6 +74,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
                 .is_some_and(|n: usize| n % shard.of == shard.index)
         });
     }
+    let settings = config::Generate::from(&args.sampling);
     let job = Generation {
         model: &model,
         template: match args.raw {
@@ -73,8 +83,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         },
         prompts: &prompts,
         prompts_file: &args.prompts,
+        row_numbers: Some(&numbers),
+        limits: (&args.limits).into(),
         out: &args.out,
-        sampling: Sampling::from(&config::Generate::from(&args.sampling)),
+        sampling: Sampling::from(&settings),
+        stop_token_ids: settings.stop_token_ids.as_deref(),
+        date: args.date.date.map(|date| date.0),
         seed: args.sampling.seed,
         logprobs: args.logprobs,
         label: "generating",

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{self, Config, JudgeKind};
+use sppo_training::config::{self, Config, Date, JudgeKind};
+use sppo_training::files::mark_beside;
 use sppo_training::judge::{DryRun, cache_beside};
-use sppo_training::stages::{Judging, Part, StageError, build_judge, dry_run, judge_responses};
+use sppo_training::stages::{
+    Judging, Part, StageError, build_judge, date_of, dry_run, judge_responses,
+};
 
-use super::args::{DeviceArg, OverwriteArg, Shard, refuse_bf16};
+use super::args::{DateArg, DeviceArg, OverwriteArg, Shard, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::user;
 use crate::output;
@@ -49,6 +52,8 @@ pub struct Args {
     /// Jinja file; reward takes such a file instead of its folder's template.
     #[arg(long, value_name = "DIR|FILE")]
     pub chat_template: Option<String>,
+    #[command(flatten)]
+    pub date: DateArg,
     /// Does only part I of N of the rows.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
@@ -62,8 +67,8 @@ pub struct Args {
 }
 
 impl Args {
-    /// `[judge]` of the configuration with the flags of the command line above it.
-    fn judge(&self) -> anyhow::Result<config::JudgeConfig> {
+    /// The configuration with the flags of the command line above it.
+    fn config(&self) -> anyhow::Result<Config> {
         let mut overrides = vec![format!("judge.kind={}", self.judge)];
         let path = self.scores.as_ref().map(|path| path.display().to_string());
         let flags = [
@@ -77,9 +82,10 @@ impl Args {
             }
         }
         overrides.extend(self.set.iter().cloned());
-        let mut judge = Config::load(self.config.as_deref(), &overrides)?.judge;
+        overrides.extend(self.date.overrides());
+        let mut config = Config::load(self.config.as_deref(), &overrides)?;
         let cache = || cache_beside(&self.out);
-        let cache = judge.http.cache.get_or_insert_with(cache);
+        let cache = config.judge.http.cache.get_or_insert_with(cache);
         let place = |path: &Path| std::path::absolute(path).ok();
         for (flag, path) in [("--out", &self.out), ("--responses", &self.responses)] {
             if place(path) == place(cache) {
@@ -89,22 +95,23 @@ impl Args {
                 )));
             }
         }
-        Ok(judge)
+        Ok(config)
     }
 }
 
 /// Judges responses.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let config = args.judge()?;
+    let Config { judge, model, .. } = args.config()?;
     if args.dry_run {
-        return look(&args, &config, json);
+        return look(&args, &judge, json);
     }
-    refuse_bf16("judge", config.precision, args.device.device)?;
+    refuse_bf16("judge", judge.precision, args.device.device)?;
     dispatch(
         args.device.device,
         JudgeResponses {
             args: &args,
-            config: &config,
+            config: &judge,
+            date: model.date,
         },
     )??;
     output::made(&args.out, json)
@@ -143,6 +150,7 @@ fn look(args: &Args, config: &config::JudgeConfig, json: bool) -> anyhow::Result
 struct JudgeResponses<'a> {
     args: &'a Args,
     config: &'a config::JudgeConfig,
+    date: Option<Date>,
 }
 
 impl WithBackend for JudgeResponses<'_> {
@@ -150,7 +158,10 @@ impl WithBackend for JudgeResponses<'_> {
 
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         let args = self.args;
-        let mut judge = build_judge::<B::InnerBackend>(self.config, &device)?;
+        // One that was begun yesterday goes on with yesterday's date.
+        let begun = || date_of(&mark_beside(&args.out), "judge.date");
+        let date = self.date.map(|date| date.0).or_else(begun);
+        let mut judge = build_judge::<B::InnerBackend>(self.config, date, &device)?;
         let part = args.shard.map(|shard| Part {
             index: shard.index,
             of: shard.of,

@@ -7,7 +7,7 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Rows, Train, resolve_model};
 use sppo_training::stages::{Scoring, StageError, score};
 
-use super::args::{DeviceArg, OverwriteArg, TemplateArg, count};
+use super::args::{DateArg, DeviceArg, OverwriteArg, TemplateArg, count};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -44,6 +44,8 @@ pub struct Args {
     #[command(flatten)]
     pub overwrite: OverwriteArg,
     #[command(flatten)]
+    pub date: DateArg,
+    #[command(flatten)]
     pub device: DeviceArg,
 }
 
@@ -60,6 +62,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         max_prompt_length: args.max_prompt_length,
         batch: args.batch,
         existing: args.overwrite.existing(),
+        date: args.date.date.map(|date| date.0),
     };
     dispatch(args.device.device, Score(job))??;
     output::made(&args.out, json)

@@ -52,6 +52,7 @@ impl WithBackend for FineTune<'_> {
             output_dir: &config.output_dir,
             existing: self.1.or_set_aside(&config.output_dir),
             seed: config.seed,
+            date: config.model.date.map(|date| date.0),
         };
         fine_tune::<B>(job, &device, &Console::default())
     }

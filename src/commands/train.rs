@@ -54,6 +54,7 @@ impl WithBackend for Training<'_> {
             data,
             output_dir: &config.output_dir,
             existing: self.1.or_set_aside(&config.output_dir),
+            date: config.model.date.map(|date| date.0),
         };
         train_pairs::<B>(job, &device, &Console::default())
     }

@@ -39,4 +39,12 @@ mod r056_truncation_is_said;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r058_formats_people_have;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r063_end_of_turn_of_the_template;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r064_the_date_is_fixed;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r065_one_row_that_is_not_finite;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r066_all_bad_prompts_at_once;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
 mod server;

@@ -6,7 +6,7 @@
 //! by one that calls [`guard::MADE`] on it, and those that walk a stored value through are preceded
 //! by one; see there for what holds then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, Token, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -26,6 +26,8 @@ const STACK: usize = 64 << 20;
 pub(super) struct Compiled {
     pub instructions: Instructions<'static>,
     pub blocks: BTreeMap<&'static str, Instructions<'static>>,
+    /// Variables that it looks up and functions that it calls.
+    pub reads: BTreeSet<&'static str>,
 }
 
 /// Compiles `source` on a thread of its own, whose stack fits what [`check`] lets through.
@@ -54,11 +56,27 @@ fn compile_here(
     let mut generator = CodeGenerator::new(name, source);
     generator.compile_stmt(&tree);
     let (instructions, blocks) = generator.finish();
+    let reads = [&instructions].into_iter().chain(blocks.values());
+    let reads = reads.flat_map(names).collect();
     let guarded = |block: (_, Instructions<'static>)| (block.0, with_guards(&block.1));
     Ok(Compiled {
         instructions: with_guards(&instructions),
         blocks: blocks.into_iter().map(guarded).collect(),
+        reads,
     })
+}
+
+/// What instructions look up by name.
+fn names(instructions: &Instructions<'static>) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    let mut at = 0;
+    while let Some(instruction) = instructions.get(at) {
+        if let Instruction::Lookup(name) | Instruction::CallFunction(name, _) = instruction {
+            names.push(*name);
+        }
+        at += 1;
+    }
+    names
 }
 
 /// Refuses source on which parser and compiler would recurse too deep.

@@ -8,14 +8,16 @@ mod guard;
 mod hostile;
 mod message;
 mod python;
+mod strftime;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+pub use chrono::NaiveDate;
 use minijinja::machinery::{eval, make_string_output};
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
@@ -134,7 +136,16 @@ impl<'a> TemplateSource<'a> {
     }
 }
 
-/// A compiled chat template with its folder's special tokens.
+/// Variable of templates that can be told the date as text, where nothing else tells them.
+const DATE_STRING: &str = "date_string";
+
+/// Today's local date: read once in a process, so that all its texts have the same.
+pub fn today() -> NaiveDate {
+    static TODAY: OnceLock<NaiveDate> = OnceLock::new();
+    *TODAY.get_or_init(|| chrono::Local::now().date_naive())
+}
+
+/// A compiled chat template with its folder's special tokens and the date that it sees.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -144,6 +155,10 @@ pub struct ChatTemplate {
     path: PathBuf,
     /// Whether a warning about what it leaves out was given; clones share it.
     warned: Arc<AtomicBool>,
+    date: NaiveDate,
+    /// The date as text, for a template that reads [`DATE_STRING`] and has no other way to it; only
+    /// where a date was given, since transformers gives none by itself.
+    date_string: Option<String>,
 }
 
 impl ChatTemplate {
@@ -200,6 +215,7 @@ impl ChatTemplate {
         let source: &'static str = python::without_generation_tags(&source).leak();
         let compiled = python::environment().and_then(|mut environment| {
             environment.set_fuel(Some(FUEL));
+            python::set_date(&mut environment, today());
             let compiled = compile::compile(NAME, source, python::syntax()?)?;
             Ok((environment, compiled))
         });
@@ -211,6 +227,8 @@ impl ChatTemplate {
                 tokens,
                 path,
                 warned: Arc::default(),
+                date: today(),
+                date_string: None,
             }),
             Err(error) => Err(TemplateError::Syntax {
                 path,
@@ -219,9 +237,39 @@ impl ChatTemplate {
         }
     }
 
-    /// Everything that decides what it renders: its source and the folder's special tokens.
+    /// The same with `date` in place of today's: what `strftime_now` writes, or else `date_string`.
+    pub fn with_date(mut self, date: NaiveDate) -> Self {
+        python::set_date(&mut self.environment, date);
+        self.date = date;
+        let asks = self.reads(DATE_STRING) && !self.reads(python::STRFTIME_NOW);
+        // The form in which templates with a default of their own write it.
+        self.date_string = asks.then(|| date.format("%d %b %Y").to_string());
+        self
+    }
+
+    /// The date that it sees.
+    pub fn date(&self) -> NaiveDate {
+        self.date
+    }
+
+    /// Whether what it renders may depend on the date.
+    pub fn uses_date(&self) -> bool {
+        self.date_string.is_some() || self.reads(python::STRFTIME_NOW)
+    }
+
+    /// Whether it looks up a variable or calls a function of this name.
+    fn reads(&self, name: &str) -> bool {
+        self.compiled.reads.contains(name)
+    }
+
+    /// Everything that decides what it renders: its source, the folder's special tokens, and the
+    /// date where it uses it.
     pub fn identity(&self) -> String {
-        format!("{}\n{:?}", self.source, self.tokens)
+        let mut identity = format!("{}\n{:?}", self.source, self.tokens);
+        if self.uses_date() {
+            identity += &format!("\n{}", self.date);
+        }
+        identity
     }
 
     /// The text of a prompt; it ends where the assistant's answer begins.
@@ -235,6 +283,18 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        let mut more: BTreeMap<&str, &str> = BTreeMap::new();
+        more.extend(
+            self.tokens
+                .iter()
+                .map(|(name, text)| (*name, text.as_str())),
+        );
+        // Absent, not none: templates ask whether it is defined.
+        more.extend(
+            self.date_string
+                .iter()
+                .map(|text| (DATE_STRING, text.as_str())),
+        );
         let tools = tools_of(messages);
         self.warn_of_omissions(messages, tools.is_some());
         let variables = context! {
@@ -242,12 +302,13 @@ impl ChatTemplate {
             add_generation_prompt,
             tools => tools.map(Serde),
             documents => (),
-            ..Serde(&self.tokens)
+            ..Serde(&more)
         };
         let mut text = String::new();
         let Compiled {
             instructions,
             blocks,
+            ..
         } = &*self.compiled;
         let rendered = quietly(|| {
             let output = &mut make_string_output(&mut text);
@@ -283,10 +344,8 @@ impl ChatTemplate {
         if !tools && !calls() {
             return;
         }
-        let source = self.environment.get_template(NAME);
-        let source = source.as_ref().map_or("", |template| template.source());
         for (there, name) in [(tools, "tools"), (calls(), "tool_calls")] {
-            if there && !source.contains(name) && !self.warned.swap(true, Ordering::Relaxed) {
+            if there && !self.source.contains(name) && !self.warned.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     "{}: conversations have `{name}`, which this chat template does not write: the model does not see them",
                     self.path.display()

@@ -1,8 +1,8 @@
 //! What transformers adds to Jinja for chat templates, for minijinja.
 
-use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use chrono::NaiveDate;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
@@ -11,11 +11,15 @@ use serde_json::Value as Json;
 use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 
 use super::bounded::Bounded;
+use super::strftime::strftime;
 
 /// The message of a template's own `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Raised(pub String);
+
+/// The function by which templates ask for the date.
+pub(super) const STRFTIME_NOW: &str = "strftime_now";
 
 /// Widest indentation of JSON; more only wastes memory.
 const MAX_INDENT: usize = 256;
@@ -29,7 +33,6 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     super::guard::install(&mut environment);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
     Ok(environment)
 }
@@ -77,18 +80,24 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(refuse(message.clone()).with_source(Raised(message)))
 }
 
-/// Today's local date in a `strftime` format, as Python's `datetime.now().strftime`.
-fn strftime_now(format: &str) -> Result<String, Error> {
-    if format.len() > MAX_DATE {
-        return Err(refuse(format!(
-            "strftime_now: the format has {} bytes; the most accepted is {MAX_DATE}",
-            format.len()
-        )));
-    }
-    let mut text = String::new();
-    write!(text, "{}", chrono::Local::now().format(format))
-        .map_err(|_| refuse(format!("strftime_now does not know the format `{format}`")))?;
-    Ok(text)
+/// Makes `date` the day that `strftime_now` writes; the time of day is midnight, so that a text
+/// does not depend on when it is made.
+pub(super) fn set_date(environment: &mut Environment<'static>, date: NaiveDate) {
+    let strftime_now = move |format: &str| {
+        if format.len() > MAX_DATE {
+            return Err(refuse(format!(
+                "strftime_now: the format has {} bytes; the most accepted is {MAX_DATE}",
+                format.len()
+            )));
+        }
+        let refused = |why| {
+            refuse(format!(
+                "strftime_now does not take the format `{format}`: {why}"
+            ))
+        };
+        strftime(date, format).map_err(refused)
+    };
+    environment.add_function(STRFTIME_NOW, strftime_now);
 }
 
 /// `json.dumps` as transformers gives it to templates: no HTML escapes, unicode kept.

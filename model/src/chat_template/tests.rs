@@ -70,14 +70,41 @@ fn raise_is_the_templates_own_words() {
     );
 }
 
+/// r060: the date is today's, read once, unless one is given; only templates that ask for it
+/// depend on it.
 #[test]
-fn strftime_now_is_today() {
-    let before = chrono::Local::now().format("%d %b %Y").to_string();
-    let text = render("{{ strftime_now('%d %b %Y') }}").unwrap();
-    let after = chrono::Local::now().format("%d %b %Y").to_string();
-    assert!(text == before || text == after, "{text}");
-    let error = render("{{ strftime_now('%Q') }}").unwrap_err().to_string();
-    assert!(error.contains("does not know the format `%Q`"), "{error}");
+fn the_date_is_todays_or_a_given_one() {
+    let dated = template("{{ strftime_now('%d %b %Y') }}");
+    let day = NaiveDate::from_ymd_opt(2024, 7, 6).unwrap();
+    let write = |template: &ChatTemplate| template.render(&[], false).unwrap();
+    assert_eq!(write(&dated), today().format("%d %b %Y").to_string());
+    assert_eq!(dated.date(), today());
+    assert!(dated.uses_date());
+    let then = dated.clone().with_date(day);
+    assert_eq!((write(&then), then.date()), ("06 Jul 2024".into(), day));
+    assert_ne!(then.identity(), dated.identity());
+    // A clone made before keeps its own.
+    assert_eq!(write(&dated), today().format("%d %b %Y").to_string());
+
+    let plain = template("{# strftime_now #}{{ messages }}");
+    assert!(!plain.uses_date() && !plain.clone().with_date(day).uses_date());
+    assert_eq!(plain.identity(), plain.clone().with_date(day).identity());
+
+    // Llama 3.1's own default stays, as in transformers, unless a date is given.
+    let default = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}";
+    let default = template(default);
+    assert!(!default.uses_date());
+    assert_eq!(write(&default), "26 Jul 2024");
+    let given = default.with_date(day);
+    assert!(given.uses_date());
+    assert_eq!(write(&given), "06 Jul 2024");
+
+    // Llama 3.2's: a date from the mark of an output writes what the first day wrote.
+    let both = "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%Y-%m-%d') %}{% endif %}{% endif %}{{ date_string }}";
+    let both = template(both);
+    let first = write(&both);
+    assert!(both.uses_date());
+    assert_eq!(write(&both.with_date(today())), first);
 }
 
 #[test]

@@ -7,6 +7,8 @@ use serde_json::Value;
 use crate::config_json::token_ids;
 use crate::llama::LlamaConfig;
 
+const NAME: &str = "generation_config.json";
+
 /// Why a `generation_config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationDefaultsError {
@@ -33,6 +35,8 @@ pub enum GenerationDefaultsError {
 pub struct GenerationDefaults {
     /// Ids that end a response.
     pub stop_ids: Vec<u32>,
+    /// The file that names them.
+    pub file: &'static str,
 }
 
 impl GenerationDefaults {
@@ -40,8 +44,9 @@ impl GenerationDefaults {
     pub fn from_dir(dir: &Path, config: &LlamaConfig) -> Result<Self, GenerationDefaultsError> {
         let fallback = Self {
             stop_ids: config.eos_token_id.clone(),
+            file: "config.json",
         };
-        let path = dir.join("generation_config.json");
+        let path = dir.join(NAME);
         if !path.is_file() {
             return Ok(fallback);
         }
@@ -61,7 +66,10 @@ impl GenerationDefaults {
         let stop_ids = token_ids(map, "eos_token_id").map_err(|e| malformed(e.to_string()))?;
         Ok(match stop_ids.is_empty() {
             true => fallback,
-            false => Self { stop_ids },
+            false => Self {
+                stop_ids,
+                file: NAME,
+            },
         })
     }
 }

@@ -75,7 +75,7 @@ impl<B: ModelOps> Engine<B> {
 
     /// Accepts a request, or says why it can never be answered.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, GenerateError> {
-        check_request(&self.decoder.config, &request)?;
+        check_prompt(&self.decoder.config, &request.id, &request.prompt)?;
         let needed = request.most_tokens(self.decoder.config.max_position_embeddings);
         if needed > self.plan.tokens {
             return Err(GenerateError::SlotTooSmall {
@@ -122,9 +122,7 @@ impl<B: ModelOps> Engine<B> {
                 }
             }
         }
-        self.ready.retain(|event| match event {
-            Event::Token { of, .. } | Event::Finished { of, .. } => of.request != id,
-        });
+        self.ready.retain(|event| event.of().request != id);
     }
 
     /// Whether nothing is left to do.
@@ -190,11 +188,17 @@ impl<B: ModelOps> Engine<B> {
     }
 
     fn report(&mut self, drawn: Drawn, events: &mut Vec<Event>) -> Result<(), GenerateError> {
-        let Drawn {
-            of,
-            token,
-            finished,
-        } = drawn;
+        let (of, token, finished) = match drawn {
+            Drawn::Token {
+                of,
+                token,
+                finished,
+            } => (of, token, finished),
+            Drawn::NonFinite { of } => {
+                self.fail(of, events);
+                return Ok(());
+            }
+        };
         let Some(open) = self.open.get_mut(&of.request) else {
             return Ok(());
         };
@@ -244,6 +248,19 @@ impl<B: ModelOps> Engine<B> {
         Ok(())
     }
 
+    fn fail(&mut self, of: SampleId, events: &mut Vec<Event>) {
+        let Some(open) = self.open.get_mut(&of.request) else {
+            return;
+        };
+        let id = open.request.id.clone();
+        events.push(Event::Failed { of, id });
+        open.texts.remove(&of.sample);
+        open.left -= 1;
+        if open.left == 0 {
+            self.open.remove(&of.request);
+        }
+    }
+
     fn answer_with_nothing(&mut self, id: RequestId, request: &Request) {
         let events = (0..request.samples).map(|sample| Event::Finished {
             of: SampleId {
@@ -264,9 +281,8 @@ impl<B: ModelOps> Engine<B> {
 }
 
 /// Refuses a prompt that the model cannot answer.
-pub fn check_request(config: &LlamaConfig, request: &Request) -> Result<(), GenerateError> {
-    let Request { id, prompt, .. } = request;
-    let id = id.clone();
+pub fn check_prompt(config: &LlamaConfig, id: &str, prompt: &[u32]) -> Result<(), GenerateError> {
+    let id = id.to_string();
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt { id });
     }
@@ -300,9 +316,12 @@ pub fn answer_all<B: ModelOps>(
     }
     while !engine.is_idle() {
         for event in engine.step()? {
-            if let Event::Finished { of, sample, .. } = event
-                && let Some(&number) = numbers.get(&of.request)
-            {
+            let (of, sample) = match event {
+                Event::Finished { of, sample, .. } => (of, sample),
+                Event::Failed { id, .. } => return Err(GenerateError::NonFinite { id }),
+                Event::Token { .. } => continue,
+            };
+            if let Some(&number) = numbers.get(&of.request) {
                 found[number][of.sample] = Some(sample);
             }
         }

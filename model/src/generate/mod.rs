@@ -12,7 +12,7 @@ mod tests;
 mod worker;
 
 pub use defaults::{GenerationDefaults, GenerationDefaultsError};
-pub use engine::{Engine, answer_all, check_request};
+pub use engine::{Engine, answer_all, check_prompt};
 pub use plan::CachePlan;
 pub use request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
 pub use sampling::SamplingParams;

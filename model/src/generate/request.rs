@@ -126,6 +126,23 @@ pub enum Event {
         /// The whole response.
         sample: Sample,
     },
+    /// The model's logits for a response are not finite, so that it cannot go on; nothing more is
+    /// heard of it. The others do go on.
+    Failed {
+        /// The sample that is dropped.
+        of: SampleId,
+        /// The name of its prompt.
+        id: String,
+    },
+}
+
+impl Event {
+    /// The sample that it tells of.
+    pub fn of(&self) -> SampleId {
+        match self {
+            Self::Token { of, .. } | Self::Finished { of, .. } | Self::Failed { of, .. } => *of,
+        }
+    }
 }
 
 /// Why prompts cannot be answered.

@@ -179,6 +179,7 @@ fn any_interleaving<B: ModelOps>(
                     }
                     finished += 1;
                 }
+                Event::Failed { id, .. } => panic!("{id} failed"),
             }
         }
     }
@@ -335,4 +336,77 @@ fn requests_that_cannot_be_answered() {
     nothing.params.max_new_tokens = 0;
     let found = answer_all(&mut engine, vec![nothing]).unwrap();
     assert!(found[0][0].tokens.is_empty());
+}
+
+/// A decoder of the golden model in which token `poison` has an embedding that is not finite.
+fn poisoned<B: ModelOps>(poison: u32, value: f32) -> Arc<Decoder<B>> {
+    let device = B::Device::default();
+    let (config, mut model) = Llama::<B>::load(&golden(), DType::F32, &device).unwrap();
+    model.embed_tokens = model.embed_tokens.map(|table| {
+        let [_, width] = table.dims();
+        let row = poison as usize;
+        table.slice_fill([row..row + 1, 0..width], value)
+    });
+    Arc::new(Decoder::new(model, &config))
+}
+
+/// Half of the prompts hold the poison; the others are answered as if they were alone, though they
+/// come into slots that failed ones left.
+fn failures_stay_alone<B: ModelOps>(writes: Writes, value: f32) {
+    // Rare enough to be drawn at times in the middle of a response.
+    const POISON: u32 = 5;
+    let clean = decoder::<B>();
+    let poisoned = poisoned::<B>(POISON, value);
+    let mut runner = TestRunner::deterministic();
+    let mut requests = vec(request(), 24).new_tree(&mut runner).unwrap().current();
+    for (number, request) in requests.iter_mut().enumerate() {
+        request.id = format!("p{number}");
+        request.prompt.retain(|&id| id != POISON);
+        request.prompt.push(6);
+        if number % 2 == 0 {
+            let middle = request.prompt.len() / 2;
+            request.prompt[middle] = POISON;
+        }
+    }
+    let expected = one_by_one(&clean, &requests);
+    for (slots, workers) in [(1, 1), (3, 1), (6, 2)] {
+        let plan = plan(&clean.config, slots, workers);
+        let mut engine = Engine::with_writes(poisoned.clone(), plan, Some(tokenizer()), writes);
+        let mut numbers = BTreeMap::new();
+        for (number, request) in requests.iter().enumerate() {
+            numbers.insert(engine.submit(request.clone()).unwrap(), number);
+        }
+        let mut failed_in_prompt = 0;
+        let mut heard = 0;
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                let number = numbers[&event.of().request];
+                let whole = &expected[number][event.of().sample];
+                match event {
+                    Event::Token { .. } => continue,
+                    Event::Finished { of, sample, .. } => {
+                        assert!(number % 2 == 1, "{of:?} is not finite");
+                        assert_same(&sample, whole, writes);
+                    }
+                    Event::Failed { id, .. } => {
+                        assert_eq!(id, requests[number].id);
+                        failed_in_prompt += usize::from(number % 2 == 0);
+                        assert!(number % 2 == 0 || whole.tokens.contains(&POISON));
+                    }
+                }
+                heard += 1;
+            }
+        }
+        assert_eq!(heard, requests.iter().map(|r| r.samples).sum::<usize>());
+        let with_poison = requests.iter().step_by(2).map(|r| r.samples);
+        assert_eq!(failed_in_prompt, with_poison.sum::<usize>());
+    }
+}
+
+/// r061: logits that are not finite end one sample, and no other.
+#[test]
+fn samples_that_are_not_finite_fail_alone() {
+    failures_stay_alone::<Flex>(Writes::Copies, f32::NAN);
+    failures_stay_alone::<NdArray>(Writes::Copies, f32::INFINITY);
+    failures_stay_alone::<Flex>(Writes::Additions, f32::NAN);
 }

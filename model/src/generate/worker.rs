@@ -17,11 +17,23 @@ use crate::ops::ModelOps;
 /// values then depend on nothing else in the engine. Also the prompt tokens of one step.
 const CHUNK: usize = 256;
 
-/// A token that was drawn, and the sample where that ended it.
-pub(super) struct Drawn {
-    pub of: SampleId,
-    pub token: u32,
-    pub finished: Option<Sample>,
+/// What a step did for one sample.
+pub(super) enum Drawn {
+    /// A token was drawn; with the sample where that ended it.
+    Token {
+        of: SampleId,
+        token: u32,
+        finished: Option<Sample>,
+    },
+    /// Its logits are not finite: it is dropped.
+    NonFinite { of: SampleId },
+}
+
+impl Drawn {
+    /// Whether the sample goes on.
+    fn goes_on(&self) -> bool {
+        matches!(self, Self::Token { finished: None, .. })
+    }
 }
 
 /// Slots of its own, on a core of its own where workers are many.
@@ -157,8 +169,12 @@ impl<B: ModelOps> Worker<B> {
             if let Some(row) = slot {
                 row.length += 1;
                 let one = row.draw(&logits, number, &mut self.sampler, decoder)?;
-                if one.finished.is_some() {
+                if !one.goes_on() {
                     *slot = None;
+                }
+                if matches!(one, Drawn::NonFinite { .. }) {
+                    // What is not finite would reach the next sequence there: 0 · NaN is NaN.
+                    self.cache.clear(number);
                 }
                 drawn.push(one);
             }
@@ -238,7 +254,7 @@ impl<B: ModelOps> Worker<B> {
             return Ok(());
         };
         let one = row.draw(logits, 0, &mut self.sampler, decoder)?;
-        if one.finished.is_none() {
+        if one.goes_on() {
             self.cache.reserve(row.length + 1, &decoder.device());
             self.cache.fill(slot, &entering.prefix);
             match self.rows.get_mut(slot) {
@@ -311,9 +327,7 @@ impl Row {
         let draw = self.draws.at(self.tokens.len());
         let found = logits.draw(number, params, draw, self.request.logprobs, sampler)?;
         let Some((token, logprob)) = found else {
-            return Err(GenerateError::NonFinite {
-                id: self.request.id.clone(),
-            });
+            return Ok(Drawn::NonFinite { of: self.of });
         };
         self.logprobs.extend(logprob);
         let token = token as u32;
@@ -334,7 +348,7 @@ impl Row {
             logprobs: std::mem::take(&mut self.logprobs),
             text: None,
         });
-        Ok(Drawn {
+        Ok(Drawn::Token {
             of: self.of,
             token,
             finished,

@@ -138,6 +138,11 @@ impl<B: Backend> SlotCache<B> {
         }
     }
 
+    /// Sets a slot to zeros, so that nothing of what it held is left.
+    pub fn clear(&mut self, slot: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.clear(slot));
+    }
+
     /// Copies the first `tokens` of one slot to another.
     pub fn copy(&mut self, from: usize, to: usize, tokens: usize) {
         let writes = self.writes;

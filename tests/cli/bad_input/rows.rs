@@ -165,18 +165,18 @@ fn pairs_with_probabilities_that_are_none() {
 #[test]
 fn pairs_that_the_model_cannot_take() {
     let place = with_pairs(|rows| rows[2]["chosen_ids"] = json!([5, 426]));
-    let parts = ["row pair-2: token id 426 is outside the model's vocabulary of 426"];
+    let parts = ["row 3, prompt_id pair-2: token id 426 is outside the model's vocabulary of 426"];
     place.refused(TRAIN, &parts);
     place.refused(SCORE, &parts);
     let place = with_pairs(|rows| rows[0]["rejected_ids"] = json!(vec![7; 600]));
     let parts = [
-        "row pair-0: ",
+        "row 1, prompt_id pair-0: ",
         "has 605 tokens, the model's context 512; lower train.max_length",
     ];
     place.refused(TRAIN, &parts);
     place.refused(SCORE, &parts);
     let parts = [
-        "row pair-0: ",
+        "row 1, prompt_id pair-0: ",
         "rejected response have 605 ids together; max_length is 500",
     ];
     place.refused(

@@ -107,6 +107,18 @@ choice! {
 }
 
 choice! {
+    /// What becomes of a prompt that is too long to be answered.
+    pub enum OnTooLong {
+        /// The job ends before it begins, naming such prompts.
+        Stop = "stop",
+        /// It is left out.
+        Skip = "skip",
+        /// It loses its beginning, all but the token that begins a sequence.
+        Cut = "cut",
+    }
+}
+
+choice! {
     /// How the iterations share the training prompts.
     pub enum Split {
         /// Each iteration gets its own part.

@@ -1,9 +1,12 @@
 //! The types that a key of the configuration can have, and what is said of a key.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use regex::Regex;
 use serde::{Serialize, Serializer};
+use sppo_model::chat_template::NaiveDate;
 use toml::Value;
 
 /// What a key changes.
@@ -113,6 +116,42 @@ plain_key! {
     // An empty path stands for one that was not given.
     PathBuf: "a path (a string that is not empty)", |value| Some(filled(value)?.into()),
         |path| Some(path.to_string_lossy()).filter(|p| !p.is_empty()).map(|p| Value::String(p.into()));
+}
+
+/// A day, as `YYYY-MM-DD`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Date(pub NaiveDate);
+
+impl FromStr for Date {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let date = NaiveDate::parse_from_str(text, "%Y-%m-%d");
+        // chrono takes signs, blanks, and longer and shorter fields too.
+        let as_written = |date: &Self| text.len() == 10 && date.to_string() == text;
+        let date = date.ok().map(Self).filter(as_written);
+        date.ok_or_else(|| format!("expected {}", Self::expected()))
+    }
+}
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Date {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+plain_key! {
+    // Also without quotes, which is a date in TOML.
+    Date: "a day as YYYY-MM-DD", |value| match value {
+            Value::Datetime(day) => day.to_string().parse().ok(),
+            value => value.as_str()?.parse().ok(),
+        },
+        |date| Some(Value::String(date.to_string()));
 }
 
 /// A regular expression in the syntax of the `regex` crate.

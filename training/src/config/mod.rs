@@ -25,12 +25,12 @@ use toml::{Table, Value};
 
 pub use address::Address;
 pub use choices::{
-    JudgeKind, LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OptimizerKind, Precision,
-    Probability, Recompute, Rows, ScheduleKind, Split,
+    JudgeKind, LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind,
+    Precision, Probability, Recompute, Rows, ScheduleKind, Split,
 };
 pub use define::{Effective, Section, SectionDoc};
 pub use error::{ConfigError, NoSuchChoice, nearest};
-pub use key::{Affects, KeyDoc, Pattern};
+pub use key::{Affects, Date, KeyDoc, Pattern};
 pub use model_path::{ModelSource, model_name, resolve_model};
 pub use range::{COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PROBABILITY, RANK, Range, SAMPLES};
 pub use sections::{

@@ -7,10 +7,10 @@ use sppo_model::llama::Lora;
 use super::address::Address;
 use super::choices::{
     JudgeKind::{self, Http, PairRm, Reward, Rubric, Scores},
-    LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OptimizerKind, Precision, Probability,
-    Recompute, Rows, ScheduleKind, Split,
+    LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind, Precision,
+    Probability, Recompute, Rows, ScheduleKind, Split,
 };
-use super::key::Pattern;
+use super::key::{Date, Pattern};
 use super::range::{
     COUNT, COUNT_OR_NONE, DECAY, INVERTIBLE, NOT_NEGATIVE, POSITIVE, PROBABILITY, RANK, RATIO,
     Range, SAMPLES, SECONDS,
@@ -55,6 +55,9 @@ section! {
         path: Option<String> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"", affects Nothing;
         /// Chat template (a Jinja file) to use instead of the folder's; trained models carry it.
         chat_template: Option<PathBuf> = None => "\"template.jinja\"", affects Nothing;
+        // Only templates that use it make results depend on it; what they made says so.
+        /// The day that chat templates see, as YYYY-MM-DD; today unless given.
+        date: Option<Date> = None => "\"2024-07-26\"", affects Nothing;
     } {
         /// A small Llama from scratch.
         init: Option<Init>;
@@ -127,6 +130,11 @@ section! {
         split: Split = Split::Disjoint;
         /// Most prompts an iteration uses; all of its part unless given.
         per_iteration: Option<usize> = None => "1000", range COUNT;
+        /// Longest prompt, in tokens; what the model's context leaves room for unless given.
+        max_length: Option<usize> = None => "1024", range Range::AtLeast(2);
+        /// What becomes of a longer one: stop: nothing begins; skip: it is left out; cut: it loses
+        /// its beginning.
+        on_too_long: OnTooLong = OnTooLong::Stop;
     } {}
 }
 
@@ -143,6 +151,9 @@ section! {
         top_k: usize = 0, range COUNT_OR_NONE, when |g| g.temperature > 0.0;
         /// Longest response, in tokens.
         max_new_tokens: usize = 2048, range COUNT;
+        /// Token ids that end a response; those of the model's configs and the one that its chat
+        /// template ends a turn with unless given.
+        stop_token_ids: Option<Vec<usize>> = None => "[128001, 128009]";
         /// Sequences generated together.
         batch: usize = 32, range COUNT, affects Speed;
         /// Most memory for keys and values, in MiB; fewer sequences are generated together where

@@ -111,7 +111,7 @@ pub enum DataError {
         /// Where the row lies.
         place: Place,
         /// What is wrong with it.
-        problem: RowProblem,
+        problem: Box<RowProblem>,
     },
     /// A `prompt_id` that two rows carry.
     #[error("{path}: prompt_id `{id}` stands at {first} and again at {second}; ids must be unique", path = path.display())]

@@ -92,7 +92,7 @@ pub(super) fn error(path: &Path, place: Place, problem: Problem) -> DataError {
         Problem::Row(problem) => DataError::Row {
             path,
             place,
-            problem,
+            problem: Box::new(problem),
         },
     }
 }

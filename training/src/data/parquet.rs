@@ -80,7 +80,7 @@ pub(super) fn read(
             let object = row(&batch, i).map_err(|problem| DataError::Row {
                 path: path.to_path_buf(),
                 place,
-                problem,
+                problem: Box::new(problem),
             });
             each(place, object)?;
         }

@@ -68,7 +68,7 @@ impl<'a, T: Row> Collector<'a, T> {
         let mut row = T::from_fields(&fields).map_err(|problem| DataError::Row {
             path: self.path.to_path_buf(),
             place,
-            problem,
+            problem: Box::new(problem),
         })?;
         if let Some(id) = row.unique_id() {
             let own = fields.get("prompt_id").is_some();

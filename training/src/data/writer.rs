@@ -96,7 +96,7 @@ impl<T: Row> RowWriter<T> {
         let refuse = |problem| DataError::Row {
             path: self.path.clone(),
             place: Place::Row(self.count + 1),
-            problem,
+            problem: Box::new(problem),
         };
         match serde_json::to_value(row) {
             Ok(Value::Object(object)) => {

@@ -50,6 +50,9 @@ impl<B: ModelOps> PairRmJudge<B> {
         if let Some(template) = prompts.fingerprint() {
             more["chat_template"] = json!(template);
         }
+        if let Some(date) = prompts.date() {
+            more["date"] = json!(date.to_string());
+        }
         PairRmJudge {
             description: estimate.describe("pairrm", more),
             packer,

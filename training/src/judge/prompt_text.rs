@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sppo_model::chat_template::{ChatTemplate, TemplateError, TemplateSource};
+use sppo_model::chat_template::{ChatTemplate, NaiveDate, TemplateError, TemplateSource};
 
 use super::JudgeError;
 use crate::data::{Prompt, ResponseRow, stable_hash};
@@ -17,11 +17,15 @@ pub struct PromptText {
 impl PromptText {
     /// With the chat template of a folder, where one is given.
     pub fn from_dir(folder: Option<&Path>) -> Result<Self, JudgeError> {
-        Self::of(folder.map(|folder| (folder, TemplateSource::Folder)))
+        Self::of(folder.map(|folder| (folder, TemplateSource::Folder)), None)
     }
 
-    /// With the chat template of a folder, or one used in its stead, where a folder is given.
-    pub fn of(folder: Option<(&Path, TemplateSource<'_>)>) -> Result<Self, JudgeError> {
+    /// With the chat template of a folder, or one used in its stead, where a folder is given; it
+    /// sees `date`, or today's.
+    pub fn of(
+        folder: Option<(&Path, TemplateSource<'_>)>,
+        date: Option<NaiveDate>,
+    ) -> Result<Self, JudgeError> {
         let Some((folder, source)) = folder else {
             return Ok(PromptText {
                 template: None,
@@ -40,6 +44,10 @@ impl PromptText {
                     folder.display()
                 ))
             })?;
+        let template = match date {
+            Some(date) => template.with_date(date),
+            None => template,
+        };
         Ok(PromptText {
             fingerprint: Some(stable_hash(&template.identity())),
             template: Some(template),
@@ -49,6 +57,12 @@ impl PromptText {
     /// A hash of the template, for the judge's description.
     pub fn fingerprint(&self) -> Option<&str> {
         self.fingerprint.as_deref()
+    }
+
+    /// The date that the template sees, where it uses it.
+    pub fn date(&self) -> Option<NaiveDate> {
+        let template = self.template.as_ref().filter(|t| t.uses_date());
+        template.map(ChatTemplate::date)
     }
 
     /// The text of a row's prompt.

@@ -55,6 +55,9 @@ impl<B: ModelOps> RewardJudge<B> {
         if model.dtype() == DType::BF16 {
             more["precision"] = json!("bf16");
         }
+        if text.uses_date() {
+            more["date"] = json!(text.date().to_string());
+        }
         RewardJudge {
             description: estimate.describe("reward", more),
             model,

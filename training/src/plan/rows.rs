@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use sppo_model::chat_text::ChatText;
+use sppo_model::end_of_turn::EndOfTurn;
 
 use super::shape::{Assumed, Shape};
 use crate::config::Config;
@@ -171,8 +172,12 @@ impl Rows {
             return Ok(());
         }
         let tokeniser = text.map(|text| {
+            // A plan needs lengths only: any one token stands for the end that no file names.
+            let end = text
+                .end_of_turn()?
+                .unwrap_or_else(|| EndOfTurn::of_token(0));
             let most = train.max_prompt_length.min(self.longest.saturating_sub(1));
-            RowTokeniser::new(text, train.rows, self.longest, most)
+            RowTokeniser::new(text, end, train.rows, self.longest, most)
         });
         let pairs = tokenise_pairs(
             &rows,

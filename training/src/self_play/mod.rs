@@ -6,23 +6,26 @@ mod outputs;
 mod report;
 mod split;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use sppo_model::chat_template::{NaiveDate, today};
+use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::TrainingOps;
 
 pub use report::{IterationReport, Report};
 pub(crate) use split::split_prompts;
 
-use crate::config::{Config, JudgeKind};
+use crate::config::{Config, Date, JudgeKind, ModelSource, Split};
 use crate::data::{PromptRow, read_rows};
-use crate::files::{Existing, Lock, MadeFrom, Mark, replace_file, write_mark};
+use crate::files::{Existing, Lock, MadeFrom, Mark, read_mark, replace_file, write_mark};
 use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
-    Comparison, Evaluation, FineTuning, Generation, Judging, Merging, PairTraining, Sampling,
-    StageError, build_judge, build_judge_of, compare_answers, fine_tune, generate, judge_responses,
-    make_pairs, merge_adapters, start_model, train_pairs,
+    Comparison, Evaluation, FineTuning, Generation, Judging, Merging, PairTraining, PromptLimits,
+    Sampling, StageError, build_judge, build_judge_of, check_prompts, compare_answers, date_of,
+    fine_tune, generate, judge_responses, make_pairs, merge_adapters, start_model, train_pairs,
 };
 
 /// Runs the whole loop of `config`, or the rest of it. What was made from other things is set aside
@@ -42,19 +45,18 @@ pub fn run<B: TrainingOps>(
                 .into(),
         ));
     }
-    build_judge::<B::InnerBackend>(&config.judge, device)?;
-    let parts = split_prompts(config, read_rows(train_file)?)?;
+    build_judge::<B::InnerBackend>(&config.judge, date(config), device)?;
+    let prompts: Vec<PromptRow> = read_rows(train_file)?;
+    let numbered = prompts.iter().map(|row| row.prompt_id.clone()).zip(1..);
+    let numbers: HashMap<String, usize> = numbered.collect();
+    let parts = split_prompts(config, prompts)?;
     let mut heldout: Vec<PromptRow> = read_rows(heldout_file)?;
     heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
 
     let dir = &config.output_dir;
     outputs::refuse_foreign(config)?;
     let _lock = Lock::inside(dir)?;
-    let summary = outputs::summary(dir);
-    let making = MadeFrom::new("run");
-    if summary.claim(&making, Existing::Keep)?.is_none() {
-        write_mark(&summary.mark, &Mark::new(making))?;
-    }
+    let config = &with_date(config)?;
     replace_file(&dir.join("config.toml"), config.to_toml().as_bytes())?;
 
     let run = Run {
@@ -66,7 +68,13 @@ pub fn run<B: TrainingOps>(
         heldout_file,
         train_file,
     };
+    if let ModelSource::Folder(path) = config.model.source()? {
+        check_all(config, &parts, &heldout, &numbers, &path)?;
+    }
     let first = run.first_model::<B>()?;
+    if let ModelSource::Init(_) = config.model.source()? {
+        check_all(config, &parts, &heldout, &numbers, &first)?;
+    }
     let first_answers = dir.join("eval/first.jsonl");
     run.answers::<B>(&first, &first_answers, &dir.join("eval"))?;
     let mut report = Report::default();
@@ -100,6 +108,47 @@ pub fn run<B: TrainingOps>(
     }
     report.write(dir)?;
     Ok(report)
+}
+
+/// The configuration with the date of this run: the given one, else that of its beginning, which
+/// its mark keeps.
+fn with_date(config: &Config) -> Result<Config, StageError> {
+    const DATE: &str = "date";
+    let mark = outputs::summary(&config.output_dir).mark;
+    let date = date(config).or_else(|| date_of(&mark, DATE));
+    let date = date.unwrap_or_else(today);
+    let making = MadeFrom::new("run").setting(DATE, date);
+    let old = read_mark::<Mark>(&mark)?;
+    if old.is_none_or(|old| old.made_from != making) {
+        write_mark(&mark, &Mark::new(making))?;
+    }
+    let mut config = config.clone();
+    config.model.date = Some(Date(date));
+    Ok(config)
+}
+
+/// Refuses prompts of any iteration that `model` cannot answer: the last one would be a bad time to
+/// find them. `numbers` are the rows of the training prompts in their file.
+fn check_all(
+    config: &Config,
+    parts: &[Vec<PromptRow>],
+    heldout: &[PromptRow],
+    numbers: &HashMap<String, usize>,
+    model: &Path,
+) -> Result<(), StageError> {
+    let limits = PromptLimits::from(&config.prompts);
+    let folder = ModelFolder::open_with(model, config.model.template())?;
+    let distinct = match config.prompts.split {
+        Split::Reuse => 1,
+        Split::Disjoint => parts.len(),
+    };
+    for part in parts.iter().take(distinct) {
+        let number = |row: &PromptRow| numbers.get(&row.prompt_id).copied().unwrap_or(0);
+        let numbers: Vec<usize> = part.iter().map(number).collect();
+        check_prompts(part, &numbers, limits, &folder)?;
+    }
+    let numbers: Vec<usize> = (1..=heldout.len()).collect();
+    check_prompts(heldout, &numbers, limits, &folder)
 }
 
 /// What all stages of one run share.
@@ -137,6 +186,7 @@ impl<D> Run<'_, D> {
             data,
             output_dir: &folder,
             seed: config.seed,
+            date: date(config),
             existing: self.existing(&folder),
         };
         fine_tune::<B>(job, self.device, self.monitor)
@@ -158,8 +208,12 @@ impl<D> Run<'_, D> {
             template: config.model.template(),
             prompts,
             prompts_file: self.train_file,
+            row_numbers: None,
+            limits: PromptLimits::from(&config.prompts),
             out: &responses,
             sampling: Sampling::from(&config.generate),
+            stop_token_ids: config.generate.stop_token_ids.as_deref(),
+            date: date(config),
             // Each round draws anew, also where it reuses prompts.
             seed: config.seed.wrapping_add(index as u64 + 1),
             logprobs: false,
@@ -190,6 +244,7 @@ impl<D> Run<'_, D> {
             template: config.model.template(),
             data: &pairs,
             output_dir: folder,
+            date: date(config),
             existing,
         };
         let model = train_pairs::<B>(job, self.device, self.monitor)?;
@@ -220,8 +275,12 @@ impl<D> Run<'_, D> {
             template: self.config.model.template(),
             prompts: self.heldout,
             prompts_file: self.heldout_file,
+            row_numbers: None,
+            limits: PromptLimits::from(&self.config.prompts),
             out,
             sampling: Sampling::of_answers(self.config),
+            stop_token_ids: self.config.generate.stop_token_ids.as_deref(),
+            date: date(self.config),
             seed: self.config.seed,
             logprobs: false,
             label: "answering held-out prompts",
@@ -237,7 +296,7 @@ impl<D> Run<'_, D> {
     ) -> Result<Box<dyn Judge>, StageError> {
         let config = self.config;
         let policy = Some((policy, config.model.template()));
-        build_judge_of::<B::InnerBackend>(&config.judge, policy, self.device)
+        build_judge_of::<B::InnerBackend>(&config.judge, policy, date(config), self.device)
     }
 
     fn compare(
@@ -257,6 +316,11 @@ impl<D> Run<'_, D> {
         };
         compare_answers(files, judge, self.monitor)
     }
+}
+
+/// The day that chat templates see, where one is given.
+fn date(config: &Config) -> Option<NaiveDate> {
+    config.model.date.map(|date| date.0)
 }
 
 fn required<'a>(path: &'a Option<PathBuf>, key: &str) -> Result<&'a Path, StageError> {

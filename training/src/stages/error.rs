@@ -16,7 +16,7 @@ use crate::data::DataError;
 use crate::files::{FileError, OutputError, path_is_at_fault};
 use crate::judge::JudgeError;
 use crate::preference::PreferenceError;
-use crate::tokenise::{RowError, TokeniseError};
+use crate::tokenise::{BadRows, TokeniseError};
 use crate::trainer::TrainError;
 
 /// Why a stage ended.
@@ -52,14 +52,6 @@ pub enum StageError {
     /// Judged rows of which no pair can be chosen.
     #[error(transparent)]
     Preference(#[from] PreferenceError),
-    /// A prompt that cannot become token ids.
-    #[error("prompt {prompt_id}: {source}")]
-    Prompt {
-        /// The row.
-        prompt_id: String,
-        /// What is wrong with it.
-        source: TokeniseError,
-    },
     /// A tokenizer, template or limit with which no rows can be made.
     #[error(transparent)]
     Tokenise(#[from] TokeniseError),
@@ -78,9 +70,9 @@ pub enum StageError {
     /// An output that is not this command's to write, or is damaged.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// A row that cannot become token ids.
+    /// Rows that cannot become token ids, or that the model cannot take.
     #[error(transparent)]
-    Row(#[from] RowError),
+    Row(#[from] BadRows),
     /// A model that gives NaN or infinity.
     #[error("row {row}: its log-probability under {model} is not finite; are the weights sound?", model = model.display())]
     NotFinite {
@@ -88,6 +80,16 @@ pub enum StageError {
         model: PathBuf,
         /// Name of the row.
         row: String,
+    },
+    /// Prompts for which the model gives nothing; the others are answered.
+    #[error(
+        "{}: no responses to {rows}\nThe others are there; the same command tries these again", out.display()
+    )]
+    NotAnswered {
+        /// The file of responses.
+        out: PathBuf,
+        /// The prompts.
+        rows: BadRows,
     },
     /// The user asked to stop; everything done so far is on disk.
     #[error("interrupted")]
@@ -102,7 +104,6 @@ impl StageError {
             | Self::Tokenizer(_)
             | Self::Text(_)
             | Self::Preference(_)
-            | Self::Prompt { .. }
             | Self::Tokenise(_)
             | Self::Row(_)
             | Self::PairRm(_)
@@ -115,7 +116,10 @@ impl StageError {
                 )
             }
             Self::Folder(_) => true,
-            Self::Generate(error) => !matches!(error, GenerateError::Device(_)),
+            Self::Generate(error) => !matches!(
+                error,
+                GenerateError::Device(_) | GenerateError::NonFinite { .. }
+            ),
             Self::Data(error) => data_is_input(error),
             Self::Judge(error) => match error {
                 JudgeError::Data(error) => data_is_input(error),
@@ -129,7 +133,10 @@ impl StageError {
             },
             Self::File(error) => error.is_input(),
             Self::Output(error) => error.is_input(),
-            Self::Device(_) | Self::NotFinite { .. } | Self::Interrupted => false,
+            Self::Device(_)
+            | Self::NotFinite { .. }
+            | Self::NotAnswered { .. }
+            | Self::Interrupted => false,
         }
     }
 }

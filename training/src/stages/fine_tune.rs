@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use sppo_model::chat_template::TemplateSource;
-use sppo_model::model_folder::ModelFolder;
+use sppo_model::chat_template::{NaiveDate, TemplateSource};
 use sppo_model::ops::TrainingOps;
 
 use super::error::StageError;
-use super::learning::{Start, learn, refuse_own_output, with_model};
+use super::folder::{open_folder, with_folder};
+use super::learning::{Start, learn, refuse_own_output};
 use crate::config::{self, Rows, Section};
 use crate::data::{SftRow, read_rows, rows_fingerprint};
 use crate::files::{Existing, Lock, MadeFrom};
@@ -34,6 +34,8 @@ pub struct FineTuning<'a> {
     pub seed: u64,
     /// What becomes of a training of other things that is there.
     pub existing: Existing<'a>,
+    /// The day that the chat template sees; today unless given.
+    pub date: Option<NaiveDate>,
 }
 
 /// Fine-tunes on prompt/response rows; gives the folder of the model.
@@ -51,13 +53,15 @@ pub fn fine_tune<B: TrainingOps>(
         .setting("seed", job.seed)
         .input("data", job.data, rows_fingerprint(&rows))
         .settings(config.effective().settings);
-    let made_from = with_model(made_from, job.model, job.template)?;
-    let folder = ModelFolder::open_with(job.model, job.template)?;
+    let mark = training_output(job.output_dir).mark;
+    let folder = open_folder(job.model, job.template, job.date, &mark)?;
+    let made_from = with_folder(made_from, &folder, job.template)?;
     let text = folder.require_text()?.clone();
     let model = folder.config();
     let limit = config.max_length.min(model.max_position_embeddings);
     // Half for the prompt where both are too long together.
-    let tokeniser = RowTokeniser::new(text, Rows::Clean, limit, limit / 2)?;
+    let end = folder.end_of_turn()?;
+    let tokeniser = RowTokeniser::new(text, end, Rows::Clean, limit, limit / 2)?;
     let examples = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?.rows;
     let settings = settings(job, made_from, examples.len());
     let steps = settings.steps(examples.len());
@@ -70,7 +74,7 @@ pub fn fine_tune<B: TrainingOps>(
             );
             return Ok(model);
         }
-        Begun::Unfinished(resumed) => resumed,
+        Begun::Unfinished(resumed) => resumed.map(|found| *found),
     };
     let start = Start {
         model: job.model,

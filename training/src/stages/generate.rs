@@ -7,23 +7,24 @@ use std::time::Instant;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use sppo_model::chat_template::TemplateSource;
+use sppo_model::chat_template::{NaiveDate, TemplateSource};
 use sppo_model::chat_text::ChatText;
-use sppo_model::generate::{
-    CachePlan, Engine, Event, Request, RequestId, Sample, SamplingParams, check_request,
-};
+use sppo_model::end_of_turn::Stop;
+use sppo_model::generate::{CachePlan, Engine, Event, Request, RequestId, Sample, SamplingParams};
 use sppo_model::llama::{Decoder, LlamaConfig};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
-use super::learning::with_model;
+use super::folder::{open_folder, with_folder};
+use super::prompts::{PromptLimits, answerable};
 use crate::config::{Config, Generate};
 use crate::data::{
     Prompt, PromptRow, ResponseRow, RowOutput, RowWriter, row_output, rows_fingerprint,
 };
-use crate::files::{Existing, FileError, MadeFrom};
+use crate::files::{Existing, FileError, MadeFrom, mark_beside};
 use crate::monitor::Monitor;
+use crate::tokenise::BadRows;
 
 /// Sampling of responses from one model.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +37,18 @@ pub struct Generation<'a> {
     pub prompts: &'a [PromptRow],
     /// The file that they come from.
     pub prompts_file: &'a Path,
+    /// Numbers of their rows in their file, from 1, for messages; none where they are not known.
+    pub row_numbers: Option<&'a [usize]>,
+    /// How long prompts may be.
+    pub limits: PromptLimits,
     /// File that receives one row a prompt.
     pub out: &'a Path,
     /// How they are sampled.
     pub sampling: Sampling,
+    /// Token ids that end a response; the model's own where none.
+    pub stop_token_ids: Option<&'a [usize]>,
+    /// The day that the chat template sees; today unless given.
+    pub date: Option<NaiveDate>,
     /// Of the random numbers.
     pub seed: u64,
     /// Whether rows get summed log-probabilities.
@@ -51,8 +60,13 @@ pub struct Generation<'a> {
 }
 
 impl Generation<'_> {
+    /// The model's folder, its template with the date of this job.
+    pub fn open_folder(&self) -> Result<ModelFolder, StageError> {
+        open_folder(self.model, self.template, self.date, &mark_beside(self.out))
+    }
+
     /// What the responses depend on.
-    pub fn made_from(&self) -> Result<MadeFrom, StageError> {
+    pub fn made_from(&self, folder: &ModelFolder) -> Result<MadeFrom, StageError> {
         let Sampling {
             samples,
             temperature,
@@ -75,7 +89,11 @@ impl Generation<'_> {
         }
         let prompts = rows_fingerprint(self.prompts);
         let made_from = made_from.input("prompts", self.prompts_file, prompts);
-        with_model(made_from, self.model, self.template)
+        let made_from = made_from.settings(self.limits.settings()).settings(
+            self.stop_token_ids
+                .map(|ids| ("stop_token_ids", format!("{ids:?}"))),
+        );
+        with_folder(made_from, folder, self.template)
     }
 }
 
@@ -141,25 +159,33 @@ fn ahead_of(out: &Path) -> PathBuf {
 ///
 /// Rows stand in the order of prompts. One that is finished before its turn is kept
 /// beside the output, so that nothing finished is lost when the run stops, and the file is
-/// the same however often it did.
+/// the same however often it did. Prompts that the model cannot answer are refused, or left out,
+/// before the output is touched and the model loaded. One whose logits are not finite gets no row;
+/// the others do, then the job fails.
 pub fn generate<B: ModelOps>(
     job: Generation<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
+    // Before the model is hashed, which takes its time.
+    row_output(job.out, &[ahead_of(job.out)]).refuse_foreign()?;
     refuse_messages(&job)?;
-    let mut output = Output::open(&job)?;
+    let folder = job.open_folder()?;
+    let text = folder.require_text()?;
+    let config = folder.config();
+    let raw = job.template == TemplateSource::Raw;
+    let answerable = answerable(job.prompts, job.row_numbers, job.limits, raw, &folder)?;
+    let stops = Stops::of(&job, &folder)?;
+    let job = Generation {
+        prompts: &answerable.rows,
+        ..job
+    };
+    let mut output = Output::open(&job, &folder)?;
     if output.is_complete() {
         return output.finish();
     }
-    let folder = ModelFolder::open_with(job.model, job.template)?;
-    let text = folder.require_text()?;
-    let config = folder.config();
-    let mut requests = requests(&job, &output, &folder)?;
-    // Hours later would be a bad time to find the one prompt that is too long.
-    for (_, request) in &requests {
-        check_request(config, request)?;
-    }
+    let mut requests = requests(&job, &output, answerable.ids, &stops);
+    let tokenizer = (!stops.texts.is_empty()).then(|| Arc::new(text.tokenizer().clone()));
     let wanted = job
         .sampling
         .batch
@@ -173,9 +199,10 @@ pub fn generate<B: ModelOps>(
     )?;
     let model = folder.load::<B>(job.sampling.dtype, device)?;
     let mut run = Run {
-        engine: Engine::new(Arc::new(Decoder::new(model, config)), plan, None),
+        engine: Engine::new(Arc::new(Decoder::new(model, config)), plan, tokenizer),
         text,
         open: HashMap::new(),
+        failed: Vec::new(),
         begun: Instant::now(),
         tokens: 0,
         responses: 0,
@@ -183,6 +210,7 @@ pub fn generate<B: ModelOps>(
     // A prompt far behind the first unfinished one would wait for long in memory.
     let window = 16 * plan.slots;
     let total = job.prompts.len();
+    let mut failed = BadRows::default();
     monitor.begin(job.label, "prompts", total - output.left.len(), total);
     while !output.left.is_empty() {
         let next = output.left.front().map_or(0, |&n| n);
@@ -206,13 +234,25 @@ pub fn generate<B: ModelOps>(
             output.add(&job, number, row)?;
             monitor.advance(1, Some(run.note()));
         }
+        for number in run.failed.drain(..) {
+            failed.add(|| format!("prompt {}", job.prompts[number].prompt_id));
+            output.give_up(number)?;
+            monitor.advance(1, None);
+        }
         if monitor.interrupted() {
             monitor.end();
             return Err(StageError::Interrupted);
         }
     }
     monitor.end();
-    output.finish()
+    if failed.count() == 0 {
+        return output.finish();
+    }
+    failed.advise("the model's logits for them are not finite (NaN or infinite weights?)");
+    let out = job.out.into();
+    failed
+        .refused()
+        .map_err(|rows| StageError::NotAnswered { out, rows })
 }
 
 /// Slots and workers for `requests`: the most that the budget holds, one worker a core on a CPU.
@@ -249,6 +289,8 @@ struct Run<'a, B: Backend> {
     text: &'a ChatText,
     /// Which prompt a request is, and its samples so far.
     open: HashMap<RequestId, (usize, Vec<Option<Sample>>)>,
+    /// Prompts that were given up since they were last looked at.
+    failed: Vec<usize>,
     begun: Instant,
     tokens: usize,
     responses: usize,
@@ -259,9 +301,19 @@ impl<B: ModelOps> Run<'_, B> {
     fn step(&mut self) -> Result<Vec<(usize, Vec<Sample>)>, StageError> {
         let mut finished = Vec::new();
         for event in self.engine.step()? {
-            let Event::Finished { of, sample, .. } = event else {
-                self.tokens += 1;
-                continue;
+            let (of, sample) = match event {
+                Event::Finished { of, sample, .. } => (of, sample),
+                Event::Token { .. } => {
+                    self.tokens += 1;
+                    continue;
+                }
+                Event::Failed { of, .. } => {
+                    // A row without one of its responses is none.
+                    self.engine.cancel(of.request);
+                    let open = self.open.remove(&of.request);
+                    self.failed.extend(open.map(|(number, _)| number));
+                    continue;
+                }
             };
             self.responses += 1;
             let Some((_, answers)) = self.open.get_mut(&of.request) else {
@@ -293,7 +345,10 @@ impl<B: ModelOps> Run<'_, B> {
         samples: &[Sample],
     ) -> Result<ResponseRow, StageError> {
         let prompt = &job.prompts[number];
-        let decode = |sample: &Sample| self.text.decode(sample.text_tokens());
+        let decode = |sample: &Sample| match &sample.text {
+            Some(text) => Ok(text.clone()),
+            None => self.text.decode(sample.text_tokens()),
+        };
         let reasons = samples.iter().map(|s| s.finish.as_str().to_string());
         let sum = |sample: &Sample| sample.logprobs.iter().sum();
         Ok(ResponseRow {
@@ -322,12 +377,10 @@ struct Output {
 }
 
 impl Output {
-    fn open(job: &Generation<'_>) -> Result<Self, StageError> {
+    fn open(job: &Generation<'_>, folder: &ModelFolder) -> Result<Self, StageError> {
         let ahead_path = ahead_of(job.out);
         let beside = [ahead_path.clone()];
-        // Before the model is hashed, which takes its time.
-        row_output(job.out, &beside).refuse_foreign()?;
-        let made_from = job.made_from()?;
+        let made_from = job.made_from(folder)?;
         let (rows, done) = RowOutput::open_with(job.out, &beside, made_from, job.existing)?;
         check_resumed(job, &done)?;
         let (ahead, early) = RowWriter::<ResponseRow>::open(&ahead_path)?;
@@ -384,6 +437,12 @@ impl Output {
             self.left.pop_front();
         }
         Ok(())
+    }
+
+    /// Writes no row for a prompt, so that those behind it are.
+    fn give_up(&mut self, number: usize) -> Result<(), StageError> {
+        self.left.retain(|&left| left != number);
+        self.flush()
     }
 
     fn finish(self) -> Result<(), StageError> {
@@ -443,41 +502,63 @@ fn check_resumed(job: &Generation<'_>, done: &[ResponseRow]) -> Result<(), Stage
     }
 }
 
-/// The prompts that are neither written nor waiting, by number.
+/// What ends a response.
+struct Stops {
+    ids: Vec<u32>,
+    texts: Vec<String>,
+}
+
+impl Stops {
+    /// Those that were given, else those of the model's configs and its chat template.
+    fn of(job: &Generation<'_>, folder: &ModelFolder) -> Result<Self, StageError> {
+        let Some(given) = job.stop_token_ids else {
+            let end = folder.end_of_turn()?;
+            let ids = folder.stop_ids(&end)?;
+            let texts = match end.stop {
+                Stop::Token(_) => Vec::new(),
+                Stop::Text(text) => vec![text],
+            };
+            return Ok(Self { ids, texts });
+        };
+        let vocab = folder.config().vocab_size;
+        if let Some(id) = given.iter().find(|&&id| id >= vocab) {
+            return Err(StageError::Input(format!(
+                "generate.stop_token_ids (--stop-token-ids) names {id}, but {} knows tokens 0 to {} (vocab_size)",
+                folder.path().display(),
+                vocab - 1
+            )));
+        }
+        Ok(Self {
+            ids: given.iter().map(|&id| id as u32).collect(),
+            texts: Vec::new(),
+        })
+    }
+}
+
+/// The prompts that are neither written nor waiting, by number; `ids` are those of all prompts.
 fn requests(
     job: &Generation<'_>,
     output: &Output,
-    folder: &ModelFolder,
-) -> Result<VecDeque<(usize, Request)>, StageError> {
+    mut ids: Vec<Vec<u32>>,
+    stops: &Stops,
+) -> VecDeque<(usize, Request)> {
     let params = SamplingParams {
         temperature: job.sampling.temperature,
         top_p: job.sampling.top_p,
         top_k: job.sampling.top_k,
         max_new_tokens: job.sampling.max_new_tokens,
-        stop_ids: folder.generation_defaults()?.stop_ids,
+        stop_ids: stops.ids.clone(),
         seed: job.seed,
     };
-    let text = folder.require_text()?;
     let request = |number: usize| {
-        let row = &job.prompts[number];
-        let turns = row.prompt.messages();
-        let prompt = match job.template {
-            // As the tokenizer encodes a text by itself: with its BOS, if it adds one.
-            TemplateSource::Raw => text.turn_ids(&turns),
-            _ => text.prompt_ids(&turns),
+        let id = job.prompts[number].prompt_id.clone();
+        let prompt = std::mem::take(&mut ids[number]);
+        let request = Request {
+            stop: stops.texts.clone(),
+            logprobs: job.logprobs,
+            ..Request::new(id, prompt, job.sampling.samples, params.clone())
         };
-        let prompt = prompt.map_err(|source| StageError::Prompt {
-            prompt_id: row.prompt_id.clone(),
-            source: source.into(),
-        })?;
-        let id = row.prompt_id.clone();
-        Ok((
-            number,
-            Request {
-                logprobs: job.logprobs,
-                ..Request::new(id, prompt, job.sampling.samples, params.clone())
-            },
-        ))
+        (number, request)
     };
     let numbers = output.left.iter().copied();
     numbers

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sppo_model::chat_template::TemplateSource;
+use sppo_model::chat_template::{NaiveDate, TemplateSource};
 use sppo_model::chat_text::{ChatText, ChatTextError};
 use sppo_model::llama::RewardModel;
 use sppo_model::ops::ModelOps;
@@ -23,12 +23,14 @@ use crate::judge::{
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
 
-/// The judge that `[judge]` describes, its model loaded on `device`.
+/// The judge that `[judge]` describes, its model loaded on `device`; `date` is what its chat
+/// template sees, today unless given.
 pub fn build_judge<B: ModelOps>(
     config: &config::JudgeConfig,
+    date: Option<NaiveDate>,
     device: &B::Device,
 ) -> Result<Box<dyn Judge>, StageError> {
-    build_judge_of::<B>(config, None, device)
+    build_judge_of::<B>(config, None, date, device)
 }
 
 /// The same; unless `[judge]` names a chat template, prompts are rendered as the policy's are,
@@ -36,6 +38,7 @@ pub fn build_judge<B: ModelOps>(
 pub fn build_judge_of<B: ModelOps>(
     config: &config::JudgeConfig,
     policy: Option<(&Path, TemplateSource<'_>)>,
+    date: Option<NaiveDate>,
     device: &B::Device,
 ) -> Result<Box<dyn Judge>, StageError> {
     let estimate = estimate(config);
@@ -50,8 +53,10 @@ pub fn build_judge_of<B: ModelOps>(
                     .into(),
             )),
         },
-        JudgeKind::PairRm => Ok(Box::new(pairrm::<B>(config, policy, estimate, device)?)),
-        JudgeKind::Reward => Ok(Box::new(reward::<B>(config, estimate, device)?)),
+        JudgeKind::PairRm => Ok(Box::new(pairrm::<B>(
+            config, policy, date, estimate, device,
+        )?)),
+        JudgeKind::Reward => Ok(Box::new(reward::<B>(config, date, estimate, device)?)),
         JudgeKind::Http => Ok(Box::new(HttpJudge::new(
             config.http.clone(),
             estimate,
@@ -77,6 +82,7 @@ fn estimate(config: &config::JudgeConfig) -> Estimate {
 fn pairrm<B: ModelOps>(
     config: &config::JudgeConfig,
     policy: Option<(&Path, TemplateSource<'_>)>,
+    date: Option<NaiveDate>,
     estimate: Estimate,
     device: &B::Device,
 ) -> Result<PairRmJudge<B>, StageError> {
@@ -86,7 +92,7 @@ fn pairrm<B: ModelOps>(
     let named = template_folder
         .as_deref()
         .map(|folder| (folder, template_file(config)));
-    let prompts = PromptText::of(named.or(policy))?;
+    let prompts = PromptText::of(named.or(policy), date)?;
     let loaded = PairRm::load(&folder, config.precision.dtype(), device)?;
     let fingerprint = model_fingerprint(&folder)?;
     let batch_tokens = config.batch_tokens;
@@ -101,6 +107,7 @@ fn pairrm<B: ModelOps>(
 
 fn reward<B: ModelOps>(
     config: &config::JudgeConfig,
+    date: Option<NaiveDate>,
     estimate: Estimate,
     device: &B::Device,
 ) -> Result<RewardJudge<B>, StageError> {
@@ -113,6 +120,10 @@ fn reward<B: ModelOps>(
         key: "judge.model".into(),
         problem: error.to_string(),
     })?;
+    let text = match date {
+        Some(date) => text.with_date(date),
+        None => text,
+    };
     let fingerprint = model_key(&folder, template)?;
     let batch_tokens = config.batch_tokens;
     Ok(RewardJudge::new(

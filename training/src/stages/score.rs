@@ -3,17 +3,16 @@
 use std::path::Path;
 
 use burn::tensor::DType;
-use sppo_model::chat_template::TemplateSource;
-use sppo_model::model_folder::ModelFolder;
+use sppo_model::chat_template::{NaiveDate, TemplateSource};
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
-use super::learning::with_model;
+use super::folder::{open_folder, with_folder};
 use crate::config::Rows;
 use crate::data::{
     LogpRow, PairRow, RowOutput, read_rows, row_output, rows_fingerprint, warn_unfinished,
 };
-use crate::files::{Existing, MadeFrom};
+use crate::files::{Existing, MadeFrom, mark_beside};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
 use crate::tokenise::{RowTokeniser, tokenise_pairs};
@@ -39,6 +38,8 @@ pub struct Scoring<'a> {
     pub batch: usize,
     /// What becomes of an output that was made from something else.
     pub existing: Existing<'a>,
+    /// The day that the chat template sees; today unless given.
+    pub date: Option<NaiveDate>,
 }
 
 /// Scores the rows behind those that `out` holds already; the values are those that training sees,
@@ -56,12 +57,12 @@ pub fn score<B: ModelOps>(
         .setting("max_length", job.max_length)
         .setting("max_prompt_length", job.max_prompt_length)
         .input("data", job.data, rows_fingerprint(&rows));
-    let made_from = with_model(made_from, job.model, job.template)?;
+    let folder = open_folder(job.model, job.template, job.date, &mark_beside(job.out))?;
+    let made_from = with_folder(made_from, &folder, job.template)?;
     let (mut writer, done) = RowOutput::<LogpRow>::open(job.out, made_from, job.existing)?;
     if done.len() >= rows.len() {
         return Ok(writer.finish()?);
     }
-    let folder = ModelFolder::open_with(job.model, job.template)?;
     let tokeniser =
         RowTokeniser::of_folder(&folder, job.rows, job.max_length, job.max_prompt_length)?;
     let pairs = tokenise_pairs(

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use sppo_model::chat_template::TemplateSource;
+use sppo_model::chat_template::{NaiveDate, TemplateSource};
 use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
 
 use super::error::StageError;
-use super::learning::{Start, learn, model_key, refuse_own_output, with_model};
+use super::folder::{open_folder, with_folder};
+use super::learning::{Start, learn, model_key, refuse_own_output};
 use crate::config::{self, OnNonFinite, Section};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
@@ -37,6 +38,8 @@ pub struct PairTraining<'a> {
     pub output_dir: &'a Path,
     /// What becomes of a training of other things that is there.
     pub existing: Existing<'a>,
+    /// The day that the chat template sees; today unless given.
+    pub date: Option<NaiveDate>,
 }
 
 /// Trains on pairs; gives the folder of the trained model, or of its adapters. A finished training of the same
@@ -56,9 +59,10 @@ pub fn train_pairs<B: TrainingOps>(
     let made_from = MadeFrom::new("train")
         .settings(config.effective().settings)
         .input("data", job.data, rows_fingerprint(&rows));
-    let made_from = with_model(made_from, job.model, job.template)?;
+    let mark = training_output(job.output_dir).mark;
+    let folder = open_folder(job.model, job.template, job.date, &mark)?;
+    let made_from = with_folder(made_from, &folder, job.template)?;
     let dtype = config.precision.dtype();
-    let folder = ModelFolder::open_with(job.model, job.template)?;
     let pairs = tokenise(&rows, &folder, config)?;
     let held_out = match &config.eval_data {
         Some(path) => tokenise(&read_pairs(path, config)?, &folder, config)?,
@@ -76,7 +80,7 @@ pub fn train_pairs<B: TrainingOps>(
             );
             return Ok(model);
         }
-        Begun::Unfinished(resumed) => resumed,
+        Begun::Unfinished(resumed) => resumed.map(|found| *found),
     };
     let reference = folder.load::<B::InnerBackend>(dtype, device)?;
     let cut = Cut {

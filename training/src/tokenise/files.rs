@@ -4,49 +4,9 @@ use std::path::Path;
 
 use sppo_model::chat_text::ChatTextError;
 
+use super::bad_rows::BadRows;
 use super::row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence, Truncation};
 use crate::data::{PairContent, PairRow, SftRow};
-
-/// Bad rows that are listed; further ones are counted.
-const LISTED: usize = 10;
-
-/// A row that cannot become token ids.
-#[derive(Debug, thiserror::Error)]
-#[error("row {row}: {source}")]
-pub struct BadRow {
-    /// Its prompt_id, or its number.
-    pub row: String,
-    /// What is wrong with it.
-    pub source: TokeniseError,
-}
-
-/// Rows that cannot become token ids.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", self.describe())]
-pub struct RowError {
-    /// The first of them, at least one.
-    pub first: Vec<BadRow>,
-    /// How many there are.
-    pub count: usize,
-}
-
-impl RowError {
-    fn describe(&self) -> String {
-        let lines: Vec<String> = self.first.iter().map(BadRow::to_string).collect();
-        if self.count == 1 {
-            return lines.concat();
-        }
-        let mut text = format!(
-            "{} rows cannot be used:\n  {}",
-            self.count,
-            lines.join("\n  ")
-        );
-        if self.count > lines.len() {
-            text.push_str(&format!("\n  and {} more", self.count - lines.len()));
-        }
-        text
-    }
-}
 
 /// Rows as token ids, and what the length limits took from them.
 #[derive(Clone, Debug)]
@@ -68,14 +28,14 @@ pub struct PreferencePair {
 
 /// Turns rows into token ids; pre-tokenised rows need no tokenizer, and without one the folder that
 /// lacks it is given. Every id must be below `vocab`, every row fit into `context` tokens. What
-/// `max_length` cuts is warned of.
+/// `max_length` cuts is warned of. All rows that cannot be used are named together.
 pub fn tokenise_pairs(
     rows: &[PairRow],
     tokeniser: Result<&RowTokeniser, &Path>,
     max_length: usize,
     vocab: usize,
     context: usize,
-) -> Result<Tokenised<PreferencePair>, RowError> {
+) -> Result<Tokenised<PreferencePair>, BadRows> {
     let tokenise = |row: &PairRow, lost: &mut Truncation| {
         let probabilities = row.probabilities;
         let pair = match (&row.content, tokeniser) {
@@ -107,11 +67,11 @@ pub fn tokenise_pairs(
         }
         Ok(pair)
     };
-    let named = |(_, row): (usize, &PairRow), lost: &mut Truncation| {
+    let named = |(index, row): (usize, &PairRow), lost: &mut Truncation| {
         let name = row.prompt_id.clone();
         match tokenise(row, lost) {
             Ok(pair) => Ok(PreferencePair { name, pair }),
-            Err(source) => Err(BadRow { row: name, source }),
+            Err(problem) => Err(format!("row {}, prompt_id {name}: {problem}", index + 1)),
         }
     };
     tokenise_all(rows, tokeniser.ok(), "train", named)
@@ -124,17 +84,14 @@ pub fn tokenise_supervised(
     tokeniser: &RowTokeniser,
     vocab: usize,
     context: usize,
-) -> Result<Tokenised<TokenisedSequence>, RowError> {
+) -> Result<Tokenised<TokenisedSequence>, BadRows> {
     let tokenise = |row: &SftRow, lost: &mut Truncation| {
         let sequence = tokeniser.single(&row.prompt, &row.response, lost)?;
         sequence.check(vocab, context, "sft.max_length")?;
-        Ok(sequence)
+        Ok::<_, TokeniseError>(sequence)
     };
     let named = |(index, row): (usize, &SftRow), lost: &mut Truncation| {
-        tokenise(row, lost).map_err(|source| BadRow {
-            row: (index + 1).to_string(),
-            source,
-        })
+        tokenise(row, lost).map_err(|problem| format!("row {}: {problem}", index + 1))
     };
     tokenise_all(rows, Some(tokeniser), "sft", named)
 }
@@ -144,25 +101,18 @@ fn tokenise_all<R, T>(
     rows: &[R],
     tokeniser: Option<&RowTokeniser>,
     section: &str,
-    each: impl Fn((usize, &R), &mut Truncation) -> Result<T, BadRow>,
-) -> Result<Tokenised<T>, RowError> {
+    each: impl Fn((usize, &R), &mut Truncation) -> Result<T, String>,
+) -> Result<Tokenised<T>, BadRows> {
     let mut truncation = Truncation::default();
     let mut made = Vec::with_capacity(rows.len());
-    let (mut first, mut count) = (Vec::new(), 0);
+    let mut bad = BadRows::default();
     for row in rows.iter().enumerate() {
         match each(row, &mut truncation) {
             Ok(row) => made.push(row),
-            Err(bad) => {
-                count += 1;
-                if first.len() < LISTED {
-                    first.push(bad);
-                }
-            }
+            Err(text) => bad.add(|| text),
         }
     }
-    if count > 0 {
-        return Err(RowError { first, count });
-    }
+    bad.refused()?;
     if let (Some(tokeniser), 1..) = (tokeniser, truncation.rows) {
         let (longest, prompt) = tokeniser.limits();
         tracing::warn!(

@@ -1,7 +1,10 @@
 //! From rows to token ids: what the learner sees of a prompt and its responses.
 
+mod bad_rows;
 mod files;
 mod row;
 
-pub use files::{BadRow, PreferencePair, RowError, Tokenised, tokenise_pairs, tokenise_supervised};
+pub use bad_rows::BadRows;
+pub use files::{PreferencePair, Tokenised, tokenise_pairs, tokenise_supervised};
+pub(crate) use row::cut_beginning;
 pub use row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence, Truncation};

@@ -5,7 +5,8 @@
 
 use sppo_model::chat_template::Message;
 use sppo_model::chat_text::{ChatText, ChatTextError};
-use sppo_model::model_folder::ModelFolder;
+use sppo_model::end_of_turn::EndOfTurn;
+use sppo_model::model_folder::{ModelFolder, ModelFolderError};
 
 use crate::config::Rows;
 use crate::data::PairProbabilities;
@@ -16,6 +17,9 @@ pub enum TokeniseError {
     /// Text or template that cannot become token ids.
     #[error(transparent)]
     Text(#[from] ChatTextError),
+    /// A model's folder that does not say what ends a turn.
+    #[error(transparent)]
+    Folder(#[from] ModelFolderError),
     /// Limits that leave no room for a prompt or a response.
     #[error(
         "max_prompt_length {max_prompt_length} and max_length {max_length} leave no room; max_prompt_length must be at least 2 and less than max_length"
@@ -227,13 +231,14 @@ pub struct RowTokeniser {
     max_length: usize,
     max_prompt_length: usize,
     /// What ends an assistant's turn.
-    end_of_turn: u32,
+    end_of_turn: EndOfTurn,
 }
 
 impl RowTokeniser {
-    /// Finds the end-of-turn token and checks the limits (in tokens).
+    /// Checks the limits (in tokens).
     pub fn new(
         text: ChatText,
+        end_of_turn: EndOfTurn,
         mode: Rows,
         max_length: usize,
         max_prompt_length: usize,
@@ -251,7 +256,7 @@ impl RowTokeniser {
             return Err(TokeniseError::NoSpecial("eos_token"));
         }
         Ok(Self {
-            end_of_turn: text.end_of_turn()?,
+            end_of_turn,
             text,
             mode,
             max_length,
@@ -270,8 +275,10 @@ impl RowTokeniser {
         // A response that filled the context still gets its end of turn.
         let max_length = max_length.min(folder.config().max_position_embeddings);
         let max_prompt_length = max_prompt_length.min(max_length.saturating_sub(1));
-        let of_text =
-            |text: &ChatText| Self::new(text.clone(), mode, max_length, max_prompt_length);
+        let of_text = |text: &ChatText| {
+            let end = folder.end_of_turn()?;
+            Self::new(text.clone(), end, mode, max_length, max_prompt_length)
+        };
         folder.text().map(of_text).transpose()
     }
 
@@ -329,7 +336,7 @@ impl RowTokeniser {
     fn clean_parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
         let whole = self
             .text
-            .conversation_ids(prompt, response, self.end_of_turn)?;
+            .conversation_ids(prompt, response, &self.end_of_turn)?;
         let (prompt, response) = whole.ids.split_at(whole.response.start);
         match prompt.is_empty() {
             true => Err(TokeniseError::EmptyPrompt),
@@ -381,14 +388,22 @@ impl RowTokeniser {
 
     /// Takes the beginning of a prompt away down to `max_prompt_length`; clean rows keep its BOS.
     fn shorten(&self, prompt: &mut Vec<u32>) {
-        if prompt.len() > self.max_prompt_length {
-            let bos = prompt[0];
-            prompt.drain(..prompt.len() - self.max_prompt_length);
-            if self.mode == Rows::Clean && self.text.tokenizer().bos_id() == Some(bos) {
-                prompt[0] = bos;
-            }
-        }
+        let bos = self.text.tokenizer().bos_id();
+        let bos = bos.filter(|_| self.mode == Rows::Clean);
+        cut_beginning(prompt, self.max_prompt_length, bos);
     }
+}
+
+/// Takes the beginning of a prompt away down to `most` tokens, but for `bos` where it begins so;
+/// how many tokens went.
+pub(crate) fn cut_beginning(prompt: &mut Vec<u32>, most: usize, bos: Option<u32>) -> usize {
+    let gone = prompt.len().saturating_sub(most);
+    let bos = bos.filter(|bos| prompt.first() == Some(bos));
+    prompt.drain(..gone);
+    if let (Some(bos), Some(first)) = (bos, prompt.first_mut()) {
+        *first = bos;
+    }
+    gone
 }
 
 #[cfg(test)]
@@ -397,6 +412,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use sppo_model::chat_template::ChatTemplate;
+    use sppo_model::end_of_turn::Stop;
     use sppo_model::tokenizer::Tokenizer;
 
     use super::*;
@@ -410,7 +426,8 @@ mod tests {
 
     fn rows(mode: Rows, max_length: usize, max_prompt_length: usize) -> RowTokeniser {
         let text = ChatText::open(&golden().join("llama")).unwrap();
-        RowTokeniser::new(text, mode, max_length, max_prompt_length).unwrap()
+        let end = text.end_of_turn().unwrap().unwrap();
+        RowTokeniser::new(text, end, mode, max_length, max_prompt_length).unwrap()
     }
 
     fn with_template(source: &str, mode: Rows) -> RowTokeniser {
@@ -418,7 +435,8 @@ mod tests {
         let template = ChatTemplate::new(source, tokens).unwrap();
         let folder = golden().join("llama");
         let text = ChatText::new(&folder, Tokenizer::from_dir(&folder).unwrap(), template);
-        RowTokeniser::new(text, mode, 64, 32).unwrap()
+        let end = text.end_of_turn().unwrap().unwrap();
+        RowTokeniser::new(text, end, mode, 64, 32).unwrap()
     }
 
     fn pair(
@@ -600,13 +618,47 @@ mod tests {
         assert_eq!(sequence.prompt(), rows.text.prompt_ids(&prompt).unwrap());
     }
 
+    /// r062: what ends a turn is what the template writes, whatever is special or the EOS.
     #[test]
     fn end_of_turn_comes_from_the_template_then_eos() {
         let chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}END\n{% endfor %}";
-        let end = |token: &str| with_template(&chat.replace("END", token), Rows::Clean).end_of_turn;
-        assert_eq!(end("<|end_of_text|>"), 421);
-        assert_eq!(end("\n<|eot_id|>"), EOT);
-        assert_eq!(end(""), EOT);
+        let rows = |end: &str| with_template(&chat.replace("END", end), Rows::Clean);
+        let end = |end: &str| rows(end).end_of_turn;
+        assert_eq!(end("<|end_of_text|>").ids, [421]);
+        // Nothing, or blanks alone, end no turn: the tokenizer's EOS does.
+        for blank in ["", "\n\n", "  "] {
+            assert_eq!(end(blank), EndOfTurn::of_token(EOT));
+        }
+        // What is rendered before the token is trained on with it, once.
+        let led = rows("\n<|eot_id|> and more");
+        let blank = led.text.encode("\n").unwrap();
+        assert_eq!(led.end_of_turn.ids, [&blank[..], &[EOT]].concat());
+        assert_eq!(led.end_of_turn.token(), Some(EOT));
+        let response = |text: &str| {
+            led.single(&user("hi"), text, &mut Truncation::default())
+                .unwrap()
+                .response()
+                .to_vec()
+        };
+        let whole = led.text.encode("rain\n<|eot_id|>").unwrap();
+        for text in ["rain", "rain\n", "rain\n<|eot_id|>"] {
+            assert_eq!(response(text), whole, "{text:?}");
+        }
+        // Several ordinary tokens.
+        let words = rows("\n### End\n");
+        let written = words.text.encode("\n### End").unwrap();
+        assert!(written.len() > 1);
+        assert_eq!(words.end_of_turn.ids, written);
+        assert_eq!(words.end_of_turn.stop, Stop::Text("\n### End".into()));
+        let sequence = words
+            .single(&user("hi"), "rain", &mut Truncation::default())
+            .unwrap();
+        let rain = words.text.encode("rain").unwrap();
+        assert_eq!(sequence.response(), [&rain[..], &written].concat());
+        // A template that refuses an answer says nothing.
+        let prompts = "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}";
+        let prompts = with_template(prompts, Rows::Clean);
+        assert_eq!(prompts.end_of_turn, EndOfTurn::of_token(EOT));
     }
 
     #[test]
@@ -632,7 +684,8 @@ mod tests {
     fn limits_are_checked() {
         let text = ChatText::open(&golden().join("llama")).unwrap();
         for (length, prompt) in [(10, 10), (10, 1), (0, 0)] {
-            let made = RowTokeniser::new(text.clone(), Rows::Clean, length, prompt);
+            let end = EndOfTurn::of_token(EOT);
+            let made = RowTokeniser::new(text.clone(), end, Rows::Clean, length, prompt);
             assert!(matches!(made, Err(TokeniseError::Limits { .. })));
         }
     }

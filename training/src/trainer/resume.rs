@@ -57,7 +57,7 @@ pub enum Begun {
     /// To its end: the folder of the model.
     Finished(PathBuf),
     /// To its newest whole checkpoint, or nowhere.
-    Unfinished(Option<(PathBuf, Saved)>),
+    Unfinished(Option<Box<(PathBuf, Saved)>>),
 }
 
 /// Takes `output_dir` for a training of `steps` steps: finds what an earlier one of the same
@@ -96,9 +96,8 @@ pub fn claim_training(
         }
         Err(error) => return Err(error.into()),
     }
-    Ok(Begun::Unfinished(newest_checkpoint(
-        output_dir, made_from, steps,
-    )?))
+    let newest = newest_checkpoint(output_dir, made_from, steps)?;
+    Ok(Begun::Unfinished(newest.map(Box::new)))
 }
 
 /// What the trained model's mark says, where there is one; its files are looked at.

@@ -120,7 +120,7 @@ pub fn check_probabilities(
                 bad.add(DataError::Row {
                     path: path.to_path_buf(),
                     place: Place::Row(i + 1),
-                    problem: RowProblem::missing(key.name(), need),
+                    problem: Box::new(RowProblem::missing(key.name(), need)),
                 })?;
                 break;
             }

@@ -98,11 +98,20 @@ fn tools_travel_through_files() {
     for name in ["x.jsonl", "x.parquet"] {
         let path = folder.path().join(name);
         write_one(&path, &response);
-        assert_eq!(read_rows::<ResponseRow>(&path).unwrap(), [response.clone()]);
+        assert_eq!(
+            read_rows::<ResponseRow>(&path).unwrap(),
+            std::slice::from_ref(&response)
+        );
         write_one(&path, &judged);
-        assert_eq!(read_rows::<JudgedRow>(&path).unwrap(), [judged.clone()]);
+        assert_eq!(
+            read_rows::<JudgedRow>(&path).unwrap(),
+            std::slice::from_ref(&judged)
+        );
         write_one(&path, &pair);
-        assert_eq!(read_rows::<PairRow>(&path).unwrap(), [pair.clone()]);
+        assert_eq!(
+            read_rows::<PairRow>(&path).unwrap(),
+            std::slice::from_ref(&pair)
+        );
     }
 }
 
