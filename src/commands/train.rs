@@ -56,6 +56,6 @@ impl WithBackend for Training<'_> {
             existing: self.1.or_set_aside(&config.output_dir),
             date: config.model.date.map(|date| date.0),
         };
-        train_pairs::<B>(job, &device, &Console::default())
+        Ok(train_pairs::<B>(job, &device, &Console::default())?.model)
     }
 }

@@ -12,8 +12,8 @@ mod plan;
 mod recovery;
 mod reward;
 #[cfg(unix)]
-mod run;
-mod train;
+pub(crate) mod run;
+pub(crate) mod train;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -125,6 +125,28 @@ impl Place {
         self.write(name, value.to_string());
     }
 
+    /// Every file of this folder by its path, with its bytes; links by what they lead to.
+    pub(crate) fn tree(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.0.path().to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if let Ok(target) = fs::read_link(&path) {
+                    found.push((path, target.into_os_string().into_encoded_bytes()));
+                } else if path.is_dir() {
+                    found.push((path.clone(), Vec::new()));
+                    folders.push(path);
+                } else {
+                    let bytes = fs::read(&path).unwrap();
+                    found.push((path, bytes));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
     /// `sppo` with arguments parted by spaces.
     pub(crate) fn command(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sppo"));
@@ -189,7 +211,7 @@ impl Place {
 }
 
 /// The golden pairs as rows of ids, with the probabilities.
-fn golden_pairs() -> Vec<Value> {
+pub(crate) fn golden_pairs() -> Vec<Value> {
     let mut rows = golden::json("training_runs.json")["pairs"]
         .as_array()
         .unwrap()
@@ -231,7 +253,7 @@ fn weight_difference(one: &Path, other: &Path) -> f32 {
 }
 
 #[cfg(unix)]
-mod signals {
+pub(crate) mod signals {
     use super::*;
     use std::time::{Duration, Instant};
 

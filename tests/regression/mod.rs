@@ -3,6 +3,22 @@
 #[cfg(feature = "ndarray")]
 mod r001_reciprocals_are_not_estimates;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r002_outputs_of_another_making;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r003_foreign_files;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r004_two_processes;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r005_damage;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r006_settings_and_trainings;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r007_joined_judgements;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r008_outputs_while_they_are_written;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r009_signals_that_come_twice;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r020_foreign_judge_caches;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r021_retry_after;

@@ -31,9 +31,9 @@ fn rows_that_make_no_tokens_are_listed_together() {
     place.refused(
         "score --model llama --data pairs.jsonl --out out.jsonl",
         &[
-            "2 rows cannot be used:",
-            "row a: token id 9999",
-            "row c: token id 8888",
+            "2 rows:",
+            "row 1, prompt_id a: token id 9999",
+            "row 3, prompt_id c: token id 8888",
         ],
     );
 }

@@ -44,4 +44,17 @@ fn scoring_and_fine_tuning_warn_with_counts() {
     for part in ["1 of 1 rows are cut:", "sft.max_length lets 40"] {
         assert!(ran.stderr.contains(part), "{part} is not in {}", ran.stderr);
     }
+    // With a warmup of one step the only step has a rate of 0.
+    assert!(ran.stderr.contains("nothing is learnt"), "{}", ran.stderr);
+
+    place.write(
+        "train.toml",
+        "output_dir = \"trained\"\n[model]\npath = \"llama\"\n[train]\ndata = \"pairs.jsonl\"\nloss = \"dpo\"\nbeta = 0.1\n\
+         max_length = 40\nmax_prompt_length = 20\nbatch_size = 2\nwarmup_steps = 0\n",
+    );
+    place.ok("train --config train.toml");
+    let step = &place.rows("trained/metrics.jsonl")[0];
+    assert_eq!(step["rows_cut"], 1);
+    assert_eq!(step["responses_without_end"], 1);
+    assert!(step["tokens_cut"].as_u64().unwrap() > 50, "{step}");
 }

@@ -27,8 +27,8 @@ mod writer;
 pub use error::{DataError, Place};
 pub use fields::{Fields, RowProblem};
 pub use output::{RowOutput, row_output, warn_unfinished, write_rows};
-pub use prompt::{Prompt, rows_fingerprint, stable_hash};
-pub use reader::read_rows;
+pub use prompt::{Prompt, RowsFingerprint, rows_fingerprint, stable_hash};
+pub use reader::{read_each, read_rows};
 pub use rows::{
     JudgedRow, LogpRow, PairContent, PairProbabilities, PairRow, ProbabilityKey, PromptRow,
     ResponseRow, Row, SftRow, check_probabilities,

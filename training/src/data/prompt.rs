@@ -66,13 +66,28 @@ pub(super) fn tools_entry<M: SerializeMap>(
 
 /// SHA-256 of rows, in hex: the same from every kind of file.
 pub fn rows_fingerprint<T: Serialize>(rows: &[T]) -> String {
-    let mut hash = Sha256::new();
-    for row in rows {
+    let mut fingerprint = RowsFingerprint::default();
+    rows.iter().for_each(|row| fingerprint.add(row));
+    fingerprint.finish()
+}
+
+/// The same, row by row.
+#[derive(Default)]
+pub struct RowsFingerprint(Sha256);
+
+impl RowsFingerprint {
+    /// Takes the next row.
+    pub fn add(&mut self, row: &impl Serialize) {
         // What was read from a file always serialises.
-        hash.update(serde_json::to_vec(row).unwrap_or_default());
-        hash.update(b"\n");
+        self.0.update(serde_json::to_vec(row).unwrap_or_default());
+        self.0.update(b"\n");
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+
+    /// In hex.
+    pub fn finish(self) -> String {
+        let digest = self.0.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// The first 16 hex digits of the SHA-256 of a value's compact JSON; of a prompt (a string, or a

@@ -12,24 +12,46 @@ use super::{json_array, jsonl, parquet};
 /// Reads all rows of an input file. A file without rows is an error; a torn last line of a
 /// `.jsonl` file is dropped with a warning. All rows that cannot be used are named together.
 pub fn read_rows<T: Row>(path: &Path) -> Result<Vec<T>, DataError> {
+    let mut rows = Vec::new();
+    read_each(path, |row| rows.push(row))?;
+    Ok(rows)
+}
+
+/// The same, row by row: none is kept.
+pub fn read_each<T: Row>(path: &Path, mut each: impl FnMut(T)) -> Result<(), DataError> {
     let mut collector = Collector::new(path);
-    let mut each = |place, row: Result<Object, DataError>| collector.take(place, row);
+    let mut bad = BadRows::default();
+    let mut any = false;
+    let mut take = |place, object: Result<Object, DataError>| {
+        any = true;
+        match object.and_then(|object| collector.row(place, &object)) {
+            Ok(row) => each(row),
+            Err(error) => bad.add(error)?,
+        }
+        Ok(())
+    };
     let read = || std::fs::read(path).map_err(|source| DataError::io(path, "read it", source));
     match ReadFormat::of(path)? {
-        ReadFormat::Json => json_array::read(path, &read()?, T::KEYS, &mut each)?,
+        ReadFormat::Json => json_array::read(path, &read()?, T::KEYS, &mut take)?,
         ReadFormat::Jsonl => {
-            jsonl::read(path, &read()?, T::KEYS, &mut each)?;
+            jsonl::read(path, &read()?, T::KEYS, &mut take)?;
         }
-        ReadFormat::Parquet => parquet::read(path, T::KEYS, T::KIND, &mut each)?,
+        ReadFormat::Parquet => parquet::read(path, T::KEYS, T::KIND, &mut take)?,
     }
-    collector.finish()
+    bad.into_result(path)?;
+    match any {
+        true => Ok(()),
+        false => Err(DataError::Empty {
+            path: path.to_path_buf(),
+            kind: T::KIND,
+        }),
+    }
 }
 
 /// Turns objects into rows and watches over their ids.
 pub(super) struct Collector<'a, T> {
     path: &'a Path,
     pub rows: Vec<T>,
-    bad: BadRows,
     seen: HashMap<String, Place>,
 }
 
@@ -38,32 +60,18 @@ impl<'a, T: Row> Collector<'a, T> {
         Collector {
             path,
             rows: Vec::new(),
-            bad: BadRows::default(),
             seen: HashMap::new(),
         }
     }
 
-    /// Takes a row, or keeps what is wrong with it for [`Collector::finish`].
-    pub fn take(&mut self, place: Place, row: Result<Object, DataError>) -> Result<(), DataError> {
-        match row.and_then(|row| self.add(place, &row)) {
-            Ok(()) => Ok(()),
-            Err(error) => self.bad.add(error),
-        }
-    }
-
-    /// All rows, or an error that names the bad ones.
-    pub fn finish(self) -> Result<Vec<T>, DataError> {
-        self.bad.into_result(self.path)?;
-        match self.rows.is_empty() {
-            false => Ok(self.rows),
-            true => Err(DataError::Empty {
-                path: self.path.to_path_buf(),
-                kind: T::KIND,
-            }),
-        }
-    }
-
     pub fn add(&mut self, place: Place, object: &Object) -> Result<(), DataError> {
+        let row = self.row(place, object)?;
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// A row that is not kept.
+    fn row(&mut self, place: Place, object: &Object) -> Result<T, DataError> {
         let fields = Fields::new(object);
         let mut row = T::from_fields(&fields).map_err(|problem| DataError::Row {
             path: self.path.to_path_buf(),
@@ -74,8 +82,7 @@ impl<'a, T: Row> Collector<'a, T> {
             let own = fields.get("prompt_id").is_some();
             self.claim(id, own, place)?;
         }
-        self.rows.push(row);
-        Ok(())
+        Ok(row)
     }
 
     /// Records an id. Two rows that name the same id are refused; equal prompts without ids are

@@ -24,9 +24,11 @@ use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
     Comparison, Evaluation, FineTuning, Generation, Judging, Merging, PairTraining, PromptLimits,
-    Sampling, StageError, build_judge, build_judge_of, check_prompts, compare_answers, date_of,
-    fine_tune, generate, judge_responses, make_pairs, merge_adapters, start_model, train_pairs,
+    Sampling, StageError, Trained, build_judge, build_judge_of, check_prompts, compare_answers,
+    date_of, fine_tune, generate, judge_responses, make_pairs, merge_adapters, start_model,
+    train_pairs,
 };
+use crate::tokenise::Truncation;
 
 /// Runs the whole loop of `config`, or the rest of it. What was made from other things is set aside
 /// under a name that says so, or with `overwrite` replaced.
@@ -56,8 +58,9 @@ pub fn run<B: TrainingOps>(
     let dir = &config.output_dir;
     outputs::refuse_foreign(config)?;
     let _lock = Lock::inside(dir)?;
+    let given = config.to_toml();
     let config = &with_date(config)?;
-    replace_file(&dir.join("config.toml"), config.to_toml().as_bytes())?;
+    replace_file(&dir.join("config.toml"), given.as_bytes())?;
 
     let run = Run {
         config,
@@ -87,7 +90,7 @@ pub fn run<B: TrainingOps>(
             parts.len(),
             prompts.len()
         );
-        let (trained, pairs) = run.iteration::<B>(&policy, prompts, &folder, index)?;
+        let (trained, pairs, truncation) = run.iteration::<B>(&policy, prompts, &folder, index)?;
         let answers = folder.join("heldout.jsonl");
         run.answers::<B>(&trained, &answers, &folder)?;
         let mut judge = run.judge::<B>(&policy)?;
@@ -97,7 +100,7 @@ pub fn run<B: TrainingOps>(
             run.compare(judge, &answers, &policy_answers, &folder, "previous")?;
         let entry = IterationReport::new(
             index + 1,
-            pairs,
+            (pairs, truncation),
             against_first,
             against_previous,
             trained.clone(),
@@ -192,14 +195,15 @@ impl<D> Run<'_, D> {
         fine_tune::<B>(job, self.device, self.monitor)
     }
 
-    /// One round of self-play; gives the trained model and the number of pairs.
+    /// One round of self-play; gives the trained model, the number of pairs and
+    /// what the length limits took from them.
     fn iteration<B: TrainingOps<Device = D>>(
         &self,
         policy: &Path,
         prompts: &[PromptRow],
         folder: &Path,
         index: usize,
-    ) -> Result<(PathBuf, usize), StageError> {
+    ) -> Result<(PathBuf, usize, Truncation), StageError> {
         let config = self.config;
         let existing = self.existing(folder);
         let responses = folder.join("responses.jsonl");
@@ -247,9 +251,9 @@ impl<D> Run<'_, D> {
             date: date(config),
             existing,
         };
-        let model = train_pairs::<B>(job, self.device, self.monitor)?;
+        let Trained { model, truncation } = train_pairs::<B>(job, self.device, self.monitor)?;
         if config.train.lora.is_none() {
-            return Ok((model, count));
+            return Ok((model, count, truncation));
         }
         let merged = folder.join("merged");
         let job = Merging {
@@ -260,7 +264,7 @@ impl<D> Run<'_, D> {
             existing,
         };
         merge_adapters::<B::InnerBackend>(job, self.device)?;
-        Ok((merged, count))
+        Ok((merged, count, truncation))
     }
 
     /// A model's answers to the held-out prompts.

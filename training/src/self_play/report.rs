@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{FileError, replace_file};
 use crate::stages::{Evaluation, StageError};
+use crate::tokenise::Truncation;
 
 /// One iteration's result on the held-out prompts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +26,8 @@ pub struct IterationReport {
     pub checkpoint: PathBuf,
     /// Pairs it was trained on.
     pub pairs: usize,
+    /// What the length limits took from them.
+    pub truncation: Truncation,
     /// The whole comparison with the first model.
     pub against_first: Evaluation,
     /// The whole comparison with the model of the iteration before.
@@ -35,7 +38,7 @@ impl IterationReport {
     /// Of both comparisons.
     pub fn new(
         iteration: usize,
-        pairs: usize,
+        (pairs, truncation): (usize, Truncation),
         against_first: Evaluation,
         against_previous: Evaluation,
         checkpoint: PathBuf,
@@ -48,6 +51,7 @@ impl IterationReport {
             mean_length: against_first.mean_length,
             checkpoint,
             pairs,
+            truncation,
             against_first,
             against_previous,
         }
@@ -102,6 +106,14 @@ impl Report {
                 100.0 * entry.against_first.length_controlled_win_rate,
                 100.0 * entry.win_rate_previous,
                 entry.mean_length
+            );
+        }
+        for entry in self.iterations.iter().filter(|e| e.truncation.rows > 0) {
+            let lost = entry.truncation;
+            let _ = writeln!(
+                text,
+                "\nIteration {}: {} of {} pairs were cut to the length limits of [train] and lost {} tokens, {} responses among them their end.",
+                entry.iteration, lost.rows, entry.pairs, lost.tokens, lost.responses_without_end
             );
         }
         if let Some(last) = self.iterations.last() {

@@ -62,7 +62,8 @@ pub fn fine_tune<B: TrainingOps>(
     // Half for the prompt where both are too long together.
     let end = folder.end_of_turn()?;
     let tokeniser = RowTokeniser::new(text, end, Rows::Clean, limit, limit / 2)?;
-    let examples = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?.rows;
+    let tokenised = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?;
+    let examples = tokenised.rows;
     let settings = settings(job, made_from, examples.len());
     let steps = settings.steps(examples.len());
     let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;
@@ -87,7 +88,7 @@ pub fn fine_tune<B: TrainingOps>(
         resumed,
         label: "fine-tuning",
     };
-    let objective = SupervisedObjective::new(examples);
+    let objective = SupervisedObjective::new(examples).with_truncations(tokenised.truncations);
     learn::<B, _>(start, model, objective, &settings, device, monitor)
 }
 

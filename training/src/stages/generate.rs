@@ -170,6 +170,12 @@ pub fn generate<B: ModelOps>(
     // Before the model is hashed, which takes its time.
     row_output(job.out, &[ahead_of(job.out)]).refuse_foreign()?;
     refuse_messages(&job)?;
+    if job.sampling.temperature == 0.0 && job.sampling.samples > 1 {
+        tracing::warn!(
+            "at temperature 0 the {} responses to a prompt are the same",
+            job.sampling.samples
+        );
+    }
     let folder = job.open_folder()?;
     let text = folder.require_text()?;
     let config = folder.config();

@@ -41,6 +41,17 @@ pub(super) fn learn<B: TrainingOps, O: Objective<B>>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<PathBuf, StageError> {
+    let steps = settings.steps(objective.rows());
+    if (0..steps).all(|step| settings.schedule.rate(step) == 0.0) {
+        tracing::warn!(
+            "the learning rate is 0 at {}: nothing is learnt; a warmup of 0 steps, more rows or more epochs would change that",
+            if steps == 1 {
+                "the only step"
+            } else {
+                "every step"
+            }
+        );
+    }
     let model = starting_weights::<B>(&start, device)?;
     let mut learner = Learner::new(model, start.optimizer, start.recompute, start.max_grad_norm);
     let mut first = 0;

@@ -30,4 +30,4 @@ pub use merge::{Merging, merge_adapters};
 pub use prompts::PromptLimits;
 pub(crate) use prompts::check_prompts;
 pub use score::{Scoring, score};
-pub use train::{PairTraining, train_pairs};
+pub use train::{PairTraining, Trained, train_pairs};

@@ -10,12 +10,12 @@ use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use crate::config::Rows;
 use crate::data::{
-    LogpRow, PairRow, RowOutput, read_rows, row_output, rows_fingerprint, warn_unfinished,
+    LogpRow, PairRow, RowOutput, RowsFingerprint, read_each, row_output, warn_unfinished,
 };
 use crate::files::{Existing, MadeFrom, mark_beside};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
-use crate::tokenise::{RowTokeniser, tokenise_pairs};
+use crate::tokenise::{PairTokeniser, RowTokeniser};
 
 /// Log-probabilities of pairs under one model.
 #[derive(Clone, Copy, Debug)]
@@ -49,32 +49,34 @@ pub fn score<B: ModelOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
-    let rows = read_rows::<PairRow>(job.data)?;
     warn_unfinished(job.data);
     row_output(job.out, &[]).refuse_foreign()?;
-    let made_from = MadeFrom::new("score")
-        .setting("rows", job.rows)
-        .setting("max_length", job.max_length)
-        .setting("max_prompt_length", job.max_prompt_length)
-        .input("data", job.data, rows_fingerprint(&rows));
     let folder = open_folder(job.model, job.template, job.date, &mark_beside(job.out))?;
-    let made_from = with_folder(made_from, &folder, job.template)?;
-    let (mut writer, done) = RowOutput::<LogpRow>::open(job.out, made_from, job.existing)?;
-    if done.len() >= rows.len() {
-        return Ok(writer.finish()?);
-    }
     let tokeniser =
         RowTokeniser::of_folder(&folder, job.rows, job.max_length, job.max_prompt_length)?;
-    let pairs = tokenise_pairs(
-        &rows,
+    let mut pairs = PairTokeniser::new(
         tokeniser.as_ref().ok_or(job.model),
         job.max_length,
         folder.config().vocab_size,
         folder.config().max_position_embeddings,
-    )?
-    .rows;
-    // Their text takes more than the ids.
-    drop(rows);
+    );
+    // Of the text no row is kept, which would take several times as much as the ids.
+    let mut rows = RowsFingerprint::default();
+    read_each(job.data, |row: PairRow| {
+        rows.add(&row);
+        pairs.add(&row);
+    })?;
+    let pairs = pairs.finish()?.rows;
+    let made_from = MadeFrom::new("score")
+        .setting("rows", job.rows)
+        .setting("max_length", job.max_length)
+        .setting("max_prompt_length", job.max_prompt_length)
+        .input("data", job.data, rows.finish());
+    let made_from = with_folder(made_from, &folder, job.template)?;
+    let (mut writer, done) = RowOutput::<LogpRow>::open(job.out, made_from, job.existing)?;
+    if done.len() >= pairs.len() {
+        return Ok(writer.finish()?);
+    }
     let model = folder.load::<B>(DType::F32, device)?;
     monitor.begin("scoring", "pairs", done.len(), pairs.len());
     for (index, batch) in pairs.chunks(job.batch).enumerate() {

@@ -17,7 +17,7 @@ use crate::data::{PairRow, check_probabilities, read_rows, rows_fingerprint, war
 use crate::files::{Existing, Lock, MadeFrom, fingerprint, weights_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
-use crate::tokenise::{PreferencePair, RowTokeniser, tokenise_pairs};
+use crate::tokenise::{PreferencePair, RowTokeniser, Tokenised, Truncation, tokenise_pairs};
 use crate::trainer::{
     Adapters, Begun, Cut, MemoryBudget, PreferenceObjective, TrainSettings, claim_training,
     reference_logps, training_output,
@@ -42,13 +42,22 @@ pub struct PairTraining<'a> {
     pub date: Option<NaiveDate>,
 }
 
-/// Trains on pairs; gives the folder of the trained model, or of its adapters. A finished training of the same
-/// inputs is not repeated, an unfinished one goes on from its newest checkpoint.
+/// A finished training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trained {
+    /// Folder of the model, or of its adapters.
+    pub model: PathBuf,
+    /// What the length limits took from the pairs.
+    pub truncation: Truncation,
+}
+
+/// Trains on pairs. A finished training of the same inputs is not repeated, an unfinished one goes on
+/// from its newest checkpoint.
 pub fn train_pairs<B: TrainingOps>(
     job: PairTraining<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
-) -> Result<PathBuf, StageError> {
+) -> Result<Trained, StageError> {
     let config = job.config;
     refuse_own_output(job.model, job.output_dir)?;
     training_output(job.output_dir).refuse_foreign()?;
@@ -63,9 +72,13 @@ pub fn train_pairs<B: TrainingOps>(
     let folder = open_folder(job.model, job.template, job.date, &mark)?;
     let made_from = with_folder(made_from, &folder, job.template)?;
     let dtype = config.precision.dtype();
-    let pairs = tokenise(&rows, &folder, config)?;
+    let Tokenised {
+        rows: pairs,
+        truncation,
+        truncations,
+    } = tokenise(&rows, &folder, config)?;
     let held_out = match &config.eval_data {
-        Some(path) => tokenise(&read_pairs(path, config)?, &folder, config)?,
+        Some(path) => tokenise(&read_pairs(path, config)?, &folder, config)?.rows,
         None => Vec::new(),
     };
     let memory_budget = memory_budget::<B>(config, folder.config(), &pairs)?;
@@ -78,7 +91,7 @@ pub fn train_pairs<B: TrainingOps>(
                 "nothing to do: {} is finished ({steps} steps)",
                 model.display()
             );
-            return Ok(model);
+            return Ok(Trained { model, truncation });
         }
         Begun::Unfinished(resumed) => resumed.map(|found| *found),
     };
@@ -109,6 +122,7 @@ pub fn train_pairs<B: TrainingOps>(
     let held_out_known = logps(&held_out, monitor)?;
     let adapters = adapters(job, &model_key)?;
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
+        .with_truncations(truncations)
         .with_held_out(held_out, held_out_known);
     drop(reference);
     let start = Start {
@@ -122,14 +136,9 @@ pub fn train_pairs<B: TrainingOps>(
         resumed,
         label: "training",
     };
-    learn::<B, _>(
-        start,
-        folder.config(),
-        objective,
-        &settings,
-        device,
-        monitor,
-    )
+    let config = folder.config();
+    let model = learn::<B, _>(start, config, objective, &settings, device, monitor)?;
+    Ok(Trained { model, truncation })
 }
 
 /// The bound on memory, where one is given; an error where a pair does not fit by itself.
@@ -228,7 +237,7 @@ fn tokenise(
     rows: &[PairRow],
     folder: &ModelFolder,
     config: &config::Train,
-) -> Result<Vec<PreferencePair>, StageError> {
+) -> Result<Tokenised<PreferencePair>, StageError> {
     let (mode, longest_prompt) = (config.rows, config.max_prompt_length);
     let tokeniser = RowTokeniser::of_folder(folder, mode, config.max_length, longest_prompt)?;
     Ok(tokenise_pairs(
@@ -237,8 +246,7 @@ fn tokenise(
         config.max_length,
         folder.config().vocab_size,
         folder.config().max_position_embeddings,
-    )?
-    .rows)
+    )?)
 }
 
 fn reference_pass<B: ModelOps>(

@@ -13,8 +13,10 @@ use crate::data::{PairContent, PairRow, SftRow};
 pub struct Tokenised<T> {
     /// In the order of the file.
     pub rows: Vec<T>,
-    /// What they lost.
+    /// What they lost together.
     pub truncation: Truncation,
+    /// What each lost.
+    pub truncations: Vec<Truncation>,
 }
 
 /// A pair ready for the learner.
@@ -26,9 +28,7 @@ pub struct PreferencePair {
     pub pair: TokenisedPair,
 }
 
-/// Turns rows into token ids; pre-tokenised rows need no tokenizer, and without one the folder that
-/// lacks it is given. Every id must be below `vocab`, every row fit into `context` tokens. What
-/// `max_length` cuts is warned of. All rows that cannot be used are named together.
+/// Turns rows into token ids, as [`PairTokeniser`] does one by one.
 pub fn tokenise_pairs(
     rows: &[PairRow],
     tokeniser: Result<&RowTokeniser, &Path>,
@@ -36,9 +36,59 @@ pub fn tokenise_pairs(
     vocab: usize,
     context: usize,
 ) -> Result<Tokenised<PreferencePair>, BadRows> {
-    let tokenise = |row: &PairRow, lost: &mut Truncation| {
+    let mut pairs = PairTokeniser::new(tokeniser, max_length, vocab, context);
+    rows.iter().for_each(|row| pairs.add(row));
+    pairs.finish()
+}
+
+/// Turns pairs into token ids, row by row; pre-tokenised rows need no tokenizer, and without one the
+/// folder that lacks it is given. Every id must be below `vocab`, every row fit into `context`
+/// tokens. What `max_length` cuts is warned of. All rows that cannot be used are named together.
+pub struct PairTokeniser<'a> {
+    tokeniser: Result<&'a RowTokeniser, &'a Path>,
+    max_length: usize,
+    vocab: usize,
+    context: usize,
+    found: Found<PreferencePair>,
+}
+
+impl<'a> PairTokeniser<'a> {
+    /// Before the first row.
+    pub fn new(
+        tokeniser: Result<&'a RowTokeniser, &'a Path>,
+        max_length: usize,
+        vocab: usize,
+        context: usize,
+    ) -> Self {
+        Self {
+            tokeniser,
+            max_length,
+            vocab,
+            context,
+            found: Found::default(),
+        }
+    }
+
+    /// Takes the next row.
+    pub fn add(&mut self, row: &PairRow) {
+        let name = &row.prompt_id;
+        let number = self.found.count + 1;
+        let mut lost = Truncation::default();
+        let pair = self.tokenise(row, &mut lost).map(|pair| PreferencePair {
+            name: name.clone(),
+            pair,
+        });
+        let pair = pair.map_err(|problem| format!("row {number}, prompt_id {name}: {problem}"));
+        self.found.add(pair, lost);
+    }
+
+    fn tokenise(
+        &self,
+        row: &PairRow,
+        lost: &mut Truncation,
+    ) -> Result<TokenisedPair, TokeniseError> {
         let probabilities = row.probabilities;
-        let pair = match (&row.content, tokeniser) {
+        let pair = match (&row.content, self.tokeniser) {
             (
                 PairContent::Ids {
                     prompt,
@@ -46,7 +96,7 @@ pub fn tokenise_pairs(
                     rejected,
                 },
                 _,
-            ) => TokenisedPair::from_ids(prompt, chosen, rejected, probabilities, max_length)?,
+            ) => TokenisedPair::from_ids(prompt, chosen, rejected, probabilities, self.max_length)?,
             (
                 PairContent::Text {
                     prompt,
@@ -63,18 +113,15 @@ pub fn tokenise_pairs(
             }
         };
         for sequence in pair.sides() {
-            sequence.check(vocab, context, "train.max_length")?;
+            sequence.check(self.vocab, self.context, "train.max_length")?;
         }
         Ok(pair)
-    };
-    let named = |(index, row): (usize, &PairRow), lost: &mut Truncation| {
-        let name = row.prompt_id.clone();
-        match tokenise(row, lost) {
-            Ok(pair) => Ok(PreferencePair { name, pair }),
-            Err(problem) => Err(format!("row {}, prompt_id {name}: {problem}", index + 1)),
-        }
-    };
-    tokenise_all(rows, tokeniser.ok(), "train", named)
+    }
+
+    /// All pairs, or an error that names the bad rows.
+    pub fn finish(self) -> Result<Tokenised<PreferencePair>, BadRows> {
+        self.found.finish(self.tokeniser.ok(), "train")
+    }
 }
 
 /// Turns prompt/response rows into token ids that fit `vocab` and `context`. What the tokeniser's
@@ -90,41 +137,71 @@ pub fn tokenise_supervised(
         sequence.check(vocab, context, "sft.max_length")?;
         Ok::<_, TokeniseError>(sequence)
     };
-    let named = |(index, row): (usize, &SftRow), lost: &mut Truncation| {
-        tokenise(row, lost).map_err(|problem| format!("row {}: {problem}", index + 1))
-    };
-    tokenise_all(rows, Some(tokeniser), "sft", named)
-}
-
-/// Every row, or an error that names the bad ones.
-fn tokenise_all<R, T>(
-    rows: &[R],
-    tokeniser: Option<&RowTokeniser>,
-    section: &str,
-    each: impl Fn((usize, &R), &mut Truncation) -> Result<T, String>,
-) -> Result<Tokenised<T>, BadRows> {
-    let mut truncation = Truncation::default();
-    let mut made = Vec::with_capacity(rows.len());
-    let mut bad = BadRows::default();
-    for row in rows.iter().enumerate() {
-        match each(row, &mut truncation) {
-            Ok(row) => made.push(row),
-            Err(text) => bad.add(|| text),
-        }
-    }
-    bad.refused()?;
-    if let (Some(tokeniser), 1..) = (tokeniser, truncation.rows) {
-        let (longest, prompt) = tokeniser.limits();
-        tracing::warn!(
-            "{} of {} rows are cut: {} tokens lost, {} responses without their end; {section}.max_length lets {longest} tokens through, {prompt} of them prompt where both are too long",
-            truncation.rows,
-            rows.len(),
-            truncation.tokens,
-            truncation.responses_without_end,
+    let mut found = Found::default();
+    for row in rows {
+        let mut lost = Truncation::default();
+        let sequence = tokenise(row, &mut lost);
+        let number = found.count + 1;
+        found.add(
+            sequence.map_err(|problem| format!("row {number}: {problem}")),
+            lost,
         );
     }
-    Ok(Tokenised {
-        rows: made,
-        truncation,
-    })
+    found.finish(Some(tokeniser), "sft")
+}
+
+/// Rows that became ids so far, and those that did not.
+struct Found<T> {
+    rows: Vec<T>,
+    bad: BadRows,
+    truncations: Vec<Truncation>,
+    count: usize,
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self {
+            rows: Vec::new(),
+            bad: BadRows::default(),
+            truncations: Vec::new(),
+            count: 0,
+        }
+    }
+}
+
+impl<T> Found<T> {
+    fn add(&mut self, row: Result<T, String>, lost: Truncation) {
+        self.count += 1;
+        match row {
+            Ok(row) => {
+                self.rows.push(row);
+                self.truncations.push(lost);
+            }
+            Err(text) => self.bad.add(|| text),
+        }
+    }
+
+    fn finish(
+        self,
+        tokeniser: Option<&RowTokeniser>,
+        section: &str,
+    ) -> Result<Tokenised<T>, BadRows> {
+        self.bad.refused()?;
+        let truncation: Truncation = self.truncations.iter().copied().sum();
+        if let (Some(tokeniser), 1..) = (tokeniser, truncation.rows) {
+            let (longest, prompt) = tokeniser.limits();
+            tracing::warn!(
+                "{} of {} rows are cut: {} tokens lost, {} responses without their end; {section}.max_length lets {longest} tokens through, {prompt} of them prompt where both are too long",
+                truncation.rows,
+                self.count,
+                truncation.tokens,
+                truncation.responses_without_end,
+            );
+        }
+        Ok(Tokenised {
+            rows: self.rows,
+            truncation,
+            truncations: self.truncations,
+        })
+    }
 }

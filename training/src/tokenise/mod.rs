@@ -5,6 +5,6 @@ mod files;
 mod row;
 
 pub use bad_rows::BadRows;
-pub use files::{PreferencePair, Tokenised, tokenise_pairs, tokenise_supervised};
+pub use files::{PairTokeniser, PreferencePair, Tokenised, tokenise_pairs, tokenise_supervised};
 pub(crate) use row::cut_beginning;
 pub use row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence, Truncation};

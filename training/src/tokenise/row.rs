@@ -200,7 +200,7 @@ impl TokenisedPair {
 }
 
 /// What the length limits took away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Truncation {
     /// Rows that lost tokens.
     pub rows: usize,
@@ -208,6 +208,16 @@ pub struct Truncation {
     pub tokens: usize,
     /// Responses that lost their end, and with it what ends the turn.
     pub responses_without_end: usize,
+}
+
+impl std::iter::Sum for Truncation {
+    fn sum<I: Iterator<Item = Self>>(rows: I) -> Self {
+        rows.fold(Self::default(), |all, row| Self {
+            rows: all.rows + row.rows,
+            tokens: all.tokens + row.tokens,
+            responses_without_end: all.responses_without_end + row.responses_without_end,
+        })
+    }
 }
 
 impl Truncation {

@@ -73,6 +73,12 @@ pub struct StepMetrics {
     pub pairs: Option<PairMetrics>,
     /// Of prompts and responses, no padding.
     pub tokens: usize,
+    /// Rows that the length limits cut.
+    pub rows_cut: usize,
+    /// Tokens that these lost.
+    pub tokens_cut: usize,
+    /// Responses among them that lost their end.
+    pub responses_without_end: usize,
     /// `tokens` / `step_seconds`.
     pub tokens_per_second: f64,
     /// Wall-clock time, without evaluation and checkpoint.

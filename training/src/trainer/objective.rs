@@ -9,6 +9,7 @@ use super::metrics::PairMetrics;
 use crate::cost::Batch;
 use crate::cost::memory::Training;
 use crate::learner::Learner;
+use crate::tokenise::Truncation;
 
 /// What the rows of one optimizer step came to.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +20,8 @@ pub struct WindowReport {
     pub tokens: usize,
     /// None where the rows are not pairs.
     pub pairs: Option<PairMetrics>,
+    /// What the length limits took from its rows.
+    pub truncation: Truncation,
     /// Names of rows whose loss is not finite.
     pub bad_rows: Vec<String>,
 }
@@ -100,4 +103,10 @@ pub trait Objective<B: TrainingOps> {
         learner: &Learner<B>,
         cut: &Cut,
     ) -> Result<Option<PairMetrics>, TrainError>;
+}
+
+/// What the length limits took from some rows, where it was counted.
+pub(super) fn lost_of(truncations: &[Truncation], rows: &[usize]) -> Truncation {
+    let lost = rows.iter().filter_map(|&row| truncations.get(row));
+    lost.copied().sum()
 }

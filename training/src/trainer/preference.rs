@@ -6,18 +6,19 @@ use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
 use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport};
+use super::objective::{Cut, Objective, WindowReport, lost_of};
 use crate::config::Loss;
 use crate::cost::Batch;
 use crate::learner::Learner;
 use crate::loss::{LossOutput, PairLogps};
-use crate::tokenise::{PreferencePair, TokenisedSequence};
+use crate::tokenise::{PreferencePair, TokenisedSequence, Truncation};
 
 /// Pairs with their reference log-probabilities.
 pub struct PreferenceObjective {
     pairs: Vec<PreferencePair>,
     /// Of chosen and rejected under the reference model, one entry a pair.
     reference: Vec<[f64; 2]>,
+    truncations: Vec<Truncation>,
     held_out: Vec<PreferencePair>,
     held_out_reference: Vec<[f64; 2]>,
     loss: Loss,
@@ -36,11 +37,18 @@ impl PreferenceObjective {
         Self {
             pairs,
             reference,
+            truncations: Vec::new(),
             held_out: Vec::new(),
             held_out_reference: Vec::new(),
             loss,
             beta,
         }
+    }
+
+    /// Adds what the length limits took from each pair.
+    pub fn with_truncations(mut self, truncations: Vec<Truncation>) -> Self {
+        self.truncations = truncations;
+        self
     }
 
     /// Adds pairs to evaluate on.
@@ -154,6 +162,7 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
         Ok(WindowReport {
             loss: output.mean,
             tokens,
+            truncation: lost_of(&self.truncations, window),
             bad_rows: self.bad_rows(window, &all, &output),
             pairs: Some(PairMetrics::new(&all, &output, beta)),
         })

@@ -6,20 +6,30 @@ use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
 use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport};
+use super::objective::{Cut, Objective, WindowReport, lost_of};
 use crate::cost::Batch;
 use crate::learner::Learner;
-use crate::tokenise::TokenisedSequence;
+use crate::tokenise::{TokenisedSequence, Truncation};
 
 /// Examples whose responses are to become likely.
 pub struct SupervisedObjective {
     examples: Vec<TokenisedSequence>,
+    truncations: Vec<Truncation>,
 }
 
 impl SupervisedObjective {
     /// Trains on `examples`.
     pub fn new(examples: Vec<TokenisedSequence>) -> Self {
-        Self { examples }
+        Self {
+            examples,
+            truncations: Vec::new(),
+        }
+    }
+
+    /// Adds what the length limits took from each example.
+    pub fn with_truncations(mut self, truncations: Vec<Truncation>) -> Self {
+        self.truncations = truncations;
+        self
     }
 }
 
@@ -44,7 +54,10 @@ impl<B: TrainingOps> Objective<B> for SupervisedObjective {
             lengths.sum()
         };
         let share = 1.0 / responses(window) as f64;
-        let mut report = WindowReport::default();
+        let mut report = WindowReport {
+            truncation: lost_of(&self.truncations, window),
+            ..WindowReport::default()
+        };
         let sequences =
             |rows: &[usize]| rows.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
         let batch = |part: Range<usize>| Batch::of(&sequences(&window[part]));
