@@ -90,6 +90,8 @@ fn scores_whatever_the_budget<B: ModelOps>(device: &B::Device) {
         finish_reasons: None,
         tokens: None,
         logprobs: None,
+        prompt_ids: None,
+        response_ids: None,
     };
     let rows: Vec<ResponseRow> = cases.iter().enumerate().map(row).collect();
     let rows: Vec<&ResponseRow> = rows.iter().collect();

@@ -19,6 +19,8 @@ mod r008_outputs_while_they_are_written;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r009_signals_that_come_twice;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r010_what_was_sampled_is_trained_on;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r020_foreign_judge_caches;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r021_retry_after;

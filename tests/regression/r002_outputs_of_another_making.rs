@@ -115,7 +115,7 @@ fn of_score() {
         &[
             (&other, "model: was llama ("),
             (&fewer, "data: was pairs.jsonl ("),
-            (&rows, "rows: was clean, is official"),
+            (&rows, "rows: was sampled, is official"),
         ],
     );
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{JudgedRow, PairContent, PairProbabilities, PairRow};
+use crate::data::{JudgedRow, PairContent, PairProbabilities, PairRow, ResponseRow, SampledIds};
 
 /// Why no pair can be chosen.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -172,8 +172,22 @@ pub fn judged_to_pair(row: &JudgedRow, ties: Ties) -> Result<Option<PairRow>, Pr
             chosen: chosen.clone(),
             rejected: rejected.clone(),
         },
+        sampled: sampled(&row.responses, pair.chosen, pair.rejected),
         probabilities: pair.probabilities,
     }))
+}
+
+/// The ids of two responses, where the row holds ids.
+fn sampled(row: &ResponseRow, chosen: usize, rejected: usize) -> Option<SampledIds> {
+    let ids = row.response_ids.as_ref()?;
+    let ended = |i: usize| Some(row.finish_reasons.as_ref()?[i] == "stop");
+    Some(SampledIds {
+        prompt_ids: row.prompt_ids.clone()?,
+        chosen_ids: ids[chosen].clone(),
+        rejected_ids: ids[rejected].clone(),
+        chosen_ended: ended(chosen),
+        rejected_ended: ended(rejected),
+    })
 }
 
 fn check_finite(what: &str, values: &[f64]) -> Result<(), PreferenceError> {
@@ -208,7 +222,7 @@ fn check_matrix(what: &str, matrix: &[Vec<f64>], count: usize) -> Result<(), Pre
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Prompt, ResponseRow};
+    use crate::data::Prompt;
     use serde::Deserialize;
 
     #[derive(Deserialize)]
@@ -237,6 +251,8 @@ mod tests {
                 finish_reasons: None,
                 tokens: None,
                 logprobs: None,
+                prompt_ids: None,
+                response_ids: None,
             },
             rm_scores: scores.to_vec(),
             probability: probabilities(scores, 1.0),

@@ -49,6 +49,8 @@ choice! {
 choice! {
     /// How a preference row becomes tokens.
     pub enum Rows {
+        /// The ids that a row holds, as they were sampled; rows without ids are clean.
+        Sampled = "sampled",
         /// Prompt with generation prompt; response once with its end-of-turn token.
         Clean = "clean",
         /// Token for token as the published trainer does it.

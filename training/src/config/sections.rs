@@ -347,8 +347,9 @@ section! {
         max_length: usize = 1024, range Range::AtLeast(2);
         /// Longest prompt, in tokens, where prompt and response are too long together.
         max_prompt_length: usize = 512, range COUNT;
-        /// clean: one template, one end of turn; official: as the published trainer does it.
-        rows: Rows = Rows::Clean;
+        /// sampled: the ids that a row holds, without an end that was not sampled, and clean where it
+        /// holds none; clean: one template, one end of turn; official: as the published trainer does it.
+        rows: Rows = Rows::Sampled;
         /// Takes the pairs in a random order.
         shuffle: bool = true;
         /// Seed of that order, and of new adapters.

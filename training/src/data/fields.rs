@@ -66,14 +66,23 @@ impl<'a> Fields<'a> {
 
     /// A list of integers from 0 to `u32::MAX`: token ids or counts.
     pub fn ids(&self, key: &str) -> Found<Vec<u32>> {
-        self.list(key, "a list of integers", |key, value| {
-            value
-                .as_u64()
-                .and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| {
-                    RowProblem::mistyped(key, "an integer from 0 to 4294967295", describe(value))
-                })
+        self.list(key, "a list of integers", id)
+    }
+
+    /// A list of such lists.
+    pub fn lists_of_ids(&self, key: &str) -> Found<Vec<Vec<u32>>> {
+        self.list(key, "a list of lists of integers", |key, value| {
+            list(key, value, "a list of integers", id)
         })
+    }
+
+    /// True or false.
+    pub fn boolean(&self, key: &str) -> Found<bool> {
+        let read = |value: &Value| {
+            let found = value.as_bool();
+            found.ok_or_else(|| RowProblem::mistyped(key, "true or false", describe(value)))
+        };
+        self.get(key).map(read).transpose()
     }
 
     /// A finite number.
@@ -205,6 +214,11 @@ fn text<'v>(key: &str, value: &'v Value) -> Result<&'v str, RowProblem> {
     value
         .as_str()
         .ok_or_else(|| RowProblem::mistyped(key, "a string", describe(value)))
+}
+
+fn id(key: &str, value: &Value) -> Result<u32, RowProblem> {
+    let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+    id.ok_or_else(|| RowProblem::mistyped(key, "an integer from 0 to 4294967295", describe(value)))
 }
 
 fn number(key: &str, value: &Value) -> Result<f64, RowProblem> {

@@ -31,6 +31,6 @@ pub use prompt::{Prompt, RowsFingerprint, rows_fingerprint, stable_hash};
 pub use reader::{read_each, read_rows};
 pub use rows::{
     JudgedRow, LogpRow, PairContent, PairProbabilities, PairRow, ProbabilityKey, PromptRow,
-    ResponseRow, Row, SftRow, check_probabilities,
+    ResponseRow, Row, SampledIds, SftRow, check_probabilities,
 };
 pub use writer::RowWriter;

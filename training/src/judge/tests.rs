@@ -21,6 +21,8 @@ fn row(id: &str, responses: &[&str]) -> ResponseRow {
         finish_reasons: None,
         tokens: None,
         logprobs: None,
+        prompt_ids: None,
+        response_ids: None,
     }
 }
 

@@ -99,6 +99,8 @@ fn side_by_side(own: &ResponseRow, other: &ResponseRow) -> ResponseRow {
         finish_reasons: join(&own.finish_reasons, &other.finish_reasons),
         tokens: None,
         logprobs: None,
+        prompt_ids: None,
+        response_ids: None,
     }
 }
 

@@ -190,7 +190,7 @@ pub fn generate<B: ModelOps>(
     if output.is_complete() {
         return output.finish();
     }
-    let mut requests = requests(&job, &output, answerable.ids, &stops);
+    let mut requests = requests(&job, &output, &answerable.ids, &stops);
     let tokenizer = (!stops.texts.is_empty()).then(|| Arc::new(text.tokenizer().clone()));
     let wanted = job
         .sampling
@@ -206,6 +206,7 @@ pub fn generate<B: ModelOps>(
     let model = folder.load::<B>(job.sampling.dtype, device)?;
     let mut run = Run {
         engine: Engine::new(Arc::new(Decoder::new(model, config)), plan, tokenizer),
+        prompts: &answerable.ids,
         text,
         open: HashMap::new(),
         failed: Vec::new(),
@@ -292,6 +293,8 @@ pub(super) fn plan<B: ModelOps>(
 /// The engine at work and its numbers.
 struct Run<'a, B: Backend> {
     engine: Engine<B>,
+    /// Ids of every prompt.
+    prompts: &'a [Vec<u32>],
     text: &'a ChatText,
     /// Which prompt a request is, and its samples so far.
     open: HashMap<RequestId, (usize, Vec<Option<Sample>>)>,
@@ -368,6 +371,8 @@ impl<B: ModelOps> Run<'_, B> {
             finish_reasons: Some(reasons.collect()),
             tokens: Some(samples.iter().map(|s| s.tokens.len() as u32).collect()),
             logprobs: job.logprobs.then(|| samples.iter().map(sum).collect()),
+            prompt_ids: Some(self.prompts[number].clone()),
+            response_ids: Some(samples.iter().map(|s| s.tokens.clone()).collect()),
         })
     }
 }
@@ -545,7 +550,7 @@ impl Stops {
 fn requests(
     job: &Generation<'_>,
     output: &Output,
-    mut ids: Vec<Vec<u32>>,
+    ids: &[Vec<u32>],
     stops: &Stops,
 ) -> VecDeque<(usize, Request)> {
     let params = SamplingParams {
@@ -558,7 +563,7 @@ fn requests(
     };
     let request = |number: usize| {
         let id = job.prompts[number].prompt_id.clone();
-        let prompt = std::mem::take(&mut ids[number]);
+        let prompt = ids[number].clone();
         let request = Request {
             stop: stops.texts.clone(),
             logprobs: job.logprobs,

@@ -88,6 +88,8 @@ impl<'a> PairTokeniser<'a> {
         lost: &mut Truncation,
     ) -> Result<TokenisedPair, TokeniseError> {
         let probabilities = row.probabilities;
+        let sampled = row.sampled.as_ref();
+        let takes = self.tokeniser.is_ok_and(RowTokeniser::takes_sampled);
         let pair = match (&row.content, self.tokeniser) {
             (
                 PairContent::Ids {
@@ -105,7 +107,10 @@ impl<'a> PairTokeniser<'a> {
                 },
                 Ok(tokeniser),
             ) => {
-                let sequences = tokeniser.pair(prompt, chosen, rejected, lost)?;
+                let sequences = match sampled.filter(|_| takes) {
+                    Some(ids) => tokeniser.sampled(ids, [chosen, rejected], lost)?,
+                    None => tokeniser.pair(prompt, chosen, rejected, lost)?,
+                };
                 TokenisedPair::new(sequences, probabilities)
             }
             (PairContent::Text { .. }, Err(folder)) => {

@@ -9,11 +9,16 @@ use sppo_model::end_of_turn::EndOfTurn;
 use sppo_model::model_folder::{ModelFolder, ModelFolderError};
 
 use crate::config::Rows;
-use crate::data::PairProbabilities;
+use crate::data::{PairProbabilities, SampledIds};
 
 /// What can go wrong when a row becomes token ids.
 #[derive(Debug, thiserror::Error)]
 pub enum TokeniseError {
+    /// Ids that do not say what the text says.
+    #[error(
+        "`{0}_ids` are not the `{0}` text under this model's tokenizer; were they sampled by a model with another one? set train.rows (--rows) to \"clean\" to encode the text instead"
+    )]
+    OtherIds(&'static str),
     /// Text or template that cannot become token ids.
     #[error(transparent)]
     Text(#[from] ChatTextError),
@@ -303,6 +308,40 @@ impl RowTokeniser {
     ) -> Result<(TokenisedSequence, TokenisedSequence), TokeniseError> {
         let chosen = self.parts(prompt, chosen)?;
         let rejected = self.parts(prompt, rejected)?;
+        Ok(self.cut_pair(chosen, rejected, lost))
+    }
+
+    /// The same of the ids behind a pair's text, where this tokeniser takes ids as they were sampled.
+    /// Ids of another tokenizer are refused: they would be other words.
+    pub fn sampled(
+        &self,
+        ids: &SampledIds,
+        texts: [&str; 2],
+        lost: &mut Truncation,
+    ) -> Result<(TokenisedSequence, TokenisedSequence), TokeniseError> {
+        let sides = [("chosen", &ids.chosen_ids), ("rejected", &ids.rejected_ids)];
+        for ((side, ids), text) in sides.into_iter().zip(texts) {
+            let read = self.text.decode(ids);
+            if !read.is_ok_and(|read| read.starts_with(text)) {
+                return Err(TokeniseError::OtherIds(side));
+            }
+        }
+        let parts = |response: &[u32]| (ids.prompt_ids.clone(), response.to_vec());
+        let (chosen, rejected) = (parts(&ids.chosen_ids), parts(&ids.rejected_ids));
+        Ok(self.cut_pair(chosen, rejected, lost))
+    }
+
+    /// Whether rows that hold ids are taken as they were sampled.
+    pub fn takes_sampled(&self) -> bool {
+        self.mode == Rows::Sampled
+    }
+
+    fn cut_pair(
+        &self,
+        chosen: Parts,
+        rejected: Parts,
+        lost: &mut Truncation,
+    ) -> (TokenisedSequence, TokenisedSequence) {
         let before = [&chosen, &rejected].map(|(prompt, response)| (prompt.len(), response.len()));
         let longer = chosen.1.len().max(rejected.1.len());
         let pair = (self.cut(chosen, longer), self.cut(rejected, longer));
@@ -310,7 +349,7 @@ impl RowTokeniser {
         let [chosen, rejected] =
             [0, 1].map(|i| (before[i].0 - after[i].0, before[i].1 - after[i].1));
         lost.count(chosen.0.max(rejected.0), &[chosen.1, rejected.1]);
-        Ok(pair)
+        pair
     }
 
     /// One prompt with one response, cut to the limits (for supervised fine-tuning); what it lost
@@ -338,7 +377,7 @@ impl RowTokeniser {
 
     fn parts(&self, prompt: &[Message], response: &str) -> Result<Parts, TokeniseError> {
         match self.mode {
-            Rows::Clean => self.clean_parts(prompt, response),
+            Rows::Clean | Rows::Sampled => self.clean_parts(prompt, response),
             Rows::Official => self.official_parts(prompt, response),
         }
     }
@@ -399,7 +438,7 @@ impl RowTokeniser {
     /// Takes the beginning of a prompt away down to `max_prompt_length`; clean rows keep its BOS.
     fn shorten(&self, prompt: &mut Vec<u32>) {
         let bos = self.text.tokenizer().bos_id();
-        let bos = bos.filter(|_| self.mode == Rows::Clean);
+        let bos = bos.filter(|_| self.mode != Rows::Official);
         cut_beginning(prompt, self.max_prompt_length, bos);
     }
 }

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::fields::{Fields, RowProblem};
 
-pub use pairs::{PairContent, PairProbabilities, PairRow, ProbabilityKey, check_probabilities};
+pub use pairs::{
+    PairContent, PairProbabilities, PairRow, ProbabilityKey, SampledIds, check_probabilities,
+};
 pub use prompts::{PromptRow, SftRow};
 pub use responses::{JudgedRow, LogpRow, ResponseRow};
 

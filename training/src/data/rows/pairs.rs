@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use serde_json::Value;
 use sppo_model::chat_template::{Message, tools_of};
 
@@ -36,6 +37,21 @@ pub enum PairContent {
     },
 }
 
+/// The ids behind a pair's text, as they were sampled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledIds {
+    /// Of the prompt, through the assistant's header.
+    pub prompt_ids: Vec<u32>,
+    /// Of the better response.
+    pub chosen_ids: Vec<u32>,
+    /// Of the worse response.
+    pub rejected_ids: Vec<u32>,
+    /// Whether the better response ended by itself rather than by its length.
+    pub chosen_ended: Option<bool>,
+    /// The same of the worse one.
+    pub rejected_ended: Option<bool>,
+}
+
 /// A pair with the probabilities that the SPPO losses aim at; other losses need none of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairRow {
@@ -43,6 +59,8 @@ pub struct PairRow {
     pub prompt_id: String,
     /// Prompt and responses, as text or as ids.
     pub content: PairContent,
+    /// Of a text, the ids that were sampled.
+    pub sampled: Option<SampledIds>,
     /// What the SPPO losses aim at.
     pub probabilities: PairProbabilities,
 }
@@ -138,6 +156,8 @@ impl Row for PairRow {
         "prompt_ids",
         "chosen_ids",
         "rejected_ids",
+        "chosen_ended",
+        "rejected_ended",
         "chosen_probs",
         "chosen_probs_win",
         "chosen_probs_lose",
@@ -147,10 +167,11 @@ impl Row for PairRow {
         let tokenised = ["prompt_ids", "chosen_ids", "rejected_ids"]
             .iter()
             .any(|key| fields.get(key).is_some());
-        let content = if tokenised {
-            ids_content(fields)?
-        } else {
-            text_content(fields)?
+        let has_text = fields.get("chosen").is_some() && fields.get("rejected").is_some();
+        let (content, sampled) = match (tokenised, has_text) {
+            (true, true) => (text_content(fields)?, Some(sampled_ids(fields)?)),
+            (true, false) => (ids_content(fields)?, None),
+            (false, _) => (text_content(fields)?, None),
         };
         let prompt_id = match &content {
             PairContent::Text { prompt, .. } => id_or_hash(fields, prompt, tools_of(prompt))?,
@@ -159,6 +180,7 @@ impl Row for PairRow {
         Ok(PairRow {
             prompt_id,
             content,
+            sampled,
             probabilities: PairProbabilities {
                 chosen: fields.probability("chosen_probs")?,
                 win: fields.probability("chosen_probs_win")?,
@@ -168,7 +190,28 @@ impl Row for PairRow {
     }
 }
 
+fn sampled_ids(fields: &Fields<'_>) -> Result<SampledIds, RowProblem> {
+    let [prompt_ids, chosen_ids, rejected_ids] = ids(fields)?;
+    Ok(SampledIds {
+        prompt_ids,
+        chosen_ids,
+        rejected_ids,
+        chosen_ended: fields.boolean("chosen_ended")?,
+        rejected_ended: fields.boolean("rejected_ended")?,
+    })
+}
+
 fn ids_content(fields: &Fields<'_>) -> Result<PairContent, RowProblem> {
+    let [prompt, chosen, rejected] = ids(fields)?;
+    Ok(PairContent::Ids {
+        prompt,
+        chosen,
+        rejected,
+    })
+}
+
+/// Of prompt, better and worse response.
+fn ids(fields: &Fields<'_>) -> Result<[Vec<u32>; 3], RowProblem> {
     let read = |key| {
         let need = "a pre-tokenised pair needs `prompt_ids`, `chosen_ids` and `rejected_ids`";
         let ids = fields.require(key, need, fields.ids(key))?;
@@ -181,11 +224,11 @@ fn ids_content(fields: &Fields<'_>) -> Result<PairContent, RowProblem> {
         }
         Ok(ids)
     };
-    Ok(PairContent::Ids {
-        prompt: read("prompt_ids")?,
-        chosen: read("chosen_ids")?,
-        rejected: read("rejected_ids")?,
-    })
+    Ok([
+        read("prompt_ids")?,
+        read("chosen_ids")?,
+        read("rejected_ids")?,
+    ])
 }
 
 const NEED: &str = "a pair needs `prompt`, `chosen` and `rejected`, or `prompt_ids`, `chosen_ids` and `rejected_ids`";
@@ -308,6 +351,19 @@ impl Serialize for PairRow {
                 map.serialize_entry("prompt_ids", prompt)?;
                 map.serialize_entry("chosen_ids", chosen)?;
                 map.serialize_entry("rejected_ids", rejected)?;
+            }
+        }
+        if let Some(sampled) = &self.sampled {
+            map.serialize_entry("prompt_ids", &sampled.prompt_ids)?;
+            map.serialize_entry("chosen_ids", &sampled.chosen_ids)?;
+            map.serialize_entry("rejected_ids", &sampled.rejected_ids)?;
+            for (key, ended) in [
+                ("chosen_ended", sampled.chosen_ended),
+                ("rejected_ended", sampled.rejected_ended),
+            ] {
+                if let Some(ended) = ended {
+                    map.serialize_entry(key, &ended)?;
+                }
             }
         }
         for key in [

@@ -32,6 +32,12 @@ pub struct ResponseRow {
     /// `[K]` summed log-probabilities under the sampling model, in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<f64>>,
+    /// Token ids of the prompt, through the assistant's header; absent in rows from elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_ids: Option<Vec<u32>>,
+    /// `[K][n]` token ids as they were sampled, a stop token included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_ids: Option<Vec<Vec<u32>>>,
 }
 
 impl Row for ResponseRow {
@@ -43,6 +49,8 @@ impl Row for ResponseRow {
         "finish_reasons",
         "tokens",
         "logprobs",
+        "prompt_ids",
+        "response_ids",
     ];
 
     fn from_fields(fields: &Fields<'_>) -> Result<Self, RowProblem> {
@@ -57,6 +65,8 @@ impl Row for ResponseRow {
             finish_reasons: fields.strings("finish_reasons")?,
             tokens: fields.ids("tokens")?,
             logprobs: fields.numbers("logprobs")?,
+            prompt_ids: fields.ids("prompt_ids")?,
+            response_ids: fields.lists_of_ids("response_ids")?,
         };
         let count = row.responses.len();
         if count == 0 {
@@ -70,6 +80,7 @@ impl Row for ResponseRow {
             ("finish_reasons", row.finish_reasons.as_ref().map(Vec::len)),
             ("tokens", row.tokens.as_ref().map(Vec::len)),
             ("logprobs", row.logprobs.as_ref().map(Vec::len)),
+            ("response_ids", row.response_ids.as_ref().map(Vec::len)),
         ] {
             same_length(key, length.unwrap_or(count), count)?;
         }
@@ -108,6 +119,8 @@ impl Row for JudgedRow {
         "finish_reasons",
         "tokens",
         "logprobs",
+        "prompt_ids",
+        "response_ids",
         "rm_scores",
         "probability",
         "comparison_logits",

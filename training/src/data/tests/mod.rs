@@ -62,6 +62,8 @@ fn responses(id: &str, texts: &[&str]) -> ResponseRow {
         finish_reasons: Some(vec!["stop".into(); texts.len()]),
         tokens: Some(vec![3; texts.len()]),
         logprobs: None,
+        prompt_ids: None,
+        response_ids: None,
     }
 }
 
@@ -358,6 +360,13 @@ fn pairs_round_trip_in_both_formats() {
             chosen: "D".into(),
             rejected: "".into(),
         },
+        sampled: Some(SampledIds {
+            prompt_ids: vec![1, 2],
+            chosen_ids: vec![3, 4],
+            rejected_ids: vec![5],
+            chosen_ended: Some(true),
+            rejected_ended: Some(false),
+        }),
         probabilities: PairProbabilities {
             chosen: Some(0.75),
             win: Some(0.625),
@@ -370,6 +379,7 @@ fn pairs_round_trip_in_both_formats() {
             chosen: vec![4_000_000_000, 2],
             rejected: vec![0],
         },
+        sampled: None,
         ..text.clone()
     };
     for name in ["x.jsonl", "x.parquet"] {

@@ -11,6 +11,8 @@ fn row(responses: &[&str], reference: Option<&str>) -> ResponseRow {
         finish_reasons: None,
         tokens: None,
         logprobs: None,
+        prompt_ids: None,
+        response_ids: None,
     }
 }
 
