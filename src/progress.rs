@@ -1,11 +1,11 @@
 //! Progress on stderr: bars on a terminal, log lines every few seconds otherwise.
 
 use std::io::IsTerminal;
-use std::sync::atomic::AtomicBool;
-use std::sync::{LazyLock, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use sppo_training::monitor::{Monitor, resident_peak_bytes};
 
 use crate::terminal::visible;
@@ -29,7 +29,8 @@ pub struct Progress {
 }
 
 enum View {
-    Bar(ProgressBar),
+    /// With the estimate that was given, in seconds as bits of a float; NaN where none was.
+    Bar(ProgressBar, Arc<AtomicU64>),
     Lines(Mutex<Lines>),
 }
 
@@ -40,6 +41,8 @@ struct Lines {
     first: u64,
     done: u64,
     total: u64,
+    /// Seconds, where somebody knows better than the rate.
+    left: Option<f64>,
     note: String,
 }
 
@@ -54,13 +57,14 @@ impl Progress {
     /// The same with a bar, or with lines.
     fn with_view(label: &str, unit: &'static str, done: u64, total: u64, bar: bool) -> Self {
         let view = if bar {
+            let left = Arc::new(AtomicU64::new(f64::NAN.to_bits()));
             let bar = ProgressBar::new(total)
                 .with_position(done)
-                .with_style(style(unit));
+                .with_style(style(unit, left.clone()));
             bar.reset_eta();
             let bar = BARS.add(bar);
             bar.set_prefix(visible(label).into_owned());
-            View::Bar(bar)
+            View::Bar(bar, left)
         } else {
             let now = Instant::now();
             View::Lines(Mutex::new(Lines {
@@ -69,6 +73,7 @@ impl Progress {
                 first: done,
                 done,
                 total,
+                left: None,
                 note: String::new(),
             }))
         };
@@ -82,23 +87,39 @@ impl Progress {
     /// Counts `n` more units.
     pub fn advance(&self, n: u64) {
         match &self.view {
-            View::Bar(bar) => bar.inc(n),
+            View::Bar(bar, _) => bar.inc(n),
             View::Lines(lines) => {
                 let mut lines = lock(lines);
                 lines.done += n;
-                let now = Instant::now();
-                if now.duration_since(lines.shown) >= INTERVAL && lines.done < lines.total {
-                    lines.shown = now;
-                    tracing::info!("{}", lines.text(&self.label, self.unit, now));
-                }
+                self.show(&mut lines);
             }
+        }
+    }
+
+    /// Shows this time left instead of that which the rate gives.
+    pub fn time_left(&self, seconds: f64) {
+        match &self.view {
+            View::Bar(_, left) => left.store(seconds.to_bits(), Ordering::Relaxed),
+            View::Lines(lines) => {
+                let mut lines = lock(lines);
+                lines.left = Some(seconds);
+                self.show(&mut lines);
+            }
+        }
+    }
+
+    fn show(&self, lines: &mut Lines) {
+        let now = Instant::now();
+        if now.duration_since(lines.shown) >= INTERVAL && lines.done < lines.total {
+            lines.shown = now;
+            tracing::info!("{}", lines.text(&self.label, self.unit, now));
         }
     }
 
     /// Shows a short note, such as the loss, beside the numbers.
     pub fn note(&self, note: impl Into<String>) {
         match &self.view {
-            View::Bar(bar) => bar.set_message(visible(&note.into()).into_owned()),
+            View::Bar(bar, _) => bar.set_message(visible(&note.into()).into_owned()),
             View::Lines(lines) => lock(lines).note = note.into(),
         }
     }
@@ -108,7 +129,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         match &self.view {
-            View::Bar(bar) => {
+            View::Bar(bar, _) => {
                 bar.finish_and_clear();
                 BARS.remove(bar);
             }
@@ -126,8 +147,11 @@ impl Lines {
         let rate = (self.done - self.first) as f64 / seconds.max(1e-3);
         let mut text = format!("{label}: {}/{} {unit}, {rate:.1}/s", self.done, self.total);
         let left = self.total.saturating_sub(self.done);
-        if left > 0 && rate > 0.0 {
-            text += &format!(", {:.0} s left", left as f64 / rate);
+        let by_rate = (rate > 0.0).then(|| left as f64 / rate);
+        if let Some(seconds) = self.left.or(by_rate)
+            && left > 0
+        {
+            text += &format!(", {seconds:.0} s left");
         }
         if !self.note.is_empty() {
             text += &format!(", {}", self.note);
@@ -158,6 +182,12 @@ impl Monitor for Console {
         }
     }
 
+    fn time_left(&self, seconds: f64) {
+        if let Some(progress) = lock(&self.0).as_ref() {
+            progress.time_left(seconds);
+        }
+    }
+
     fn end(&self) {
         *lock(&self.0) = None;
     }
@@ -174,10 +204,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn style(unit: &str) -> ProgressStyle {
-    let template =
-        format!("{{prefix}} {{wide_bar}} {{pos}}/{{len}} {unit} {{per_sec}} {{eta}} left {{msg}}");
-    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
+fn style(unit: &str, left: Arc<AtomicU64>) -> ProgressStyle {
+    let template = format!(
+        "{{prefix}} {{wide_bar}} {{pos}}/{{len}} {unit} {{per_sec}} {{remaining}} left {{msg}}"
+    );
+    let remaining = move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+        let given = f64::from_bits(left.load(Ordering::Relaxed));
+        let time = Duration::try_from_secs_f64(given).unwrap_or(state.eta());
+        let _ = write!(text, "{:#}", HumanDuration(time));
+    };
+    ProgressStyle::with_template(&template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("remaining", remaining)
 }
 
 #[cfg(test)]
@@ -193,10 +231,14 @@ mod tests {
             first: 10,
             done: 30,
             total: 70,
+            left: None,
             note: "loss 0.5".into(),
         };
         let text = lines.text("training", "steps", started + Duration::from_secs(10));
         assert_eq!(text, "training: 30/70 steps, 2.0/s, 20 s left, loss 0.5");
+        let left = Some(7.0);
+        let text = Lines { left, ..lines }.text("x", "y", started + Duration::from_secs(10));
+        assert_eq!(text, "x: 30/70 y, 2.0/s, 7 s left, loss 0.5");
     }
 
     #[test]
@@ -210,7 +252,7 @@ mod tests {
             });
             let done = match &progress.view {
                 View::Lines(lines) => lock(lines).done,
-                View::Bar(bar) => bar.position(),
+                View::Bar(bar, _) => bar.position(),
             };
             assert_eq!(done, 40);
         }

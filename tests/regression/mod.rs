@@ -21,6 +21,12 @@ mod r009_signals_that_come_twice;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r010_what_was_sampled_is_trained_on;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r011_the_date_of_an_output;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r012_mutated_inputs;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod r013_commands_of_the_documents;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r020_foreign_judge_caches;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod r021_retry_after;

@@ -13,6 +13,9 @@ pub trait Monitor {
     /// `count` more units are done; `note` is a short remark such as the loss.
     fn advance(&self, count: usize, note: Option<String>);
 
+    /// A better estimate of the time left than units done by then give.
+    fn time_left(&self, _seconds: f64) {}
+
     /// The piece of work has ended.
     fn end(&self);
 

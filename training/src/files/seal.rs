@@ -38,7 +38,7 @@ impl Seal {
         })
     }
 
-    /// Of every file of a folder but those named.
+    /// Of every file of a folder but those named, and its card, which is for people to edit.
     pub fn of_folder(dir: &Path, but: &[&str]) -> Result<Self, FileError> {
         let mut files = BTreeMap::new();
         let mut folders = vec![PathBuf::new()];
@@ -48,7 +48,7 @@ impl Seal {
                 let entry = entry.map_err(FileError::new("read", &here))?;
                 let (path, name) = (entry.path(), folder.join(entry.file_name()));
                 let text = name.to_string_lossy().into_owned();
-                if but.contains(&text.as_str()) {
+                if text == CARD || but.contains(&text.as_str()) {
                     continue;
                 }
                 match path.is_dir() {
@@ -92,6 +92,8 @@ impl Seal {
         Ok(None)
     }
 }
+
+const CARD: &str = "README.md";
 
 fn seal(path: &Path) -> Result<FileSeal, FileError> {
     let bytes = fs::metadata(path)

@@ -8,6 +8,7 @@ mod split;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use sppo_model::chat_template::{NaiveDate, today};
 use sppo_model::model_folder::ModelFolder;
@@ -82,7 +83,10 @@ pub fn run<B: TrainingOps>(
     run.answers::<B>(&first, &first_answers, &dir.join("eval"))?;
     let mut report = Report::default();
     let (mut policy, mut policy_answers) = (first, first_answers.clone());
+    // Of iterations that were there before, hardly anything is left to do.
+    let mut longest = 0.0f64;
     for (index, prompts) in parts.iter().enumerate() {
+        let begun = Instant::now();
         let folder = dir.join(format!("iteration-{}", index + 1));
         tracing::info!(
             "iteration {} of {}: {} prompts",
@@ -106,6 +110,12 @@ pub fn run<B: TrainingOps>(
             trained.clone(),
         );
         tracing::info!("{}", entry.line());
+        longest = longest.max(begun.elapsed().as_secs_f64());
+        let left = parts.len() - index - 1;
+        if left > 0 {
+            let seconds = longest * left as f64;
+            tracing::info!("about {seconds:.0} s left for {left} more iterations");
+        }
         report.iterations.push(entry);
         (policy, policy_answers) = (trained, answers);
     }

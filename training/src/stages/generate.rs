@@ -246,6 +246,8 @@ pub fn generate<B: ModelOps>(
             output.give_up(number)?;
             monitor.advance(1, None);
         }
+        let waiting = requests.len() * job.sampling.samples;
+        monitor.time_left(run.seconds_left(waiting, job.sampling.max_new_tokens));
         if monitor.interrupted() {
             monitor.end();
             return Err(StageError::Interrupted);
@@ -336,6 +338,30 @@ impl<B: ModelOps> Run<'_, B> {
             }
         }
         Ok(finished)
+    }
+
+    /// From the tokens made so far, those of unfinished responses too, and the responses that are
+    /// open or `waiting`.
+    fn seconds_left(&self, waiting: usize, most: usize) -> f64 {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let open = self.open.values().flat_map(|(_, answers)| answers);
+        let open = open.filter(|answer| answer.is_none()).count();
+        // Lengths fall off about exponentially, so an open response has as much before it as one
+        // that has not begun; none is longer than `most`.
+        let length = match self.responses {
+            0 => most as f64,
+            finished => (self.tokens as f64 / finished as f64).min(most as f64),
+        };
+        let ended_by_length = length > 0.9 * most as f64;
+        let before = match (ended_by_length, open) {
+            (true, 1..) => {
+                let made = self.tokens as f64 - self.responses as f64 * length;
+                (length - made / open as f64).clamp(0.0, length)
+            }
+            _ => length,
+        };
+        let left = waiting as f64 * length + open as f64 * before;
+        left * seconds / (self.tokens as f64).max(1.0)
     }
 
     fn note(&self) -> String {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::JudgeError;
 use crate::data::DataError;
+use crate::files::Lock;
 
 /// Length of a key, which `stable_hash` makes.
 const DIGITS: usize = 16;
@@ -23,6 +24,7 @@ pub struct Cache {
 struct Kept {
     path: PathBuf,
     file: Option<File>,
+    _lock: Lock,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,9 +73,12 @@ impl Cache {
         if !write {
             return Ok(Cache { logits, file: None });
         }
+        // Another process would pay for the same answers.
+        let lock = Lock::beside(path).map_err(DataError::from)?;
         let mut kept = Kept {
             path: path.into(),
             file: None,
+            _lock: lock,
         };
         if there {
             let file = OpenOptions::new().append(true).open(path);
