@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use sppo_model::chat_template::TemplateSource;
+use sppo_model::chat_template::{NaiveDate, TemplateSource, today};
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Date, JudgeConfig, resolve_model};
 use sppo_training::data::{PromptRow, read_rows};
-use sppo_training::files::fingerprint;
+use sppo_training::files::{MadeFrom, Mark, fingerprint, write_mark};
 use sppo_training::judge;
 use sppo_training::stages::{
     Comparison, Evaluation, Generation, PromptLimits, Sampling, StageError, build_judge_of,
-    compare_answers, generate,
+    compare_answers, date_of, generate,
 };
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
@@ -60,7 +60,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let template = config.model.template();
     let cache = || folder.join("judge-cache.jsonl");
     judging.http.cache.get_or_insert_with(cache);
-    let date = config.model.date;
+    let date = Some(Date(date_of_folder(&folder, config.model.date)));
     let mut judge = dispatch(device, Judging(&judging, (&policy, template), date))??;
     let numbers: Vec<usize> = (1..=prompts.len()).collect();
     let limits = PromptLimits::from(&config.prompts);
@@ -87,6 +87,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         let key = job.made_from(&job.open_folder()?)?.key();
         let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
         job.out = &out;
+        keep_date(&folder, date)?;
         dispatch(device, Answers(job))??;
         answers.push((out, key));
     }
@@ -110,6 +111,26 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         false => Ok(()),
     }
 }
+
+/// The day that templates see: the given one, else that of the folder's first evaluation, which its
+/// mark keeps, so that one that was stopped yesterday finds its answers.
+fn date_of_folder(folder: &Path, given: Option<Date>) -> NaiveDate {
+    let kept = || date_of(&folder.join(MARK), DATE);
+    given.map(|date| date.0).or_else(kept).unwrap_or_else(today)
+}
+
+/// Keeps the day of a folder's first evaluation.
+fn keep_date(folder: &Path, date: Option<Date>) -> Result<(), StageError> {
+    let mark = folder.join(MARK);
+    let (None, Some(date)) = (date_of(&mark, DATE), date) else {
+        return Ok(());
+    };
+    let making = MadeFrom::new("eval").setting(DATE, date);
+    Ok(write_mark(&mark, &Mark::new(making))?)
+}
+
+const MARK: &str = "eval.sppo.json";
+const DATE: &str = "date";
 
 fn text(evaluation: &Evaluation) -> String {
     format!(

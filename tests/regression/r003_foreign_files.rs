@@ -89,10 +89,34 @@ fn of_files_and_folders() {
     }
     // An input is no output of the command either, whoever made it.
     place.ok("judge --responses responses.jsonl --judge rubric --out judged.jsonl");
-    place.refused(
-        "pairs --judged judged.jsonl --out judged.jsonl",
-        &["command: was judge, is pairs"],
+    let before = place.tree();
+    for more in ["", " --overwrite"] {
+        place.refused(
+            &format!("pairs --judged judged.jsonl --out judged.jsonl{more}"),
+            &["judged.jsonl is read by this command"],
+        );
+        assert!(place.tree() == before);
+    }
+    // Somebody else's file of the mark's name is no mark.
+    put(&place, "other.jsonl");
+    put(&place, "other.jsonl.sppo.json");
+    untouched(
+        &place,
+        "judge --responses responses.jsonl --judge rubric --out other.jsonl",
+        "other.jsonl",
     );
+    fs::create_dir(place.path("project")).unwrap();
+    place.write("project/sppo.json", "{\"name\": \"mine\"}");
+    place.copy_model("base");
+    let before = place.tree();
+    for args in [
+        "merge --model llama --adapter base --out project",
+        "merge --model base --adapter llama --out base",
+    ] {
+        let ran = place.sppo(&format!("{args} --overwrite"));
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(place.tree() == before, "{args}");
+    }
     let text = "generate --model llama --prompts prompts.jsonl --out notes.txt";
     put(&place, "notes.txt");
     let before = place.tree();

@@ -138,9 +138,33 @@ fn of_the_reference_values() {
         .enumerate()
         .map(|(i, l)| if i == 1 { l.repeat(2) } else { l.into() })
         .collect();
-    // As a finished file, and as one that would be continued.
+    // As a finished file, as one that would be continued, and with the flag that makes it anew.
     place.write(&name, &doubled);
     place.refused(&args, &[&cache, "when it was finished"]);
     place.cut(&name, &doubled);
     place.refused(&args, &[&cache, "holds row 2 (pair-1) as its row 3"]);
+    place.ok(&format!("{args} --overwrite"));
+    assert_eq!(place.read(&name), text);
+}
+
+/// A damaged checkpoint is not counted among those that are kept, and a copy is no checkpoint.
+#[test]
+fn the_newest_checkpoint_is_kept() {
+    let place = crate::cli::train::place();
+    let args = begun(&place);
+    flip(&place, "out/checkpoints/step-00000004/model.safetensors");
+    let copy = place.path("out/checkpoints/step-best");
+    fs::create_dir(&copy).unwrap();
+    fs::create_dir(copy.join("trainer")).unwrap();
+    fs::copy(
+        place.path("out/checkpoints/step-00000002/trainer/state.json"),
+        copy.join("trainer/state.json"),
+    )
+    .unwrap();
+    place.ok(&format!("{args} --set train.keep_checkpoints=1"));
+    let whole = crate::cli::train::place();
+    whole.ok(TRAIN);
+    let name = "out/model/model.safetensors";
+    assert_eq!(place.bytes(name), whole.bytes(name));
+    assert!(copy.join("trainer/state.json").exists());
 }

@@ -103,3 +103,20 @@ fn a_run_keeps_what_still_holds() {
     );
     assert!(!place.path(&format!("out/{aside}/responses.jsonl")).exists());
 }
+
+/// The configuration that a run saved, edited and given again, is not written over.
+#[test]
+fn an_edited_configuration_stays() {
+    let place = crate::cli::run::place();
+    place.ok("run --config run.toml --set output_dir=out --set iterations=1");
+    let edited = format!("# my notes\n{}", place.read("out/config.toml"));
+    place.write("out/config.toml", &edited);
+    let ran = place.sppo("run --config out/config.toml");
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("out/config.toml was edited and stays"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(place.read("out/config.toml"), edited);
+}

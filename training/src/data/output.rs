@@ -7,7 +7,8 @@ use super::format::Format;
 use super::rows::Row;
 use super::writer::{RowWriter, journal_of};
 use crate::files::{
-    Existing, Lock, MadeFrom, Mark, Output, Seal, is_there, mark_beside, read_mark, write_mark,
+    Existing, Lock, MadeFrom, Mark, Output, OutputError, Seal, is_there, mark_beside, read_mark,
+    write_mark,
 };
 
 /// A row file that a command makes. Its mark `<name>.sppo.json` says what of; a file of the same
@@ -18,6 +19,8 @@ pub struct RowOutput<T> {
     mark: Mark,
     mark_path: PathBuf,
     marked: bool,
+    /// Whether a file stood under the name when it was opened.
+    there: bool,
     finished: bool,
     // Behind the writer: the lock goes last.
     _lock: Lock,
@@ -71,6 +74,7 @@ impl<T: Row> RowOutput<T> {
             mark,
             mark_path: output.mark,
             marked,
+            there: is_there(path),
             _lock: lock,
         };
         if opened.finished {
@@ -97,6 +101,8 @@ impl<T: Row> RowOutput<T> {
     /// Writes the mark, without which no file may stand under the name.
     pub fn write_mark(&mut self) -> Result<(), DataError> {
         if !self.marked {
+            // One that came since we looked would get a mark of ours.
+            row_output(&self.path, &[]).refuse_foreign()?;
             write_mark(&self.mark_path, &self.mark)?;
             self.marked = true;
         }
@@ -109,6 +115,13 @@ impl<T: Row> RowOutput<T> {
             return Ok(());
         }
         self.write_mark()?;
+        if !self.there && Format::of(&self.path)? == Format::Parquet && is_there(&self.path) {
+            return Err(OutputError::Changed {
+                path: self.path,
+                problem: "appeared",
+            }
+            .into());
+        }
         let rows = self.writer.count();
         self.writer.finish()?;
         let seal = Seal::of_file(&self.path, rows)?;

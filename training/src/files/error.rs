@@ -100,6 +100,12 @@ pub enum OutputError {
         /// The mark that it lacks.
         mark: PathBuf,
     },
+    /// What is read would be replaced by what is made of it.
+    #[error("{path} is read by this command and cannot be its output too; write elsewhere", path = path.display())]
+    Input {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// It was made from other things.
     #[error(
         "{path} was made from something else:\n{}\ngive --overwrite to replace it, or write elsewhere",

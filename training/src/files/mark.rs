@@ -206,6 +206,14 @@ pub fn read_mark<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, OutputEr
         Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(None),
         Err(error) => return Err(FileError::new("read", path)(error).into()),
     };
+    // What does not name this program is somebody else's.
+    let says = |part: &[u8]| bytes.windows(part.len()).any(|found| found == part);
+    if !says(b"\"program\"") || !says(b"\"sppo ") {
+        return Err(OutputError::Foreign {
+            path: path.into(),
+            mark: path.into(),
+        });
+    }
     let damaged = |problem: &str| OutputError::Damaged {
         path: path.into(),
         problem: problem.into(),

@@ -1,6 +1,7 @@
 //! Whose an output is, and what becomes of one that was made from something else.
 
 use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use chrono::Local;
@@ -82,9 +83,21 @@ impl Output {
         made_from: &MadeFrom,
         existing: Existing<'_>,
     ) -> Result<Option<Mark>, OutputError> {
+        for input in made_from.inputs.values() {
+            if self.parts.iter().any(|part| is_within(part, &input.path)) {
+                return Err(OutputError::Input {
+                    path: input.path.clone(),
+                });
+            }
+        }
         let Some(part) = self.parts.iter().find(|part| is_there(part)) else {
             // Without its output a mark says nothing.
-            self.remove()?;
+            if !matches!(
+                read_mark::<Mark>(&self.mark),
+                Err(OutputError::Foreign { .. })
+            ) {
+                self.remove()?;
+            }
             return Ok(None);
         };
         let mark = match read_mark::<Mark>(&self.mark) {
@@ -185,11 +198,26 @@ impl Output {
             aside = folder.with_file_name(format!("{name}-{number}"));
             number += 1;
         }
-        fs::create_dir_all(&aside).map_err(FileError::new("make", &aside))?;
-        for path in all {
-            fs::rename(path, within(&aside, path)).map_err(FileError::new("move", path))?;
+        // A mount point has nothing beside it on its disk.
+        for place in [
+            aside,
+            folder.join(format!("before-{}", Local::now().format("%Y-%m-%d-%H%M%S"))),
+        ] {
+            fs::create_dir_all(&place).map_err(FileError::new("make", &place))?;
+            let mut moved = all
+                .iter()
+                .map(|path| fs::rename(path, within(&place, path)));
+            match moved.find(|moved| moved.is_err()) {
+                None => return Ok(place),
+                Some(Err(error)) if error.kind() == ErrorKind::CrossesDevices => {
+                    let _ = fs::remove_dir(&place);
+                }
+                Some(Err(error)) => return Err(FileError::new("move to", &place)(error)),
+                Some(Ok(())) => {}
+            }
         }
-        Ok(aside)
+        let error = ErrorKind::CrossesDevices.into();
+        Err(FileError::new("set aside", &folder)(error))
     }
 }
 
@@ -204,6 +232,10 @@ pub(crate) fn is_same_file(a: &Metadata, b: &Metadata) -> bool {
 #[cfg(not(unix))]
 pub(crate) fn is_same_file(_: &Metadata, _: &Metadata) -> bool {
     true
+}
+
+fn is_within(part: &Path, path: &Path) -> bool {
+    matches!((part.canonicalize(), path.canonicalize()), (Ok(part), Ok(path)) if path.starts_with(&part))
 }
 
 /// Also a link to nothing.

@@ -19,7 +19,9 @@ pub(crate) use split::split_prompts;
 
 use crate::config::{Config, Date, JudgeKind, ModelSource, Split};
 use crate::data::{PromptRow, read_rows};
-use crate::files::{Existing, Lock, MadeFrom, Mark, read_mark, replace_file, write_mark};
+use crate::files::{
+    Existing, Lock, MadeFrom, Mark, OutputError, Seal, read_mark, replace_file, write_mark,
+};
 use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
@@ -60,8 +62,8 @@ pub fn run<B: TrainingOps>(
     outputs::refuse_foreign(config)?;
     let _lock = Lock::inside(dir)?;
     let given = config.to_toml();
-    let config = &with_date(config)?;
-    replace_file(&dir.join("config.toml"), given.as_bytes())?;
+    let config = &with_date(config, overwrite)?;
+    save_config(dir, &given)?;
 
     let run = Run {
         config,
@@ -123,15 +125,45 @@ pub fn run<B: TrainingOps>(
     Ok(report)
 }
 
+/// Saves the resolved configuration beside the results; one that a user edited stays as it is.
+fn save_config(dir: &Path, given: &str) -> Result<(), StageError> {
+    let path = dir.join("config.toml");
+    let mark_path = outputs::summary(dir).mark;
+    let Some(mut mark) = read_mark::<Mark>(&mark_path)? else {
+        return Ok(());
+    };
+    let edited = match &mark.finished {
+        Some(seal) => path.is_file() && seal.verify(dir)?.is_some(),
+        None => false,
+    };
+    if edited {
+        let resolved = dir.join("config.resolved.toml");
+        tracing::warn!(
+            "{} was edited and stays as it is; what this run uses is in {}",
+            path.display(),
+            resolved.display()
+        );
+        return Ok(replace_file(&resolved, given.as_bytes())?);
+    }
+    replace_file(&path, given.as_bytes())?;
+    let mut seal = Seal::of_file(&path, 0)?;
+    seal.rows = None;
+    mark.finished = Some(seal);
+    Ok(write_mark(&mark_path, &mark)?)
+}
+
 /// The configuration with the date of this run: the given one, else that of its beginning, which
 /// its mark keeps.
-fn with_date(config: &Config) -> Result<Config, StageError> {
+fn with_date(config: &Config, overwrite: bool) -> Result<Config, StageError> {
     const DATE: &str = "date";
     let mark = outputs::summary(&config.output_dir).mark;
     let date = date(config).or_else(|| date_of(&mark, DATE));
     let date = date.unwrap_or_else(today);
     let making = MadeFrom::new("run").setting(DATE, date);
-    let old = read_mark::<Mark>(&mark)?;
+    let old = match read_mark::<Mark>(&mark) {
+        Err(OutputError::Damaged { .. }) if overwrite => None,
+        old => old?,
+    };
     if old.is_none_or(|old| old.made_from != making) {
         write_mark(&mark, &Mark::new(making))?;
     }
@@ -202,6 +234,7 @@ impl<D> Run<'_, D> {
             date: date(config),
             existing: self.existing(&folder),
         };
+        let _lock = Lock::inside(&folder)?;
         fine_tune::<B>(job, self.device, self.monitor)
     }
 
@@ -261,7 +294,9 @@ impl<D> Run<'_, D> {
             date: date(config),
             existing,
         };
+        let lock = Lock::inside(folder)?;
         let Trained { model, truncation } = train_pairs::<B>(job, self.device, self.monitor)?;
+        drop(lock);
         if config.train.lora.is_none() {
             return Ok((model, count, truncation));
         }

@@ -11,7 +11,7 @@ use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, refuse_own_output};
 use crate::config::{self, Rows, Section};
 use crate::data::{SftRow, read_rows, rows_fingerprint};
-use crate::files::{Existing, Lock, MadeFrom};
+use crate::files::{Existing, MadeFrom};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
 use crate::tokenise::{RowTokeniser, tokenise_supervised};
@@ -38,7 +38,8 @@ pub struct FineTuning<'a> {
     pub date: Option<NaiveDate>,
 }
 
-/// Fine-tunes on prompt/response rows; gives the folder of the model.
+/// Fine-tunes on prompt/response rows; gives the folder of the model. The caller holds the lock of
+/// the output folder.
 pub fn fine_tune<B: TrainingOps>(
     job: FineTuning<'_>,
     device: &B::Device,
@@ -48,7 +49,6 @@ pub fn fine_tune<B: TrainingOps>(
     refuse_own_output(job.model, job.output_dir)?;
     training_output(job.output_dir).refuse_foreign()?;
     let rows = read_rows::<SftRow>(job.data)?;
-    let _lock = Lock::inside(job.output_dir)?;
     let made_from = MadeFrom::new("sft")
         .setting("seed", job.seed)
         .input("data", job.data, rows_fingerprint(&rows))

@@ -47,6 +47,17 @@ pub fn merge_adapters<B: ModelOps>(
 ) -> Result<f64, StageError> {
     let output = Output::folder(job.out);
     output.refuse_foreign()?;
+    // Before anything of an earlier output goes.
+    let merge = Merge::open(job.base, job.adapter)?;
+    if let Some(trained_on) = base_of_adapters(job.adapter)
+        && trained_on != weights_fingerprint(job.base)?
+    {
+        return Err(StageError::Input(format!(
+            "{} was trained on other weights than those in {}; give the model that its adapter_config.json names",
+            job.adapter.display(),
+            job.base.display()
+        )));
+    }
     let _lock = Lock::beside(job.out)?;
     let made_from = MadeFrom::new("merge")
         .settings(
@@ -59,16 +70,6 @@ pub fn merge_adapters<B: ModelOps>(
         tracing::info!("nothing to do: {} is finished", job.out.display());
         let mark = read_mark::<MergedMark>(&job.out.join(IN_FOLDER))?;
         return Ok(mark.map_or(1.0, |mark| mark.kept));
-    }
-    let merge = Merge::open(job.base, job.adapter)?;
-    if let Some(trained_on) = base_of_adapters(job.adapter)
-        && trained_on != weights_fingerprint(job.base)?
-    {
-        return Err(StageError::Input(format!(
-            "{} was trained on other weights than those in {}; give the model that its adapter_config.json names",
-            job.adapter.display(),
-            job.base.display()
-        )));
     }
     let merged = replace_folder(job.out, |dir| -> Result<_, StageError> {
         let merged = merge.write::<B>(dir, job.dtype, device)?;

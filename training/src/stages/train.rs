@@ -14,7 +14,7 @@ use crate::config::{self, OnNonFinite, Section};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
 use crate::data::{PairRow, check_probabilities, read_rows, rows_fingerprint, warn_unfinished};
-use crate::files::{Existing, Lock, MadeFrom, fingerprint, weights_fingerprint};
+use crate::files::{Existing, MadeFrom, fingerprint, weights_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
 use crate::tokenise::{PreferencePair, RowTokeniser, Tokenised, Truncation, tokenise_pairs};
@@ -51,7 +51,7 @@ pub struct Trained {
     pub truncation: Truncation,
 }
 
-/// Trains on pairs. A finished training of the same inputs is not repeated, an unfinished one goes on
+/// Trains on pairs; the caller holds the lock of the output folder. A finished training of the same inputs is not repeated, an unfinished one goes on
 /// from its newest checkpoint.
 pub fn train_pairs<B: TrainingOps>(
     job: PairTraining<'_>,
@@ -63,7 +63,6 @@ pub fn train_pairs<B: TrainingOps>(
     training_output(job.output_dir).refuse_foreign()?;
     warn_unfinished(job.data);
     let rows = read_pairs(job.data, config)?;
-    let _lock = Lock::inside(job.output_dir)?;
     let model_key = model_key(job.model, job.template)?;
     let made_from = MadeFrom::new("train")
         .settings(config.effective().settings)
@@ -109,14 +108,7 @@ pub fn train_pairs<B: TrainingOps>(
         B::name(device)
     );
     let logps = |pairs: &[PreferencePair], monitor: &dyn Monitor| {
-        reference_pass(
-            &reference,
-            &reference_key,
-            pairs,
-            &cut,
-            job.output_dir,
-            monitor,
-        )
+        reference_pass(&reference, &reference_key, pairs, &cut, job, monitor)
     };
     let known = logps(&pairs, monitor)?;
     let held_out_known = logps(&held_out, monitor)?;
@@ -254,12 +246,20 @@ fn reference_pass<B: ModelOps>(
     model_key: &str,
     pairs: &[PreferencePair],
     cut: &Cut,
-    dir: &Path,
+    job: PairTraining<'_>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<[f64; 2]>, StageError> {
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
-    let logps = reference_logps(reference, model_key, pairs, cut, dir, monitor)?;
+    let logps = reference_logps(
+        reference,
+        model_key,
+        pairs,
+        cut,
+        job.output_dir,
+        job.existing,
+        monitor,
+    )?;
     logps.ok_or(StageError::Interrupted)
 }

@@ -13,7 +13,7 @@ use sppo_model::ops::TrainingOps;
 
 use super::card::{adapter_card, model_card};
 use super::error::TrainError;
-use super::resume::{OPTIMIZER, STATE, Saved, step_folders};
+use super::resume::{OPTIMIZER, STATE, Saved, step_folder, step_folders};
 use super::settings::{Adapters, ModelFiles, TrainSettings};
 use crate::config::model_name;
 use crate::files::{FileError, IN_FOLDER, Mark, Seal, replace_folder, write_mark};
@@ -42,8 +42,7 @@ pub(super) fn save<B: TrainingOps>(
     step: usize,
 ) -> Result<(), TrainError> {
     refuse_broken(learner, settings, step)?;
-    let parent = settings.output_dir.join("checkpoints");
-    let target = parent.join(format!("step-{step:08}"));
+    let target = step_folder(&settings.output_dir, step);
     replace_folder(&target, |dir| {
         write_model(learner, settings, files, dir)?;
         let trainer = dir.join("trainer");
@@ -53,7 +52,9 @@ pub(super) fn save<B: TrainingOps>(
     })?;
     let keep = settings.keep_checkpoints.max(1);
     let folders = step_folders(&settings.output_dir);
-    for old in folders.iter().rev().skip(keep) {
+    // Later ones are damaged or of a longer training; they do not push this one out.
+    let older = folders.range(..=step).rev().skip(keep);
+    for (_, old) in older {
         fs::remove_dir_all(old).map_err(FileError::new("remove", old))?;
     }
     Ok(())

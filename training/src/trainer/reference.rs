@@ -10,7 +10,7 @@ use sppo_model::ops::ModelOps;
 use super::error::TrainError;
 use super::objective::Cut;
 use crate::cost::Batch;
-use crate::data::{Fields, Row, RowOutput, RowProblem};
+use crate::data::{Fields, Row, RowOutput, RowProblem, row_output};
 use crate::files::{Existing, MadeFrom, OutputError, fingerprint};
 use crate::learner::sequence_logps;
 use crate::monitor::Monitor;
@@ -26,13 +26,28 @@ pub fn reference_logps<B: ModelOps>(
     pairs: &[PreferencePair],
     cut: &Cut,
     dir: &Path,
+    existing: Existing<'_>,
     monitor: &dyn Monitor,
 ) -> Result<Option<Vec<[f64; 2]>>, TrainError> {
     let key = key(model_key, pairs);
     let path = dir.join(format!("reference-{}.jsonl", &key[..16]));
     let made_from = MadeFrom::new("reference").setting("key", &key);
-    let (mut writer, done) = RowOutput::<ReferenceRow>::open(&path, made_from, Existing::Keep)?;
-    check_rows(&path, &done, pairs)?;
+    // Its name says what it is of, so any other was damaged.
+    let existing = match existing {
+        Existing::Overwrite => Existing::Overwrite,
+        _ => Existing::Keep,
+    };
+    let open = || RowOutput::<ReferenceRow>::open(&path, made_from.clone(), existing);
+    let (mut writer, mut done) = open()?;
+    match check_rows(&path, &done, pairs) {
+        Err(error) if existing == Existing::Overwrite => {
+            tracing::warn!("{error}; it is made anew");
+            drop(writer);
+            row_output(&path, &[]).remove()?;
+            (writer, done) = open()?;
+        }
+        checked => checked?,
+    }
     let mut logps: Vec<[f64; 2]> = done
         .iter()
         .map(|row| [row.chosen_logps, row.rejected_logps])

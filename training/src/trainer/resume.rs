@@ -1,6 +1,7 @@
 //! Resuming a training: its checkpoints and finished model are known by what they were made from,
 //! looked at for damage, and its state is put back.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -106,9 +107,9 @@ fn finished_model(dir: &Path, made_from: &MadeFrom) -> Result<Option<Saved>, Out
         return Ok(None);
     }
     let Some(saved) = read_mark::<Saved>(&dir.join(IN_FOLDER))? else {
-        return Err(OutputError::Damaged {
+        return Err(OutputError::Foreign {
             path: dir.into(),
-            problem: format!("has no {IN_FOLDER}, which every trained model has"),
+            mark: dir.join(IN_FOLDER),
         });
     };
     match damage(dir, &saved, made_from)? {
@@ -140,12 +141,13 @@ fn newest_checkpoint(
     made_from: &MadeFrom,
     steps: usize,
 ) -> Result<Option<(PathBuf, Saved)>, TrainError> {
-    for dir in step_folders(output_dir).into_iter().rev() {
+    for (step, dir) in step_folders(output_dir).into_iter().rev() {
         let problem = match read_mark::<Saved>(&dir.join(STATE)) {
             Err(error @ OutputError::File(_)) => return Err(error.into()),
             Err(error) => error.to_string(),
             Ok(None) => continue,
-            Ok(Some(saved)) if saved.step > steps => continue,
+            Ok(Some(_)) if step > steps => continue,
+            Ok(Some(saved)) if saved.step != step => format!("it says step {}", saved.step),
             Ok(Some(saved)) => match damage(&dir, &saved, made_from)? {
                 None => return Ok(Some((dir, saved))),
                 Some(Damage { path, problem }) => format!("{} {problem}", path.display()),
@@ -159,20 +161,30 @@ fn newest_checkpoint(
     Ok(None)
 }
 
-/// Folders of checkpoints that this program wrote, the oldest first.
-pub(super) fn step_folders(output_dir: &Path) -> Vec<PathBuf> {
+/// Folder of the checkpoint behind so many steps.
+pub(super) fn step_folder(output_dir: &Path, step: usize) -> PathBuf {
+    output_dir
+        .join("checkpoints")
+        .join(format!("step-{step:08}"))
+}
+
+/// Checkpoints of this program, by their steps; copies under other names are none.
+pub(super) fn step_folders(output_dir: &Path) -> BTreeMap<usize, PathBuf> {
     let Ok(entries) = fs::read_dir(output_dir.join("checkpoints")) else {
-        return Vec::new();
+        return BTreeMap::new();
     };
-    let mut folders: Vec<PathBuf> = entries
-        .filter_map(|entry| entry.ok().map(|e| e.path()))
-        .filter(|path| {
-            let name = path.file_name().and_then(|n| n.to_str());
-            name.is_some_and(|n| n.starts_with("step-")) && path.join(STATE).is_file()
-        })
-        .collect();
-    folders.sort();
-    folders
+    let numbered = entries.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let step = path
+            .file_name()?
+            .to_str()?
+            .strip_prefix("step-")?
+            .parse()
+            .ok()?;
+        let ours = path == step_folder(output_dir, step) && path.join(STATE).is_file();
+        ours.then_some((step, path))
+    });
+    numbered.collect()
 }
 
 /// Puts the optimizer state of a checkpoint folder into `learner`, whose trained weights were

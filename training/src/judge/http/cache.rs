@@ -56,6 +56,9 @@ impl Cache {
     /// no such cache is refused and left as it is.
     pub fn open(path: &Path, write: bool) -> Result<Self, JudgeError> {
         let fail = |doing: &'static str| move |source| DataError::io(path, doing, source);
+        // Another process would pay for the same answers.
+        let lock = write.then(|| Lock::beside(path)).transpose();
+        let lock = lock.map_err(DataError::from)?;
         let mut text = Vec::new();
         let there = match File::open(path) {
             Ok(mut file) => {
@@ -70,11 +73,9 @@ impl Cache {
             whole,
             open,
         } = read(&text, path)?;
-        if !write {
+        let Some(lock) = lock else {
             return Ok(Cache { logits, file: None });
-        }
-        // Another process would pay for the same answers.
-        let lock = Lock::beside(path).map_err(DataError::from)?;
+        };
         let mut kept = Kept {
             path: path.into(),
             file: None,
