@@ -118,3 +118,15 @@ fn a_template_from_a_file_is_used_everywhere() {
         &["absent.jinja"],
     );
 }
+
+/// An empty template made every prompt empty, and only that was said.
+#[test]
+fn an_empty_template_is_named() {
+    let place = Place::with_model();
+    place.write_rows("prompts.jsonl", &[json!({"prompt": "a river"})]);
+    place.write("llama/chat_template.jinja", "\n");
+    place.refused(
+        "generate --model llama --prompts prompts.jsonl --out out.jsonl",
+        &["llama/chat_template.jinja", "it is empty"],
+    );
+}

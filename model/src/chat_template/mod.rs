@@ -210,6 +210,10 @@ impl ChatTemplate {
                 most: MAX_SOURCE,
             });
         }
+        if source.trim().is_empty() {
+            let detail = "it is empty, and every prompt would be".into();
+            return Err(TemplateError::Syntax { path, detail });
+        }
         // Instructions borrow their source. It is never given back: a process has a few templates,
         // and each is in use as long as the model that it belongs to.
         let source: &'static str = python::without_generation_tags(&source).leak();
