@@ -4,6 +4,7 @@
 mod cli;
 mod close;
 mod golden;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
 mod regression;
 #[cfg(feature = "flex")]
 mod theorem;

@@ -63,8 +63,10 @@ fn raw_prompts_are_strings() {
         &format!("{GENERATE} r.jsonl --raw"),
         &[
             "--raw takes prompts that are strings",
-            "p1 (row 2)",
-            "p10 (row 11) and 2 more",
+            "12 rows:",
+            "row 2, prompt p1 is a list of messages",
+            "row 11, prompt p10 is a list of messages",
+            "and 2 more; --raw",
         ],
     );
     assert!(!place.path("r.jsonl").exists());

@@ -98,6 +98,12 @@ impl Effective {
     /// The version that this program writes.
     pub const FORMAT: u32 = 1;
 
+    /// All that an output depends on: the settings, and the version of what they mean.
+    pub fn into_settings(self) -> impl Iterator<Item = (String, String)> {
+        let format = ("settings format".to_string(), self.format.to_string());
+        self.settings.into_iter().chain([format])
+    }
+
     fn of(sections: &[SectionSettings]) -> Self {
         let mut settings = BTreeMap::new();
         for section in sections {

@@ -124,7 +124,7 @@ impl<T: Row> RowOutput<T> {
         }
         let rows = self.writer.count();
         self.writer.finish()?;
-        let seal = Seal::of_file(&self.path, rows)?;
+        let seal = Seal::of_file(&self.path, Some(rows))?;
         self.mark.finished = Some(seal);
         Ok(write_mark(&self.mark_path, &self.mark)?)
     }

@@ -7,6 +7,8 @@ use serde::ser::{SerializeMap, Serializer};
 use sha2::{Digest, Sha256};
 use sppo_model::chat_template::{Message, tools_of};
 
+use crate::files::hex;
+
 /// A prompt: plain text, or chat turns.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -85,8 +87,7 @@ impl RowsFingerprint {
 
     /// In hex.
     pub fn finish(self) -> String {
-        let digest = self.0.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.0.finalize())
     }
 }
 
@@ -96,8 +97,5 @@ pub fn stable_hash(value: &impl Serialize) -> String {
     // Texts, numbers and lists of them always serialise.
     let json = serde_json::to_vec(value).unwrap_or_default();
     let digest = Sha256::digest(json);
-    digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&digest[..8])
 }

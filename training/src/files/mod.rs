@@ -11,6 +11,7 @@ mod seal;
 
 pub(crate) use error::path_is_at_fault;
 pub use error::{Damage, Difference, FileError, Holder, OutputError};
+pub(crate) use hash::hex;
 pub use hash::{adapter_fingerprint, fingerprint, model_fingerprint, weights_fingerprint};
 pub use lock::Lock;
 pub use mark::{IN_FOLDER, Input, MadeFrom, Mark, mark_beside};

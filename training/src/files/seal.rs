@@ -29,11 +29,11 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// Of a single file of `rows` rows.
-    pub fn of_file(path: &Path, rows: usize) -> Result<Self, FileError> {
+    /// Of a single file; `rows` where it is a row file.
+    pub fn of_file(path: &Path, rows: Option<usize>) -> Result<Self, FileError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         Ok(Self {
-            rows: Some(rows),
+            rows,
             files: BTreeMap::from([(name.into_owned(), seal(path)?)]),
         })
     }

@@ -146,9 +146,7 @@ fn save_config(dir: &Path, given: &str) -> Result<(), StageError> {
         return Ok(replace_file(&resolved, given.as_bytes())?);
     }
     replace_file(&path, given.as_bytes())?;
-    let mut seal = Seal::of_file(&path, 0)?;
-    seal.rows = None;
-    mark.finished = Some(seal);
+    mark.finished = Some(Seal::of_file(&path, None)?);
     Ok(write_mark(&mark_path, &mark)?)
 }
 

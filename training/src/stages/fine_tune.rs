@@ -52,7 +52,7 @@ pub fn fine_tune<B: TrainingOps>(
     let made_from = MadeFrom::new("sft")
         .setting("seed", job.seed)
         .input("data", job.data, rows_fingerprint(&rows))
-        .settings(config.effective().settings);
+        .settings(config.effective().into_settings());
     let mark = training_output(job.output_dir).mark;
     let folder = open_folder(job.model, job.template, job.date, &mark)?;
     let made_from = with_folder(made_from, &folder, job.template)?;
@@ -68,13 +68,7 @@ pub fn fine_tune<B: TrainingOps>(
     let steps = settings.steps(examples.len());
     let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;
     let resumed = match begun {
-        Begun::Finished(model) => {
-            tracing::info!(
-                "nothing to do: {} is finished ({steps} steps)",
-                model.display()
-            );
-            return Ok(model);
-        }
+        Begun::Finished(model) => return Ok(model),
         Begun::Unfinished(resumed) => resumed.map(|found| *found),
     };
     let start = Start {

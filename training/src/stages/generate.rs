@@ -1,13 +1,12 @@
 //! Prompts → responses.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use sppo_model::chat_template::{NaiveDate, TemplateSource};
+use sppo_model::chat_template::TemplateSource;
 use sppo_model::chat_text::ChatText;
 use sppo_model::end_of_turn::Stop;
 use sppo_model::generate::{CachePlan, Engine, Event, Request, RequestId, Sample, SamplingParams};
@@ -16,144 +15,12 @@ use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
-use super::folder::{open_folder, with_folder};
-use super::prompts::{PromptLimits, answerable};
-use crate::config::{Config, Generate};
-use crate::data::{
-    Prompt, PromptRow, ResponseRow, RowOutput, RowWriter, row_output, rows_fingerprint,
-};
-use crate::files::{Existing, FileError, MadeFrom, mark_beside};
+use super::generation::Generation;
+use super::prompts::answerable;
+use super::responses::{Output, ahead_of};
+use crate::data::{Prompt, ResponseRow, row_output};
 use crate::monitor::Monitor;
 use crate::tokenise::BadRows;
-
-/// Sampling of responses from one model.
-#[derive(Clone, Copy, Debug)]
-pub struct Generation<'a> {
-    /// Folder of the model.
-    pub model: &'a Path,
-    /// Chat template of its text; raw ones take prompts that are strings.
-    pub template: TemplateSource<'a>,
-    /// What is answered, in this order.
-    pub prompts: &'a [PromptRow],
-    /// The file that they come from.
-    pub prompts_file: &'a Path,
-    /// Numbers of their rows in their file, from 1, for messages; none where they are not known.
-    pub row_numbers: Option<&'a [usize]>,
-    /// How long prompts may be.
-    pub limits: PromptLimits,
-    /// File that receives one row a prompt.
-    pub out: &'a Path,
-    /// How they are sampled.
-    pub sampling: Sampling,
-    /// Token ids that end a response; the model's own where none.
-    pub stop_token_ids: Option<&'a [usize]>,
-    /// The day that the chat template sees; today unless given.
-    pub date: Option<NaiveDate>,
-    /// Of the random numbers.
-    pub seed: u64,
-    /// Whether rows get summed log-probabilities.
-    pub logprobs: bool,
-    /// What the progress is called.
-    pub label: &'a str,
-    /// What becomes of an output that was made from something else.
-    pub existing: Existing<'a>,
-}
-
-impl Generation<'_> {
-    /// The model's folder, its template with the date of this job.
-    pub fn open_folder(&self) -> Result<ModelFolder, StageError> {
-        open_folder(self.model, self.template, self.date, &mark_beside(self.out))
-    }
-
-    /// What the responses depend on.
-    pub fn made_from(&self, folder: &ModelFolder) -> Result<MadeFrom, StageError> {
-        let Sampling {
-            samples,
-            temperature,
-            top_p,
-            top_k,
-            max_new_tokens,
-            dtype,
-            ..
-        } = self.sampling;
-        // A setting that comes later is left out where it is at its default.
-        let mut made_from = MadeFrom::new("generate")
-            .setting("samples", samples)
-            .setting("temperature", temperature)
-            .setting("max_new_tokens", max_new_tokens)
-            .setting("precision", format!("{dtype:?}").to_lowercase())
-            .setting("seed", self.seed)
-            .setting("logprobs", self.logprobs);
-        if temperature > 0.0 {
-            made_from = made_from.setting("top_p", top_p).setting("top_k", top_k);
-        }
-        let prompts = rows_fingerprint(self.prompts);
-        let made_from = made_from.input("prompts", self.prompts_file, prompts);
-        let made_from = made_from.settings(self.limits.settings()).settings(
-            self.stop_token_ids
-                .map(|ids| ("stop_token_ids", format!("{ids:?}"))),
-        );
-        with_folder(made_from, folder, self.template)
-    }
-}
-
-/// How responses are sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Responses a prompt.
-    pub samples: usize,
-    /// 0 is greedy.
-    pub temperature: f64,
-    /// Samples from the most likely tokens that together have this probability.
-    pub top_p: f64,
-    /// 0 is off.
-    pub top_k: usize,
-    /// Longest response, in tokens.
-    pub max_new_tokens: usize,
-    /// Sequences decoded together, if the cache has room.
-    pub batch: usize,
-    /// Bound on the memory of keys and values.
-    pub cache_memory_mib: Option<usize>,
-    /// Of weights, activations and cache.
-    pub dtype: DType,
-}
-
-impl From<&Generate> for Sampling {
-    fn from(config: &Generate) -> Self {
-        Self {
-            samples: config.samples,
-            temperature: config.temperature,
-            top_p: config.top_p,
-            top_k: config.top_k,
-            max_new_tokens: config.max_new_tokens,
-            batch: config.batch,
-            cache_memory_mib: config.cache_memory_mib,
-            dtype: config.precision.dtype(),
-        }
-    }
-}
-
-impl Sampling {
-    /// Of held-out answers: as `[eval]` says, at the speed and precision of `[generate]`.
-    pub fn of_answers(config: &Config) -> Self {
-        Self {
-            samples: config.eval.samples,
-            temperature: config.eval.temperature,
-            top_p: config.eval.top_p,
-            top_k: 0,
-            max_new_tokens: config.eval.max_new_tokens,
-            ..Self::from(&config.generate)
-        }
-    }
-}
-
-/// The file beside `out` that keeps responses whose turn in `out` has not come; it goes when the
-/// last row is written.
-fn ahead_of(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_os_string();
-    name.push(".ahead.jsonl");
-    name.into()
-}
 
 /// Answers the prompts that `out` does not hold yet.
 ///
@@ -403,140 +270,23 @@ impl<B: ModelOps> Run<'_, B> {
     }
 }
 
-/// The rows of the output in order, and those whose turn has not come.
-struct Output {
-    rows: RowOutput<ResponseRow>,
-    ahead: RowWriter<ResponseRow>,
-    ahead_path: PathBuf,
-    /// Prompts that the output lacks, by number.
-    left: VecDeque<usize>,
-    waiting: BTreeMap<usize, ResponseRow>,
-}
-
-impl Output {
-    fn open(job: &Generation<'_>, folder: &ModelFolder) -> Result<Self, StageError> {
-        let ahead_path = ahead_of(job.out);
-        let beside = [ahead_path.clone()];
-        let made_from = job.made_from(folder)?;
-        let (rows, done) = RowOutput::open_with(job.out, &beside, made_from, job.existing)?;
-        check_resumed(job, &done)?;
-        let (ahead, early) = RowWriter::<ResponseRow>::open(&ahead_path)?;
-        check_resumed(job, &early)?;
-        let done: HashSet<String> = done.into_iter().map(|row| row.prompt_id).collect();
-        let mut early: HashMap<String, ResponseRow> = early
-            .into_iter()
-            .map(|r| (r.prompt_id.clone(), r))
-            .collect();
-        let numbered = job.prompts.iter().enumerate();
-        let left: VecDeque<usize> = numbered
-            .filter(|(_, p)| !done.contains(&p.prompt_id))
-            .map(|(number, _)| number)
-            .collect();
-        let waiting = left
-            .iter()
-            .filter_map(|&n| Some((n, early.remove(&job.prompts[n].prompt_id)?)))
-            .collect();
-        let mut output = Self {
-            rows,
-            ahead,
-            ahead_path,
-            left,
-            waiting,
-        };
-        output.flush()?;
-        Ok(output)
-    }
-
-    fn is_complete(&self) -> bool {
-        self.left.is_empty()
-    }
-
-    /// Takes a finished row.
-    fn add(
-        &mut self,
-        job: &Generation<'_>,
-        number: usize,
-        row: ResponseRow,
-    ) -> Result<(), StageError> {
-        debug_assert_eq!(job.prompts[number].prompt_id, row.prompt_id);
-        if self.left.front() != Some(&number) {
-            self.rows.write_mark()?;
-            self.ahead.append(&row)?;
-        }
-        self.waiting.insert(number, row);
-        self.flush()
-    }
-
-    /// Writes the rows whose turn it is.
-    fn flush(&mut self) -> Result<(), StageError> {
-        while let Some(row) = self.left.front().and_then(|n| self.waiting.remove(n)) {
-            self.rows.append(&row)?;
-            self.left.pop_front();
-        }
-        Ok(())
-    }
-
-    /// Writes no row for a prompt, so that those behind it are.
-    fn give_up(&mut self, number: usize) -> Result<(), StageError> {
-        self.left.retain(|&left| left != number);
-        self.flush()
-    }
-
-    fn finish(self) -> Result<(), StageError> {
-        if self.ahead_path.exists() {
-            std::fs::remove_file(&self.ahead_path)
-                .map_err(FileError::new("remove", &self.ahead_path))?;
-        }
-        Ok(self.rows.finish()?)
-    }
-}
-
 /// Without a template there is no text of a list of messages.
 fn refuse_messages(job: &Generation<'_>) -> Result<(), StageError> {
-    const SHOWN: usize = 10;
-    if job.template != TemplateSource::Raw {
-        return Ok(());
+    let mut bad = BadRows::default();
+    for (index, row) in job.prompts.iter().enumerate() {
+        if job.template == TemplateSource::Raw && matches!(row.prompt, Prompt::Messages(_)) {
+            let numbers = job.row_numbers.and_then(|numbers| numbers.get(index));
+            let number = numbers.map_or(index + 1, |number| *number);
+            bad.add(|| {
+                format!(
+                    "row {number}, prompt {} is a list of messages",
+                    row.prompt_id
+                )
+            });
+        }
     }
-    let numbered = job.prompts.iter().zip(1..);
-    let lists = numbered.filter(|(row, _)| matches!(row.prompt, Prompt::Messages(_)));
-    let lists: Vec<String> = lists
-        .map(|(row, number)| format!("{} (row {number})", row.prompt_id))
-        .collect();
-    if lists.is_empty() {
-        return Ok(());
-    }
-    let more = match lists.len().saturating_sub(SHOWN) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    Err(StageError::Input(format!(
-        "--raw takes prompts that are strings, and these are lists of messages: {}{more}; give strings, or leave --raw out and give a template with --chat-template FILE",
-        lists[..lists.len().min(SHOWN)].join(", ")
-    )))
-}
-
-/// Refuses to go on with a file that an other job wrote.
-fn check_resumed(job: &Generation<'_>, done: &[ResponseRow]) -> Result<(), StageError> {
-    let known: HashSet<&str> = job.prompts.iter().map(|p| p.prompt_id.as_str()).collect();
-    let foreign = done.iter().find(|row| {
-        !known.contains(row.prompt_id.as_str())
-            || row.responses.len() != job.sampling.samples
-            || row.logprobs.is_some() != job.logprobs
-    });
-    match foreign {
-        None => Ok(()),
-        Some(row) => Err(StageError::Input(format!(
-            "{} already holds other work (prompt_id {} with {} responses {} log-probabilities); remove it or choose another --out",
-            job.out.display(),
-            row.prompt_id,
-            row.responses.len(),
-            if row.logprobs.is_some() {
-                "and"
-            } else {
-                "without"
-            }
-        ))),
-    }
+    bad.advise("--raw takes prompts that are strings; give strings, or leave --raw out and give a template with --chat-template FILE");
+    Ok(bad.refused()?)
 }
 
 /// What ends a response.
@@ -602,43 +352,4 @@ fn requests(
         .filter(|number| !output.waiting.contains_key(number))
         .map(request)
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Precision;
-
-    #[test]
-    fn answers_are_drawn_as_eval_says_and_computed_as_generate_says() {
-        let mut config = Config::default();
-        config.generate.top_k = 7;
-        config.generate.batch = 3;
-        config.generate.cache_memory_mib = Some(9);
-        config.generate.precision = Precision::Bf16;
-        config.eval.samples = 2;
-        config.eval.temperature = 0.5;
-        config.eval.top_p = 0.25;
-        config.eval.max_new_tokens = 11;
-        let responses = Sampling {
-            samples: 5,
-            temperature: 0.7,
-            top_p: 0.9,
-            top_k: 7,
-            max_new_tokens: 2048,
-            batch: 3,
-            cache_memory_mib: Some(9),
-            dtype: DType::BF16,
-        };
-        assert_eq!(Sampling::from(&config.generate), responses);
-        let answers = Sampling {
-            samples: 2,
-            temperature: 0.5,
-            top_p: 0.25,
-            top_k: 0,
-            max_new_tokens: 11,
-            ..responses
-        };
-        assert_eq!(Sampling::of_answers(&config), answers);
-    }
 }

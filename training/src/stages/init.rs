@@ -26,7 +26,7 @@ pub fn init_model<B: ModelOps>(
 ) -> Result<(), StageError> {
     let config = init_config(init)?;
     let made_from = MadeFrom::new("init")
-        .settings(init.effective().settings)
+        .settings(init.effective().into_settings())
         .setting("seed", seed)
         .input(
             "tokenizer",

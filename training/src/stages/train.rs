@@ -65,7 +65,7 @@ pub fn train_pairs<B: TrainingOps>(
     let rows = read_pairs(job.data, config)?;
     let model_key = model_key(job.model, job.template)?;
     let made_from = MadeFrom::new("train")
-        .settings(config.effective().settings)
+        .settings(config.effective().into_settings())
         .input("data", job.data, rows_fingerprint(&rows));
     let mark = training_output(job.output_dir).mark;
     let folder = open_folder(job.model, job.template, job.date, &mark)?;
@@ -85,13 +85,7 @@ pub fn train_pairs<B: TrainingOps>(
     let steps = settings.steps(pairs.len());
     let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;
     let resumed = match begun {
-        Begun::Finished(model) => {
-            tracing::info!(
-                "nothing to do: {} is finished ({steps} steps)",
-                model.display()
-            );
-            return Ok(Trained { model, truncation });
-        }
+        Begun::Finished(model) => return Ok(Trained { model, truncation }),
         Begun::Unfinished(resumed) => resumed.map(|found| *found),
     };
     let reference = folder.load::<B::InnerBackend>(dtype, device)?;

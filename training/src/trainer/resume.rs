@@ -79,7 +79,13 @@ pub fn claim_training(
     }
     let model = output_dir.join("model");
     match finished_model(&model, made_from) {
-        Ok(Some(saved)) if saved.step == steps => return Ok(Begun::Finished(model)),
+        Ok(Some(saved)) if saved.step == steps => {
+            tracing::info!(
+                "nothing to do: {} is finished ({steps} steps)",
+                model.display()
+            );
+            return Ok(Begun::Finished(model));
+        }
         Ok(Some(saved)) if saved.step > steps => {
             let difference = Difference {
                 name: "steps".into(),
