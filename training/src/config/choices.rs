@@ -185,3 +185,13 @@ impl Precision {
         }
     }
 }
+
+choice! {
+    /// How the gradients of many processes become one.
+    pub enum Reduce {
+        /// Added by their owner in the order of the parts: the same bits for any number of processes.
+        Ordered = "ordered",
+        /// By NCCL, from device to device.
+        Nccl = "nccl",
+    }
+}

@@ -26,7 +26,7 @@ use toml::{Table, Value};
 pub use address::Address;
 pub use choices::{
     JudgeKind, LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind,
-    Precision, Probability, Recompute, Rows, ScheduleKind, Split,
+    Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
 };
 pub use define::{Effective, Section, SectionDoc};
 pub use error::{ConfigError, NoSuchChoice, nearest};
@@ -34,8 +34,8 @@ pub use key::{Affects, Date, KeyDoc, Pattern};
 pub use model_path::{ModelSource, model_name, resolve_model};
 pub use range::{COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PROBABILITY, RANK, Range, SAMPLES};
 pub use sections::{
-    Config, Eval, Generate, Init, JudgeConfig, JudgeHttp, Model, Pairs, Prompts, RubricConfig, Sft,
-    Train, TrainLora, WeightedPattern,
+    Cluster, Config, Eval, Generate, Init, JudgeConfig, JudgeHttp, Model, Pairs, Prompts,
+    RubricConfig, Sft, Train, TrainLora, WeightedPattern,
 };
 
 use key::Key;

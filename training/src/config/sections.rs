@@ -8,7 +8,7 @@ use super::address::Address;
 use super::choices::{
     JudgeKind::{self, Http, PairRm, Reward, Rubric, Scores},
     LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind, Precision,
-    Probability, Recompute, Rows, ScheduleKind, Split,
+    Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
 };
 use super::key::{Date, Pattern};
 use super::range::{
@@ -44,6 +44,8 @@ section! {
         train: Train;
         /// Held-out evaluation.
         eval: Eval;
+        /// Runs of many processes.
+        cluster: Cluster;
     }
 }
 
@@ -402,6 +404,19 @@ section! {
         max_new_tokens: usize = 2048, range COUNT;
         /// Most held-out prompts used; all unless given.
         prompts: Option<usize> = None => "200", range COUNT;
+    } {}
+}
+
+section! {
+    /// One run of many processes, started by mpirun or srun (docs/cluster.md); without a launcher
+    /// it has nothing to do.
+    pub struct Cluster {
+        /// How gradients are added up; nccl on CUDA and ordered elsewhere unless given.
+        reduce: Option<Reduce> = None => "\"ordered\"", affects Nothing;
+        /// The library NCCL; $SPPO_NCCL, libnccl.so.2 or libnccl.so unless given.
+        nccl: Option<PathBuf> = None => "\"/usr/lib/x86_64-linux-gnu/libnccl.so.2\"", affects Nothing;
+        /// Seconds without progress of a process that others wait for, before the job is ended.
+        stall_seconds: usize = 300, range COUNT, affects Nothing;
     } {}
 }
 

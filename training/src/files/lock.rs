@@ -135,7 +135,8 @@ fn read_holder(path: &Path) -> Option<Holder> {
     None
 }
 
-fn host() -> String {
+/// What this machine is called.
+pub fn host() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = name.map(|name| name.trim().to_string());
     name.filter(|name| !name.is_empty())

@@ -13,7 +13,7 @@ pub(crate) use error::path_is_at_fault;
 pub use error::{Damage, Difference, FileError, Holder, OutputError};
 pub(crate) use hash::hex;
 pub use hash::{adapter_fingerprint, fingerprint, model_fingerprint, weights_fingerprint};
-pub use lock::Lock;
+pub use lock::{Lock, host};
 pub use mark::{IN_FOLDER, Input, MadeFrom, Mark, mark_beside};
 pub use mark::{read_mark, write_mark};
 pub use output::{Existing, Output};

@@ -1,0 +1,303 @@
+//! MPI: the processes that `mpirun` or `srun` started.
+//!
+//! Every operation is started without blocking and then polled: a rank that waits is seen to wait,
+//! takes no core from those that compute, and ends with the process.
+
+use std::time::Duration;
+
+use ::mpi::ffi;
+use ::mpi::traits::AsRaw;
+use ::mpi::{Threading, initialize_with_threading};
+
+use super::progress::waiting;
+use super::{Communicator, Transfer};
+
+/// All processes of one MPI job.
+pub struct Mpi {
+    rank: usize,
+    size: usize,
+    local_rank: usize,
+    local_size: usize,
+}
+
+impl Mpi {
+    /// Initialises MPI. `None` where that was done before.
+    pub fn init() -> Option<Self> {
+        let (universe, _) = initialize_with_threading(Threading::Serialized)?;
+        // Its drop finalises MPI, which waits for ever for ranks that failed.
+        std::mem::forget(universe);
+        let (mut rank, mut size) = (0, 0);
+        // SAFETY: MPI is initialised, and both places are ours.
+        unsafe {
+            ffi::MPI_Comm_rank(comm(), &mut rank);
+            ffi::MPI_Comm_size(comm(), &mut size);
+        }
+        let mut world = Self {
+            rank: rank as usize,
+            size: size as usize,
+            local_rank: 0,
+            local_size: 1,
+        };
+        let host = crate::files::host();
+        let hosts = world.all_gather(host.as_bytes());
+        let here = |hosts: &[Vec<u8>]| hosts.iter().filter(|h| **h == host.as_bytes()).count();
+        world.local_rank = here(&hosts[..world.rank]);
+        world.local_size = here(&hosts);
+        Some(world)
+    }
+
+    /// Ends MPI behind a job that went well on all ranks. Collective.
+    pub fn finalize() {
+        // SAFETY: nothing is under way, since every transfer is waited for.
+        unsafe {
+            ffi::MPI_Finalize();
+        }
+    }
+
+    fn start<T: Element>(
+        &self,
+        send: Vec<T>,
+        to: &[usize],
+        from: &[usize],
+        all_to_all: bool,
+    ) -> Pending<T> {
+        let received = vec![T::default(); from.iter().sum()];
+        let mut pending = Pending {
+            request: null_request(),
+            counts: [counts(to), counts(from)],
+            offsets: [offsets(to), offsets(from)],
+            send,
+            received,
+            finished: false,
+        };
+        let Pending {
+            request,
+            counts: [to_counts, from_counts],
+            offsets: [to_offsets, from_offsets],
+            send,
+            received,
+            ..
+        } = &mut pending;
+        debug_assert!(!all_to_all || send.len() == to.iter().sum::<usize>());
+        // SAFETY: the buffers and lists live in `pending` on the heap, which is only taken apart
+        // once the request is complete, and hold as many elements as the lists say.
+        unsafe {
+            match all_to_all {
+                true => ffi::MPI_Ialltoallv(
+                    send.as_ptr().cast(),
+                    to_counts.as_ptr(),
+                    to_offsets.as_ptr(),
+                    T::datatype(),
+                    received.as_mut_ptr().cast(),
+                    from_counts.as_ptr(),
+                    from_offsets.as_ptr(),
+                    T::datatype(),
+                    comm(),
+                    request,
+                ),
+                false => ffi::MPI_Iallgatherv(
+                    send.as_ptr().cast(),
+                    count(send.len()),
+                    T::datatype(),
+                    received.as_mut_ptr().cast(),
+                    from_counts.as_ptr(),
+                    from_offsets.as_ptr(),
+                    T::datatype(),
+                    comm(),
+                    request,
+                ),
+            };
+        }
+        pending
+    }
+
+    fn all_gather_of<T: Element>(&self, send: Vec<T>, from: &[usize]) -> Pending<T> {
+        self.start(send, &[], from, false)
+    }
+}
+
+impl Communicator for Mpi {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    fn local_size(&self) -> usize {
+        self.local_size
+    }
+
+    fn barrier(&self) {
+        let mut request = null_request();
+        // SAFETY: the request is ours and is waited for.
+        unsafe {
+            ffi::MPI_Ibarrier(comm(), &mut request);
+        }
+        poll(|| test(&mut request));
+    }
+
+    fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let own = match self.rank {
+            0 => bytes,
+            _ => Vec::new(),
+        };
+        self.all_gather(&own).swap_remove(0)
+    }
+
+    fn all_gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        let length = bytes.len().to_le_bytes();
+        let lengths = self.all_gather_of(length.to_vec(), &vec![length.len(); self.size]);
+        let lengths: Vec<usize> = Box::new(lengths)
+            .wait()
+            .chunks_exact(length.len())
+            .map(|word| usize::from_le_bytes(word.try_into().unwrap_or_default()))
+            .collect();
+        let all = Box::new(self.all_gather_of(bytes.to_vec(), &lengths)).wait();
+        let mut rest = all.as_slice();
+        let mut parts = Vec::with_capacity(self.size);
+        for length in lengths {
+            let (part, behind) = rest.split_at(length);
+            parts.push(part.to_vec());
+            rest = behind;
+        }
+        parts
+    }
+
+    fn all_to_all(&self, send: Vec<f32>, to: &[usize], from: &[usize]) -> Box<dyn Transfer<f32>> {
+        Box::new(self.start(send, to, from, true))
+    }
+
+    fn all_gather_f32(&self, send: Vec<f32>, from: &[usize]) -> Box<dyn Transfer<f32>> {
+        Box::new(self.all_gather_of(send, from))
+    }
+
+    fn all_gather_u16(&self, send: Vec<u16>, from: &[usize]) -> Box<dyn Transfer<u16>> {
+        Box::new(self.all_gather_of(send, from))
+    }
+
+    fn fail(&self, code: u8) -> ! {
+        // SAFETY: ends the process. Not `exit`: libraries of MPI wait for their peers there.
+        unsafe { libc::_exit(code.into()) }
+    }
+}
+
+/// An operation under way, with all that MPI reads and writes meanwhile.
+struct Pending<T> {
+    request: ffi::MPI_Request,
+    counts: [Vec<i32>; 2],
+    offsets: [Vec<i32>; 2],
+    send: Vec<T>,
+    received: Vec<T>,
+    finished: bool,
+}
+
+impl<T> Transfer<T> for Pending<T> {
+    fn progress(&mut self) -> bool {
+        if !self.finished {
+            self.finished = test(&mut self.request);
+        }
+        self.finished
+    }
+
+    fn wait(mut self: Box<Self>) -> Vec<T> {
+        poll(|| self.progress());
+        std::mem::take(&mut self.received)
+    }
+}
+
+impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // MPI may still write into it.
+            std::mem::forget(std::mem::take(&mut self.received));
+            std::mem::forget(std::mem::take(&mut self.send));
+        }
+    }
+}
+
+/// What MPI can send.
+trait Element: Copy + Default {
+    fn datatype() -> ffi::MPI_Datatype;
+}
+
+impl Element for u8 {
+    fn datatype() -> ffi::MPI_Datatype {
+        // SAFETY: a constant.
+        unsafe { ffi::RSMPI_UINT8_T }
+    }
+}
+
+impl Element for u16 {
+    fn datatype() -> ffi::MPI_Datatype {
+        // SAFETY: a constant.
+        unsafe { ffi::RSMPI_UINT16_T }
+    }
+}
+
+impl Element for f32 {
+    fn datatype() -> ffi::MPI_Datatype {
+        // SAFETY: a constant.
+        unsafe { ffi::RSMPI_FLOAT }
+    }
+}
+
+fn comm() -> ffi::MPI_Comm {
+    ::mpi::topology::SimpleCommunicator::world().as_raw()
+}
+
+fn null_request() -> ffi::MPI_Request {
+    // SAFETY: a constant.
+    unsafe { ffi::RSMPI_REQUEST_NULL }
+}
+
+fn test(request: &mut ffi::MPI_Request) -> bool {
+    let mut done = 0;
+    // SAFETY: the request is one that was started, or none, which is done.
+    unsafe {
+        ffi::MPI_Test(request, &mut done, ffi::RSMPI_STATUS_IGNORE);
+    }
+    done != 0
+}
+
+/// Asks until it is done: at once, then with pauses, which leave the core to a rank that computes.
+fn poll(mut done: impl FnMut() -> bool) {
+    if done() {
+        return;
+    }
+    waiting(|| {
+        for round in 0u32.. {
+            if done() {
+                return;
+            }
+            match round {
+                0..64 => std::thread::yield_now(),
+                _ => std::thread::sleep(Duration::from_micros(u64::from(round.min(200)))),
+            }
+        }
+    });
+}
+
+fn count(elements: usize) -> i32 {
+    // MPI's own limit: 2 147 483 647 elements at a time.
+    i32::try_from(elements).expect("MPI sends at most 2^31 − 1 elements at a time")
+}
+
+fn counts(elements: &[usize]) -> Vec<i32> {
+    elements.iter().map(|&n| count(n)).collect()
+}
+
+fn offsets(elements: &[usize]) -> Vec<i32> {
+    let mut next = 0;
+    let starts = elements.iter().map(|&n| {
+        let start = next;
+        next += n;
+        count(start)
+    });
+    starts.collect()
+}
