@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
@@ -336,6 +337,41 @@ impl Checkpoint {
         &self.dir
     }
 
+    /// Some elements of a flat f32 tensor, or `None` where the checkpoint lacks it; only they are
+    /// read.
+    pub fn load_range(
+        &self,
+        name: &str,
+        range: Range<usize>,
+    ) -> Result<Option<Vec<f32>>, SafetensorsError> {
+        let Some(entry) = self.tensors.get(name) else {
+            return Ok(None);
+        };
+        let (path, map) = &self.files[entry.file];
+        let bytes = &map[entry.start..entry.end];
+        let Some(bytes) = bytes
+            .get(4 * range.start..4 * range.end)
+            .filter(|_| entry.dtype == Dtype::F32)
+        else {
+            return Err(SafetensorsError::Corrupt {
+                path: path.clone(),
+                message: format!(
+                    "{name} is not a f32 tensor of at least {} elements",
+                    range.end
+                ),
+            });
+        };
+        if !all_finite(bytes, entry.dtype) {
+            return Err(SafetensorsError::NonFinite {
+                path: path.clone(),
+                tensor: name.into(),
+            });
+        }
+        let words = bytes.chunks_exact(4);
+        let values = words.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Ok(Some(values.collect()))
+    }
+
     /// A tensor's values in `dtype`, or `None` where the checkpoint lacks it.
     pub fn load(&self, name: &str, dtype: DType) -> Result<Option<TensorData>, SafetensorsError> {
         let Some(entry) = self.tensors.get(name) else {
@@ -426,11 +462,27 @@ impl View for &LazyTensor<'_> {
     }
 }
 
-/// Writes tensors as `model.safetensors`, or as shards of at most `max_shard` bytes with an index.
+/// The part of a folder's files that one of several processes writes, which write it together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Which of them, from 0; the first one writes all but shards of weights.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl Share {
+    /// All files.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+}
+
+/// Writes tensors as `model.safetensors`, or as shards of at most `max_shard` bytes with an index;
+/// of these the share's, dealt out in turn.
 pub fn write(
     dir: &Path,
     tensors: &[LazyTensor<'_>],
     max_shard: usize,
+    share: Share,
 ) -> Result<(), SafetensorsError> {
     let mut shards: Vec<Vec<&LazyTensor<'_>>> = vec![Vec::new()];
     let mut size = 0;
@@ -445,15 +497,23 @@ pub fn write(
         }
     }
     if let [only] = shards.as_slice() {
-        return write_file(&dir.join(SINGLE), only);
+        return match share.index {
+            0 => write_file(&dir.join(SINGLE), only),
+            _ => Ok(()),
+        };
     }
     let mut weight_map = BTreeMap::new();
     for (i, shard) in shards.iter().enumerate() {
         let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_file(&dir.join(&name), shard)?;
+        if i % share.of == share.index {
+            write_file(&dir.join(&name), shard)?;
+        }
         for tensor in shard {
             weight_map.insert(tensor.name.clone(), name.clone());
         }
+    }
+    if share.index > 0 {
+        return Ok(());
     }
     let total: usize = tensors.iter().map(LazyTensor::bytes).sum();
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});

@@ -210,7 +210,9 @@ mod stops {
         // Checkpoints hold adapters and their state only, and can be merged.
         let checkpoint = "parts/checkpoints/step-00000006";
         assert!(!place.path(checkpoint).join("model.safetensors").exists());
-        let state = place.bytes(&format!("{checkpoint}/trainer/optimizer.safetensors"));
+        let state = place.bytes(&format!(
+            "{checkpoint}/trainer/optimizer-0-of-1.safetensors"
+        ));
         let state = safetensors::SafeTensors::deserialize(&state).unwrap();
         assert_eq!(state.len(), names(&place, checkpoint).len());
         place.ok(&format!(

@@ -15,7 +15,7 @@ use super::model::Llama;
 use super::names::use_plain_names;
 use super::parameters::{Parameter, ParameterTable, ParameterVisitor, visit_parameters};
 use super::rope::inverse_frequencies;
-use crate::checkpoint::{self, Checkpoint, LazyTensor, SafetensorsError};
+use crate::checkpoint::{self, Checkpoint, LazyTensor, SafetensorsError, Share};
 pub use crate::load_error::CheckpointError;
 use crate::nn::RmsNorm;
 use crate::tokenizer;
@@ -122,8 +122,20 @@ impl<B: Backend> Llama<B> {
         dtype: DType,
         template: &Path,
     ) -> Result<(), CheckpointError> {
+        self.save_share(dir, config, dtype, template, Share::WHOLE)
+    }
+
+    /// The same by several processes together, each of which writes its share of the files.
+    pub fn save_share(
+        &self,
+        dir: &Path,
+        config: &LlamaConfig,
+        dtype: DType,
+        template: &Path,
+        share: Share,
+    ) -> Result<(), CheckpointError> {
         let tensors = lazy_tensors(self, dtype, |_| true);
-        write_folder(dir, &tensors, config, dtype, template)
+        write_folder(dir, &tensors, config, dtype, template, share)
     }
 }
 
@@ -197,8 +209,12 @@ pub(super) fn write_folder(
     config: &LlamaConfig,
     dtype: DType,
     template: &Path,
+    share: Share,
 ) -> Result<(), CheckpointError> {
-    checkpoint::write(dir, tensors, checkpoint::MAX_SHARD_BYTES)?;
+    checkpoint::write(dir, tensors, checkpoint::MAX_SHARD_BYTES, share)?;
+    if share.index > 0 {
+        return Ok(());
+    }
     let name = if dtype == DType::BF16 {
         "bfloat16"
     } else {

@@ -4,6 +4,7 @@
 //! Its order is that of the module's fields, and everything that goes through all parameters goes
 //! in it: checkpoints, gradients, optimizer state, plans.
 
+use std::fmt;
 use std::ops::Range;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -31,6 +32,16 @@ pub enum Group {
     Block(usize),
     /// The final norm and the vocabulary projection, the first to be complete.
     Head,
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embeddings => f.write_str("embeddings"),
+            Self::Block(i) => write!(f, "block {i}"),
+            Self::Head => f.write_str("head"),
+        }
+    }
 }
 
 /// What a parameter does.
@@ -148,6 +159,13 @@ impl ParameterTable {
         let first = self.0.partition_point(|p| p.group < group);
         let end = self.0.partition_point(|p| p.group <= group);
         first..end
+    }
+
+    /// All groups, in order.
+    pub fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = self.0.iter().map(|p| p.group).collect();
+        groups.dedup();
+        groups
     }
 
     /// Those that are trained, with their places in the table.

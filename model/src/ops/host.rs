@@ -187,8 +187,10 @@ macro_rules! host_ops {
                 optimizer::update_on_host(optimizer, step, weights, grad, slots)
             }
 
-            fn sums_of_squares(tensors: Vec<Tensor<Self, 1>>) -> Result<Vec<f64>, DeviceError> {
-                let sums = tensors.into_iter().map(optimizer::sum_of_squares_on_host);
+            fn sums_of_squares(
+                tensors: Vec<Tensor<Self, 1>>,
+            ) -> Result<Vec<Vec<f64>>, DeviceError> {
+                let sums = tensors.into_iter().map(optimizer::sums_of_squares_on_host);
                 Ok(sums.collect())
             }
 

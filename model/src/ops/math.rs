@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-/// Elements that one thread takes at a time.
-pub(super) const GRAIN: usize = 1 << 14;
+/// Elements that one thread takes at a time, and of which sums are taken first.
+pub const GRAIN: usize = 1 << 14;
 
 /// Rows of `width` that one thread takes at a time.
 pub(super) fn rows_of_a_thread(width: usize) -> usize {

@@ -37,6 +37,7 @@ pub use cached_attention::Visible;
 pub(crate) use device::ints;
 pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;
+pub use math::GRAIN;
 pub use memory::{cast, edit_bytes, to_f32, to_host};
 pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep};
 pub use relative_attention::RelativePositions;
@@ -225,8 +226,8 @@ pub trait ModelOps: Placement {
         optimizer::update(optimizer, step, weights, grad, slots)
     }
 
-    /// Σ x² of each tensor f32 `[n]`, whose squares may overflow f32.
-    fn sums_of_squares(tensors: Vec<Tensor<Self, 1>>) -> Result<Vec<f64>, DeviceError> {
+    /// Σ x² of every [`GRAIN`] elements of each tensor f32 `[n]`, whose squares may overflow f32.
+    fn sums_of_squares(tensors: Vec<Tensor<Self, 1>>) -> Result<Vec<Vec<f64>>, DeviceError> {
         optimizer::sums_of_squares(tensors)
     }
 

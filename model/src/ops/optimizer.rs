@@ -128,25 +128,42 @@ fn with_decay<B: Backend>(grad: Tensor<B, 1>, weights: &Tensor<B, 1>, decay: f64
     }
 }
 
-/// In f32, each tensor scaled by its largest entry first, since squares may overflow; one transfer
+/// In f32, each chunk scaled by its largest entry first, since squares may overflow; one transfer
 /// for all.
 pub(super) fn sums_of_squares<B: Backend>(
     tensors: Vec<Tensor<B, 1>>,
-) -> Result<Vec<f64>, DeviceError> {
-    if tensors.is_empty() {
-        return Ok(Vec::new());
+) -> Result<Vec<Vec<f64>>, DeviceError> {
+    let mut parts = Vec::new();
+    let mut add = |chunks: Tensor<B, 2>| {
+        let largest = chunks.clone().abs().max_dim(1);
+        let largest = largest.clamp_min(f32::MIN_POSITIVE);
+        let scaled = chunks / largest.clone();
+        let sums = (scaled.clone() * scaled).sum_dim(1);
+        parts.push(Tensor::cat(vec![largest, sums], 1).reshape([-1]));
+    };
+    let mut counts = Vec::new();
+    for tensor in tensors {
+        let [count] = tensor.dims();
+        let (whole, rest) = (count / GRAIN, count % GRAIN);
+        let behind = whole * GRAIN;
+        if whole > 0 {
+            add(tensor.clone().slice(0..behind).reshape([whole, GRAIN]));
+        }
+        if rest > 0 {
+            add(tensor.slice(behind..count).reshape([1, rest]));
+        }
+        counts.push(count.div_ceil(GRAIN));
     }
-    let parts = tensors.into_iter().flat_map(|x| {
-        let largest = x.clone().abs().max().clamp_min(f32::MIN_POSITIVE);
-        let scaled = x / largest.clone();
-        [largest, (scaled.clone() * scaled).sum()]
-    });
-    let values = to_host(Tensor::cat(parts.collect(), 0))?;
-    let squares = values.chunks_exact(2).map(|part| {
+    let values = match parts.is_empty() {
+        true => Vec::new(),
+        false => to_host(Tensor::cat(parts, 0))?,
+    };
+    let mut squares = values.chunks_exact(2).map(|part| {
         let (largest, sum) = (f64::from(part[0]), f64::from(part[1]));
         largest * largest * sum
     });
-    Ok(squares.collect())
+    let take = |count: usize| squares.by_ref().take(count).collect();
+    Ok(counts.into_iter().map(take).collect())
 }
 
 /// One weight's update, given its gradient and its place in each slot.
@@ -290,9 +307,8 @@ impl<B: HostMemory> Pass<B> {
 }
 
 /// In f64.
-pub(super) fn sum_of_squares_on_host<B: HostMemory>(x: Tensor<B, 1>) -> f64 {
+pub(super) fn sums_of_squares_on_host<B: HostMemory>(x: Tensor<B, 1>) -> Vec<f64> {
     let squares = |part: &[f32]| part.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
     let x = HostTensor::new(x);
-    let parts: Vec<f64> = x.values().par_chunks(GRAIN).map(squares).collect();
-    parts.iter().sum()
+    x.values().par_chunks(GRAIN).map(squares).collect()
 }

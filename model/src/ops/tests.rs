@@ -668,8 +668,18 @@ fn sums_of_squares_do_not_overflow() {
         vec![1e30, 1e30, 1e30],
         vec![0.0],
         vec![f32::NAN, 1.0],
+        vec![1.0; 2 * GRAIN + 3],
+        vec![1.0; GRAIN],
     ];
-    let exact = [25.0, 3e60, 0.0];
+    let whole = GRAIN as f64;
+    let exact = [
+        vec![25.0],
+        vec![3e60],
+        vec![0.0],
+        vec![f64::NAN],
+        vec![whole, whole, 3.0],
+        vec![whole],
+    ];
     let tensors = || {
         let tensor =
             |x: &Vec<f32>| Tensor::<Flex, 1>::from_floats(x.as_slice(), &Default::default());
@@ -679,13 +689,16 @@ fn sums_of_squares_do_not_overflow() {
         Flex::sums_of_squares(tensors()).unwrap(),
         optimizer::sums_of_squares(tensors()).unwrap(),
     ] {
-        for (found, exact) in found.iter().zip(exact) {
-            assert!(
-                (found - exact).abs() <= 1e-6 * exact,
-                "{found} is not {exact}"
-            );
+        assert_eq!(found.len(), exact.len());
+        for (found, exact) in found.iter().zip(&exact) {
+            assert_eq!(found.len(), exact.len());
+            for (found, exact) in found.iter().zip(exact) {
+                assert!(
+                    (found - exact).abs() <= 1e-6 * exact || found.is_nan() && exact.is_nan(),
+                    "{found} is not {exact}"
+                );
+            }
         }
-        assert!(found[3].is_nan());
     }
     assert!(
         optimizer::sums_of_squares::<Flex>(Vec::new())

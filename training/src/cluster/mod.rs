@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
-pub use progress::{Doing, advance, doing, now, waiting};
+pub use progress::{Doing, advance, doing, now, waiting, writing};
 
 /// The processes of a job. Every method but those that only tell is collective: all ranks call it,
 /// in the same order.

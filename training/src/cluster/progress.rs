@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static WAITING: AtomicBool = AtomicBool::new(false);
+static WRITING: AtomicBool = AtomicBool::new(false);
 static LABEL: Mutex<String> = Mutex::new(String::new());
 
 /// What a process is doing at a moment.
@@ -41,8 +42,20 @@ pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Writes files in `write`: however slow the disk is, that is progress.
+pub fn writing<T>(write: impl FnOnce() -> T) -> T {
+    WRITING.store(true, Ordering::Relaxed);
+    let result = write();
+    WRITING.store(false, Ordering::Relaxed);
+    advance();
+    result
+}
+
 /// What this process is doing now.
 pub fn now() -> Doing {
+    if WRITING.load(Ordering::Relaxed) {
+        advance();
+    }
     Doing {
         label: LABEL.lock().map(|label| label.clone()).unwrap_or_default(),
         count: COUNT.load(Ordering::Relaxed),

@@ -41,31 +41,46 @@ pub fn replace_folder<T, E: From<FileError>>(
     target: &Path,
     fill: impl FnOnce(&Path) -> Result<T, E>,
 ) -> Result<T, E> {
-    let parent = parent_of(target);
-    fs::create_dir_all(parent).map_err(FileError::new("make", parent))?;
-    let aside = aside(target, PARTIAL);
-    let remove = |dir: &Path| match dir.exists() {
-        true => fs::remove_dir_all(dir).map_err(FileError::new("remove", dir)),
-        false => Ok(()),
-    };
-    remove(&aside)?;
-    fs::create_dir(&aside).map_err(FileError::new("make", &aside))?;
-    let filled = match fill(&aside) {
-        Ok(filled) => filled,
+    let aside = begin_folder(target)?;
+    match fill(&aside) {
+        Ok(filled) => {
+            put_folder(&aside, target)?;
+            Ok(filled)
+        }
         Err(error) => {
             // Half a folder is of no use and may be what filled the disk.
             let _ = fs::remove_dir_all(&aside);
-            return Err(error);
+            Err(error)
         }
-    };
-    sync_tree(&aside)?;
-    match target.exists() {
-        true => exchange(&aside, target)?,
-        false => fs::rename(&aside, target).map_err(FileError::new("rename", &aside))?,
     }
-    sync(parent)?;
-    remove(&aside)?;
-    Ok(filled)
+}
+
+/// Makes the folder beside `target` that [`put_folder`] puts in its place.
+pub(crate) fn begin_folder(target: &Path) -> Result<PathBuf, FileError> {
+    let parent = parent_of(target);
+    fs::create_dir_all(parent).map_err(FileError::new("make", parent))?;
+    let aside = aside(target, PARTIAL);
+    remove_folder(&aside)?;
+    fs::create_dir(&aside).map_err(FileError::new("make", &aside))?;
+    Ok(aside)
+}
+
+/// Flushes a folder that [`begin_folder`] made, and puts it in the place of `target`.
+pub(crate) fn put_folder(aside: &Path, target: &Path) -> Result<(), FileError> {
+    sync_tree(aside)?;
+    match target.exists() {
+        true => exchange(aside, target)?,
+        false => fs::rename(aside, target).map_err(FileError::new("rename", aside))?,
+    }
+    sync(parent_of(target))?;
+    remove_folder(aside)
+}
+
+fn remove_folder(dir: &Path) -> Result<(), FileError> {
+    match dir.exists() {
+        true => fs::remove_dir_all(dir).map_err(FileError::new("remove", dir)),
+        false => Ok(()),
+    }
 }
 
 /// Puts a folder in another's place, which then lies in its own: in one step, so that a kill

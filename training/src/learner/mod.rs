@@ -3,11 +3,13 @@
 //! A loss only has to say what one unit of each sequence's log-probability is worth; preference
 //! losses and the cross-entropy of supervised fine-tuning share everything else.
 
+mod exchange;
 mod gradients;
 mod logps;
 #[cfg(test)]
 mod oracle;
 mod pass;
+mod shards;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -18,11 +20,14 @@ use sppo_model::llama::Llama;
 use sppo_model::llama::parameters::ParameterTable;
 use sppo_model::ops::{DeviceError, Optimizer, TrainingOps};
 
+use crate::cluster::SingleProcess;
 use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
+pub use exchange::{Traffic, World};
 pub use gradients::{GradientReceiver, Gradients};
 pub use logps::{chunk_rows, sequence_logps};
 use pass::Pass;
+pub use shards::{ShardedGroup, Shards};
 
 /// What one optimizer step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +38,7 @@ pub struct StepReport {
     pub updated: bool,
 }
 
-/// One parameter's optimizer state.
+/// The optimizer state of what this rank owns of a parameter.
 #[derive(Clone, Debug)]
 pub struct ParamState<B: Backend> {
     /// f32 master weights `[n]`, where the parameter itself has another dtype.
@@ -42,7 +47,8 @@ pub struct ParamState<B: Backend> {
     pub slots: Vec<Tensor<B, 1>>,
 }
 
-/// A model in training.
+/// A model in training: whole on every rank; the optimizer's state and the summed gradients lie
+/// with their owners ([`Shards`]).
 pub struct Learner<B: TrainingOps> {
     model: Llama<B>,
     optimizer: Optimizer,
@@ -52,6 +58,7 @@ pub struct Learner<B: TrainingOps> {
     state: Vec<Option<ParamState<B::InnerBackend>>>,
     gradients: Gradients<B::InnerBackend>,
     steps: usize,
+    world: World,
 }
 
 impl<B: TrainingOps> Learner<B> {
@@ -62,16 +69,42 @@ impl<B: TrainingOps> Learner<B> {
         recompute: Recompute,
         max_grad_norm: Option<f64>,
     ) -> Self {
+        let world: World = &SingleProcess;
         let count = model.parameters.all().len();
+        let gradients = Gradients::new(model.parameters.clone(), world, &model.device());
         Self {
             model,
             optimizer,
             recompute,
             max_grad_norm,
             state: (0..count).map(|_| None).collect(),
-            gradients: Gradients::new(count),
+            gradients,
             steps: 0,
+            world,
         }
+    }
+
+    /// The same as one rank of many, which train one model and do the same at the same time.
+    pub fn across(mut self, world: World) -> Self {
+        let table = self.model.parameters.clone();
+        self.gradients = Gradients::new(table, world, &self.model.device());
+        self.world = world;
+        self
+    }
+
+    /// The processes that train together.
+    pub fn world(&self) -> World {
+        self.world
+    }
+
+    /// What each rank owns.
+    pub fn shards(&self) -> &Shards {
+        self.gradients.shards()
+    }
+
+    /// Time and bytes of exchanges since this was last asked.
+    pub fn take_traffic(&mut self) -> Traffic {
+        self.gradients.take_traffic()
     }
 
     /// The model as it is now.
@@ -127,6 +160,17 @@ impl<B: TrainingOps> Learner<B> {
         sequence_logps(&self.valid(), sequences)
     }
 
+    /// A round begins, in which each of the first `parts` ranks computes one part of the step
+    /// ([`Self::backward`]) and the others none ([`Self::idle`]).
+    pub fn begin_round(&mut self, parts: usize) {
+        self.gradients.begin_round(parts);
+    }
+
+    /// Takes part in a round without a part of its own.
+    pub fn idle(&mut self) {
+        self.gradients.idle();
+    }
+
     /// Adds the gradient of Σ wᵢ · logpᵢ, where `weights` maps the summed response
     /// log-probabilities to the wᵢ; gives the log-probabilities.
     pub fn backward(
@@ -140,8 +184,8 @@ impl<B: TrainingOps> Learner<B> {
         Ok(logps)
     }
 
-    /// Global L2 norm of the gradients gathered since the last step.
-    pub fn grad_norm(&self) -> Result<f64, DeviceError> {
+    /// Global L2 norm of the gradients gathered since the last step. Collective.
+    pub fn grad_norm(&mut self) -> Result<f64, DeviceError> {
         self.gradients.norm()
     }
 }

@@ -7,13 +7,16 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_autodiff::Autodiff;
 use rand::rngs::ChaCha12Rng;
 use rand::{RngExt, SeedableRng};
-use sppo_model::llama::parameters::{Group, Kind, ParameterMapper, map_parameters};
+use sppo_model::llama::parameters::{
+    Group, Kind, ParameterMapper, map_parameters, visit_parameters,
+};
 use sppo_model::llama::{Llama, LlamaConfig, Lora};
 
 use super::logps::SMALL_CHUNKS;
 use super::oracle::{Exact, exact};
 use super::pass::Pass;
 use super::*;
+use crate::cluster::{SingleProcess, threads};
 
 type Flex = Autodiff<burn_flex::Flex<f32, i32>>;
 type NdArray = Autodiff<burn_ndarray::NdArray<f32, i64, i8>>;
@@ -102,7 +105,8 @@ fn by_learner<B: TrainingOps>(model: &Llama<B>, recompute: Recompute) -> Outcome
     let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
     let pass = Pass::forward(model, recompute, &sequences).unwrap();
     let count = model.parameters.all().len();
-    let mut gradients = Gradients::new(count);
+    let (table, device) = (model.parameters.clone(), model.device());
+    let mut gradients = Gradients::new(table, &SingleProcess, &device);
     let logps = pass.logps.clone();
     pass.backward(model, &WEIGHTS, &mut gradients);
     let values = |index| Some(gradients.remove(index)?.into_data().to_vec().unwrap());
@@ -228,4 +232,136 @@ fn gradients_arrive_group_by_group() {
             }
         }
     }
+}
+
+/// Weights, and the optimizer's state by place in the table, master first.
+type Bits = (Vec<Vec<u32>>, Vec<Vec<Vec<u32>>>);
+
+fn bits<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<u32> {
+    let values = sppo_model::ops::to_f32(x.reshape([-1])).into_data();
+    let values: Vec<f32> = values.to_vec().unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+struct Whole(Vec<Vec<u32>>);
+
+impl<B: Backend> sppo_model::llama::parameters::ParameterVisitor<B> for Whole {
+    fn visit<const D: usize>(&mut self, _index: usize, parameter: &Param<Tensor<B, D>>) {
+        self.0.push(bits(parameter.val()));
+    }
+}
+
+/// Three steps of three parts each on `size` ranks that are threads; the last rank idles in a round
+/// where there are two or more. Every rank's weights, and the state of all together.
+fn trained_by<B: TrainingOps>(
+    size: usize,
+    model: &(impl Fn() -> Llama<B> + Sync),
+    optimizer: Optimizer,
+) -> Bits {
+    let sequences = sequences();
+    let parts: [&[usize]; 3] = [&[0, 1], &[2, 4], &[3]];
+    let ranks = threads::run(size, |rank| {
+        let world: World = Box::leak(Box::new(rank));
+        let learner = Learner::<B>::new(model(), optimizer, Recompute::Layer, Some(0.5));
+        let mut learner = learner.across(world);
+        let mut sent = 0;
+        for _ in 0..3 {
+            for round in parts.chunks(size) {
+                learner.begin_round(round.len());
+                let Some(part) = round.get(world.rank()) else {
+                    learner.idle();
+                    continue;
+                };
+                let rows: Vec<_> = part.iter().map(|&row| &sequences[row]).collect();
+                let weights = part.iter().map(|&row| WEIGHTS[row]).collect();
+                learner.backward(&rows, |_| weights).unwrap();
+            }
+            assert!(learner.step(1e-3).unwrap().updated);
+            sent += learner.take_traffic().bytes;
+        }
+        assert!(learner.is_finite().unwrap());
+        let mut weights = Whole(Vec::new());
+        visit_parameters(&learner.valid(), 0, &mut weights);
+        let state = learner.state().iter().map(|state| {
+            let state = state.iter();
+            let tensors = state.flat_map(|state| state.master.iter().chain(&state.slots));
+            tensors.map(|t| bits(t.clone())).collect::<Vec<_>>()
+        });
+        // What is sent: slices of every part that is not one's own, and one's own weights.
+        let groups = learner.shards().groups();
+        let own: usize = groups.iter().map(|g| g.sizes()[world.rank()]).sum();
+        let all: usize = groups.iter().map(ShardedGroup::len).sum();
+        let mine = parts.iter().skip(world.rank()).step_by(size).count();
+        let dtype = match weights.0.is_empty() {
+            true => DType::F32,
+            false => learner.valid().embed_tokens.val().dtype(),
+        };
+        let dtype = match learner.parameters().all()[0].trained {
+            true => dtype,
+            false => DType::F32,
+        };
+        let expected = 4 * mine * (all - own) + dtype.size() * own * (size - 1);
+        assert_eq!(sent, 3 * expected as u64, "rank {} of {size}", world.rank());
+        // 64 KiB a group and slot above its share.
+        let kept: usize = learner
+            .state()
+            .iter()
+            .flatten()
+            .flat_map(|state| state.master.iter().chain(&state.slots))
+            .map(|t| 4 * t.dims()[0])
+            .sum();
+        let slots = optimizer.slots() + usize::from(dtype != DType::F32);
+        let share = slots * (4 * all / size + groups.len() * (64 << 10));
+        assert!(kept <= share, "{kept} bytes, {share} are its share");
+        (weights.0, state.collect::<Vec<_>>())
+    });
+    let weights = ranks[0].0.clone();
+    assert!(ranks.iter().all(|rank| rank.0 == weights), "ranks differ");
+    let count = ranks[0].1.len();
+    let slots = ranks.iter().flat_map(|rank| &rank.1).map(Vec::len).max();
+    let state = (0..count).map(|index| {
+        let slot = |slot: usize| {
+            let of_rank = ranks.iter().filter_map(|rank| rank.1[index].get(slot));
+            of_rank.flatten().copied().collect::<Vec<u32>>()
+        };
+        (0..slots.unwrap_or(0)).map(slot).collect()
+    });
+    (weights, state.collect())
+}
+
+/// Any number of ranks trains to the same bits, with more ranks than parts too.
+#[test]
+fn ranks_train_to_the_bits_of_one() {
+    let adamw = Optimizer::AdamW(crate::optimizer::AdamW {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.01,
+    });
+    let rmsprop = Optimizer::RmsProp(crate::optimizer::RmsProp {
+        alpha: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.0,
+    });
+    fn same<B: TrainingOps>(optimizer: Optimizer, model: impl Fn() -> Llama<B> + Sync) {
+        let one = trained_by(1, &model, optimizer);
+        for size in [2, 3, 4] {
+            assert!(trained_by(size, &model, optimizer) == one, "{size} ranks");
+        }
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden/llama");
+    let bf16 = || {
+        Llama::load(&dir, DType::BF16, &Default::default())
+            .unwrap()
+            .1
+    };
+    same::<Flex>(rmsprop, || golden().1);
+    same::<NdArray>(adamw, || golden().1);
+    same::<Flex>(adamw, bf16);
+    same::<Flex>(adamw, || {
+        random(|config| config.tie_word_embeddings = true).1
+    });
+    same::<Flex>(rmsprop, || {
+        with_adapters(golden(), &["q_proj", "down_proj"]).1
+    });
 }

@@ -9,6 +9,7 @@ use sppo_model::ops::TrainingOps;
 use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, refuse_own_output};
+use crate::cluster::{lead, world};
 use crate::config::{self, Rows, Section};
 use crate::data::{SftRow, read_rows, rows_fingerprint};
 use crate::files::{Existing, MadeFrom};
@@ -66,7 +67,9 @@ pub fn fine_tune<B: TrainingOps>(
     let examples = tokenised.rows;
     let settings = settings(job, made_from, examples.len());
     let steps = settings.steps(examples.len());
-    let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;
+    let begun = lead(world(), || {
+        claim_training(job.output_dir, &settings.made_from, steps, job.existing)
+    })?;
     let resumed = match begun {
         Begun::Finished(model) => return Ok(model),
         Begun::Unfinished(resumed) => resumed.map(|found| *found),

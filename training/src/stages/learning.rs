@@ -9,6 +9,7 @@ use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::ops::TrainingOps;
 
 use super::error::StageError;
+use crate::cluster::world;
 use crate::config::Recompute;
 use crate::files::{FileError, MadeFrom, fingerprint, model_fingerprint};
 use crate::learner::Learner;
@@ -53,7 +54,8 @@ pub(super) fn learn<B: TrainingOps, O: Objective<B>>(
         );
     }
     let model = starting_weights::<B>(&start, device)?;
-    let mut learner = Learner::new(model, start.optimizer, start.recompute, start.max_grad_norm);
+    let mut learner =
+        Learner::new(model, start.optimizer, start.recompute, start.max_grad_norm).across(world());
     let mut first = 0;
     if let Some((dir, saved)) = &start.resumed {
         restore(&mut learner, dir, saved)?;

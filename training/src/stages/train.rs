@@ -10,6 +10,7 @@ use sppo_model::ops::{ModelOps, TrainingOps};
 use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, model_key, refuse_own_output};
+use crate::cluster::{lead, world};
 use crate::config::{self, OnNonFinite, Section};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
@@ -83,7 +84,9 @@ pub fn train_pairs<B: TrainingOps>(
     let memory_budget = memory_budget::<B>(config, folder.config(), &pairs)?;
     let settings = settings(job, made_from, pairs.len(), memory_budget.clone());
     let steps = settings.steps(pairs.len());
-    let begun = claim_training(job.output_dir, &settings.made_from, steps, job.existing)?;
+    let begun = lead(world(), || {
+        claim_training(job.output_dir, &settings.made_from, steps, job.existing)
+    })?;
     let resumed = match begun {
         Begun::Finished(model) => return Ok(Trained { model, truncation }),
         Begun::Unfinished(resumed) => resumed.map(|found| *found),

@@ -7,16 +7,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
-use sppo_model::checkpoint::{LazyTensor, write_file};
+use sppo_model::checkpoint::Share;
 use sppo_model::ops::TrainingOps;
 
 use super::card::{adapter_card, model_card};
 use super::error::TrainError;
-use super::resume::{OPTIMIZER, STATE, Saved, step_folder, step_folders};
+use super::optimizer_state;
+use super::resume::{STATE, Saved, step_folder, step_folders};
 use super::settings::{Adapters, ModelFiles, TrainSettings};
+use crate::cluster::{lead, writing};
 use crate::config::model_name;
-use crate::files::{FileError, IN_FOLDER, Mark, Seal, replace_folder, write_mark};
+use crate::files::{FileError, IN_FOLDER, Mark, Seal, begin_folder, put_folder, write_mark};
 use crate::learner::Learner;
 
 /// An update can overflow where loss and gradient were finite; such weights are never saved.
@@ -34,7 +35,8 @@ pub(super) fn refuse_broken<B: TrainingOps>(
     }
 }
 
-/// Writes a checkpoint behind `step` steps; older ones go only once it is whole.
+/// Writes a checkpoint behind `step` steps; older ones go only once it is whole. Collective: every
+/// rank writes its share of the folder.
 pub(super) fn save<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
@@ -43,13 +45,16 @@ pub(super) fn save<B: TrainingOps>(
 ) -> Result<(), TrainError> {
     refuse_broken(learner, settings, step)?;
     let target = step_folder(&settings.output_dir, step);
-    replace_folder(&target, |dir| {
+    let fill = |dir: &Path| {
         write_model(learner, settings, files, dir)?;
-        let trainer = dir.join("trainer");
-        fs::create_dir(&trainer).map_err(FileError::new("make", &trainer))?;
-        write_optimizer(learner, &dir.join(OPTIMIZER))?;
+        optimizer_state::write(learner, &dir.join("trainer"))
+    };
+    together(learner, &target, Some("trainer"), fill, |dir| {
         write_saved(dir, STATE, learner, settings, files, step)
     })?;
+    if !learner.world().leads() {
+        return Ok(());
+    }
     let keep = settings.keep_checkpoints.max(1);
     let folders = step_folders(&settings.output_dir);
     // Later ones are damaged or of a longer training; they do not push this one out.
@@ -60,7 +65,7 @@ pub(super) fn save<B: TrainingOps>(
     Ok(())
 }
 
-/// Writes the trained model and gives its folder.
+/// Writes the trained model and gives its folder. Collective.
 pub(super) fn save_final<B: TrainingOps>(
     learner: &Learner<B>,
     settings: &TrainSettings,
@@ -69,11 +74,49 @@ pub(super) fn save_final<B: TrainingOps>(
 ) -> Result<PathBuf, TrainError> {
     refuse_broken(learner, settings, steps)?;
     let target = settings.output_dir.join("model");
-    replace_folder(&target, |dir| {
-        write_model(learner, settings, files, dir)?;
+    let fill = |dir: &Path| write_model(learner, settings, files, dir);
+    together(learner, &target, None, fill, |dir| {
         write_saved(dir, IN_FOLDER, learner, settings, files, steps)
     })?;
     Ok(target)
+}
+
+/// Fills a folder by all ranks at once, seals it and puts it in its place: a kill leaves the old
+/// folder or the new one.
+fn together<B: TrainingOps>(
+    learner: &Learner<B>,
+    target: &Path,
+    subfolder: Option<&str>,
+    fill: impl FnOnce(&Path) -> Result<(), TrainError>,
+    seal: impl FnOnce(&Path) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
+    let world = learner.world();
+    let aside: PathBuf = lead(world, || {
+        let aside = begin_folder(target)?;
+        if let Some(name) = subfolder {
+            let folder = aside.join(name);
+            fs::create_dir(&folder).map_err(FileError::new("make", &folder))?;
+        }
+        Ok::<_, TrainError>(aside)
+    })?;
+    let filled = writing(|| {
+        fill(&aside)?;
+        world.barrier();
+        match world.leads() {
+            true => {
+                seal(&aside)?;
+                Ok(put_folder(&aside, target)?)
+            }
+            false => Ok(()),
+        }
+    });
+    if filled.is_err() {
+        // Half a folder is of no use and may be what filled the disk.
+        let _ = fs::remove_dir_all(&aside);
+        return filled;
+    }
+    world.barrier();
+    Ok(())
 }
 
 fn write_model<B: TrainingOps>(
@@ -82,12 +125,19 @@ fn write_model<B: TrainingOps>(
     files: ModelFiles<'_>,
     dir: &Path,
 ) -> Result<(), TrainError> {
+    let world = learner.world();
+    let share = Share {
+        index: world.rank(),
+        of: world.size(),
+    };
     let text = match files.adapters {
         None => {
             let model = learner.valid();
-            model.save(dir, files.config, settings.save_dtype, files.template)?;
+            let dtype = settings.save_dtype;
+            model.save_share(dir, files.config, dtype, files.template, share)?;
             model_card(&settings.summary)
         }
+        Some(_) if !world.leads() => return Ok(()),
         Some(Adapters { lora, .. }) => {
             let base = model_name(files.template);
             let model = learner.model();
@@ -95,6 +145,9 @@ fn write_model<B: TrainingOps>(
             adapter_card(&settings.summary, &base)
         }
     };
+    if !world.leads() {
+        return Ok(());
+    }
     if let Some(file) = files.chat_template {
         let copy = dir.join("chat_template.jinja");
         fs::copy(file, &copy).map_err(FileError::new("write", &copy))?;
@@ -120,25 +173,4 @@ fn write_saved<B: TrainingOps>(
         base: files.adapters.map(|adapters| adapters.base.clone()),
     };
     Ok(write_mark(&dir.join(name), &saved)?)
-}
-
-fn write_optimizer<B: TrainingOps>(learner: &Learner<B>, path: &Path) -> Result<(), TrainError> {
-    let mut tensors = Vec::new();
-    for (index, parameter) in learner.parameters().trained() {
-        let name = &parameter.name;
-        let Some(state) = &learner.state()[index] else {
-            continue;
-        };
-        let masters = state.master.iter().map(|t| (format!("{name}.master"), t));
-        let slots = state.slots.iter().enumerate();
-        let slots = slots.map(|(i, t)| (format!("{name}.slot{i}"), t));
-        tensors.extend(masters.chain(slots).map(|(name, tensor)| LazyTensor {
-            name,
-            shape: tensor.dims().to_vec(),
-            dtype: DType::F32,
-            fetch: Box::new(move || tensor.clone().into_data()),
-        }));
-    }
-    let tensors: Vec<&LazyTensor<'_>> = tensors.iter().collect();
-    write_file(path, &tensors).map_err(|e| TrainError::Checkpoint(e.into()))
 }

@@ -83,14 +83,28 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Wall-clock time, without evaluation and checkpoint.
     pub step_seconds: f64,
-    /// Of the device where it has its own memory, else of the process.
+    /// Of the device where it has its own memory, else of the process; of many, the highest.
     pub peak_memory_bytes: u64,
+    /// None where one process trains alone.
+    #[serde(flatten)]
+    pub ranks: Option<RankMetrics>,
     /// Whether the step was skipped because its loss or gradient was not finite.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
     /// On the held-out pairs, where an evaluation was due.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "eval_line")]
     pub eval: Option<PairMetrics>,
+}
+
+/// What a step of many processes took for being one.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RankMetrics {
+    /// Spent by rank 0 in exchanges of gradients and weights; waiting for slower ranks is part of it.
+    pub communication_seconds: f64,
+    /// Sent by rank 0 to others.
+    pub communication_bytes: u64,
+    /// Of the slowest rank's computation: `step_seconds` without it is the exchange alone.
+    pub slowest_rank_seconds: f64,
 }
 
 impl StepMetrics {

@@ -7,6 +7,7 @@ mod checkpoint;
 mod error;
 mod metrics;
 mod objective;
+mod optimizer_state;
 mod order;
 mod preference;
 mod reference;
@@ -20,14 +21,16 @@ use std::time::Instant;
 use sppo_model::ops::TrainingOps;
 
 pub use error::TrainError;
-pub use metrics::{PairMetrics, StepMetrics};
+pub use metrics::{PairMetrics, RankMetrics, StepMetrics};
 pub use objective::{Cut, MemoryBudget, Objective, WindowReport};
+pub use optimizer_state::restore;
 pub use preference::PreferenceObjective;
 pub use reference::reference_logps;
-pub use resume::{Begun, Saved, base_of_adapters, claim_training, restore, training_output};
+pub use resume::{Begun, Saved, base_of_adapters, claim_training, training_output};
 pub use settings::{Adapters, ModelFiles, TrainSettings};
 pub use supervised::SupervisedObjective;
 
+use crate::cluster::{any, doing, gather};
 use crate::learner::{Learner, StepReport};
 use crate::monitor::Monitor;
 use metrics::MetricsFile;
@@ -51,14 +54,20 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
     start: usize,
     monitor: &dyn Monitor,
 ) -> Result<Outcome, TrainError> {
+    let world = learner.world();
     let rows = objective.rows();
     let per_epoch = settings.steps_per_epoch(rows);
     let steps = settings.steps(rows);
-    let mut metrics = MetricsFile::open(&settings.output_dir, start)?;
+    let mut metrics = match world.leads() {
+        true => Some(MetricsFile::open(&settings.output_dir, start)?),
+        false => None,
+    };
+    let sync = |metrics: &Option<MetricsFile>| metrics.iter().try_for_each(MetricsFile::sync);
     let mut saved = start;
     for step in start..steps {
-        if monitor.interrupted() {
-            metrics.sync()?;
+        doing(format!("step {}", step + 1));
+        if any(world, monitor.interrupted()) {
+            sync(&metrics)?;
             if step > saved {
                 checkpoint::save(learner, settings, files, step)?;
             }
@@ -68,7 +77,7 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
         let mut line = match one_step(learner, objective, settings, &window, step, monitor) {
             Err(mut error) => {
                 if let TrainError::NonFinite { kept, .. } = &mut error {
-                    metrics.sync()?;
+                    sync(&metrics)?;
                     *kept = keep(learner, settings, files, step, saved);
                 }
                 return Err(error);
@@ -79,16 +88,18 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
         if settings.eval_every > 0 && (step + 1) % settings.eval_every == 0 {
             line.eval = objective.evaluate(learner, &settings.cut())?;
         }
-        metrics.append(&line)?;
+        if let Some(metrics) = &mut metrics {
+            metrics.append(&line)?;
+        }
         monitor.advance(1, Some(line.note()));
         let due = settings.checkpoint_every > 0 && (step + 1) % settings.checkpoint_every == 0;
         if due && step + 1 < steps {
-            metrics.sync()?;
+            sync(&metrics)?;
             checkpoint::save(learner, settings, files, step + 1)?;
             saved = step + 1;
         }
     }
-    metrics.sync()?;
+    sync(&metrics)?;
     // From here a later stop_at_epoch goes on.
     if settings.stops_early() && steps > saved {
         checkpoint::save(learner, settings, files, steps)?;
@@ -151,6 +162,7 @@ fn one_step<B: TrainingOps, O: Objective<B>>(
         refuse(learner, settings, step, what, rows)?;
     }
     let seconds = begun.elapsed().as_secs_f64();
+    let (ranks, peak) = of_ranks(learner, seconds, monitor.peak_memory_bytes());
     Ok(StepMetrics {
         step: step + 1,
         epoch: 0.0,
@@ -164,10 +176,33 @@ fn one_step<B: TrainingOps, O: Objective<B>>(
         responses_without_end: report.truncation.responses_without_end,
         tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
         step_seconds: seconds,
-        peak_memory_bytes: monitor.peak_memory_bytes(),
+        peak_memory_bytes: peak,
+        ranks,
         skipped: !update.updated,
         eval: None,
     })
+}
+
+/// What the step took for being one of many processes, and the highest peak of memory. Collective.
+fn of_ranks<B: TrainingOps>(
+    learner: &mut Learner<B>,
+    seconds: f64,
+    peak: u64,
+) -> (Option<RankMetrics>, u64) {
+    let world = learner.world();
+    if world.size() == 1 {
+        return (None, peak);
+    }
+    let traffic = learner.take_traffic();
+    let all = gather(world, (seconds - traffic.seconds, peak));
+    let slowest = all.iter().map(|(seconds, _)| *seconds).fold(0.0, f64::max);
+    let peak = all.iter().map(|(_, peak)| *peak).max().unwrap_or(peak);
+    let ranks = RankMetrics {
+        communication_seconds: traffic.seconds,
+        communication_bytes: traffic.bytes,
+        slowest_rank_seconds: slowest,
+    };
+    (Some(ranks), peak)
 }
 
 /// The rows of a window whose gradients are not finite by themselves; all of them where it is only

@@ -6,7 +6,8 @@ use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
 use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport, lost_of};
+use super::objective::{Cut, Objective, WindowReport, lost_of, of_all_parts};
+use crate::cluster::advance;
 use crate::config::Loss;
 use crate::cost::Batch;
 use crate::learner::Learner;
@@ -58,10 +59,27 @@ impl PreferenceObjective {
         self
     }
 
-    /// `rows` cut into batches.
-    fn parts(pairs: &[PreferencePair], rows: &[usize], cut: &Cut) -> Vec<Range<usize>> {
+    /// `rows` dealt out to parts: places in `rows`.
+    fn parts(pairs: &[PreferencePair], rows: &[usize], cut: &Cut) -> Vec<Vec<usize>> {
         let batch = |part: Range<usize>| Batch::of(&Self::sequences(pairs, &rows[part]));
-        cut.parts(rows.len(), batch)
+        cut.deal(rows.len(), batch)
+    }
+
+    /// Log-probabilities of `rows`, computed without gradients, each part by its rank. Collective.
+    fn logps<B: TrainingOps>(
+        learner: &Learner<B>,
+        pairs: &[PreferencePair],
+        rows: &[usize],
+        parts: &[Vec<usize>],
+    ) -> Result<Vec<f64>, TrainError> {
+        let world = learner.world();
+        let mut own = Vec::new();
+        for part in parts.iter().skip(world.rank()).step_by(world.size()) {
+            let rows: Vec<usize> = part.iter().map(|&at| rows[at]).collect();
+            own.extend(learner.logps(&Self::sequences(pairs, &rows))?);
+            advance();
+        }
+        Ok(of_all_parts(world, parts, &own, 2))
     }
 
     /// The sequences of the rows, pair after pair.
@@ -125,39 +143,45 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
     ) -> Result<WindowReport, TrainError> {
         let (loss, beta) = (self.loss, self.beta);
         let parts = Self::parts(&self.pairs, window, cut);
+        let batch = |rows: &[usize], policy: &[f64]| {
+            Self::batch(&self.pairs, &self.reference, rows, policy)
+        };
         // A loss that couples rows needs all log-probabilities before the first gradient.
         let whole = match loss.couples_rows() && parts.len() > 1 {
             true => {
-                let mut all = PairLogps::default();
-                for part in &parts {
-                    let rows = &window[part.clone()];
-                    let policy = learner.logps(&Self::sequences(&self.pairs, rows))?;
-                    all.extend(Self::batch(&self.pairs, &self.reference, rows, &policy));
-                }
-                Some(all.loss(loss, beta))
+                let policy = Self::logps(learner, &self.pairs, window, &parts)?;
+                Some(batch(window, &policy).loss(loss, beta))
             }
             false => None,
         };
-        let mut all = PairLogps::default();
-        let mut tokens = 0;
-        for part in parts {
-            let rows = &window[part.clone()];
-            let sequences = Self::sequences(&self.pairs, rows);
-            tokens += sequences.iter().map(|s| s.ids.len()).sum::<usize>();
+        let world = learner.world();
+        let mut own = Vec::new();
+        for round in parts.chunks(world.size()) {
+            learner.begin_round(round.len());
+            let Some(part) = round.get(world.rank()) else {
+                learner.idle();
+                continue;
+            };
+            let rows: Vec<usize> = part.iter().map(|&at| window[at]).collect();
+            let sequences = Self::sequences(&self.pairs, &rows);
             let share = rows.len() as f64 / window.len() as f64;
-            let policy = learner.backward(&sequences, |policy| match &whole {
+            own.extend(learner.backward(&sequences, |policy| match &whole {
                 Some(output) => {
-                    let chosen = &output.grad_chosen[part.clone()];
-                    by_pair(chosen, &output.grad_rejected[part], 1.0)
+                    let of_part =
+                        |grad: &[f64]| part.iter().map(|&at| grad[at]).collect::<Vec<_>>();
+                    let chosen = of_part(&output.grad_chosen);
+                    by_pair(&chosen, &of_part(&output.grad_rejected), 1.0)
                 }
                 None => {
-                    let batch = Self::batch(&self.pairs, &self.reference, rows, policy);
-                    let output = batch.loss(loss, beta);
+                    let output = batch(&rows, policy).loss(loss, beta);
                     by_pair(&output.grad_chosen, &output.grad_rejected, share)
                 }
-            })?;
-            all.extend(Self::batch(&self.pairs, &self.reference, rows, &policy));
+            })?);
         }
+        let policy = of_all_parts(world, &parts, &own, 2);
+        let all = batch(window, &policy);
+        let sequences = Self::sequences(&self.pairs, window);
+        let tokens = sequences.iter().map(|s| s.ids.len()).sum();
         let output = all.loss(loss, beta);
         Ok(WindowReport {
             loss: output.mean,
@@ -177,13 +201,9 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
             return Ok(None);
         }
         let rows: Vec<usize> = (0..self.held_out.len()).collect();
-        let mut all = PairLogps::default();
-        for part in Self::parts(&self.held_out, &rows, cut) {
-            let rows = &rows[part];
-            let policy = learner.logps(&Self::sequences(&self.held_out, rows))?;
-            let reference = &self.held_out_reference;
-            all.extend(Self::batch(&self.held_out, reference, rows, &policy));
-        }
+        let parts = Self::parts(&self.held_out, &rows, cut);
+        let policy = Self::logps(learner, &self.held_out, &rows, &parts)?;
+        let all = Self::batch(&self.held_out, &self.held_out_reference, &rows, &policy);
         let output = all.loss(self.loss, self.beta);
         Ok(Some(PairMetrics::new(&all, &output, self.beta)))
     }

@@ -1,21 +1,17 @@
-//! Resuming a training: its checkpoints and finished model are known by what they were made from,
-//! looked at for damage, and its state is put back.
+//! Resuming a training: its checkpoints and finished model are known by what they were made from
+//! and looked at for damage.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sppo_model::checkpoint::Checkpoint;
-use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
 use crate::files::{
     Damage, Difference, Existing, FileError, IN_FOLDER, MadeFrom, Mark, OLD, Output, OutputError,
     PARTIAL, is_there, read_mark, write_mark,
 };
-use crate::learner::{Learner, ParamState};
 
 /// The mark of a checkpoint or a trained model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +29,6 @@ pub struct Saved {
 }
 
 pub(super) const STATE: &str = "trainer/state.json";
-pub(super) const OPTIMIZER: &str = "trainer/optimizer.safetensors";
 
 /// The fingerprint of the weights that the adapters in `dir` were trained on, where this program
 /// wrote them.
@@ -53,7 +48,7 @@ pub fn training_output(output_dir: &Path) -> Output {
 }
 
 /// How far a training came before.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Begun {
     /// To its end: the folder of the model.
     Finished(PathBuf),
@@ -191,44 +186,6 @@ pub(super) fn step_folders(output_dir: &Path) -> BTreeMap<usize, PathBuf> {
         ours.then_some((step, path))
     });
     numbered.collect()
-}
-
-/// Puts the optimizer state of a checkpoint folder into `learner`, whose trained weights were
-/// loaded from that folder.
-pub fn restore<B: TrainingOps>(
-    learner: &mut Learner<B>,
-    dir: &Path,
-    saved: &Saved,
-) -> Result<(), TrainError> {
-    let file = Checkpoint::open_file(&dir.join(OPTIMIZER))
-        .map_err(|e| TrainError::Checkpoint(e.into()))?;
-    let device = learner.model().device();
-    let load = |name: &str| -> Result<Option<Tensor<B::InnerBackend, 1>>, TrainError> {
-        let data = file
-            .load(name, DType::F32)
-            .map_err(|e| TrainError::Checkpoint(e.into()))?;
-        Ok(data.map(|data: TensorData| Tensor::from_data(data, (&device, DType::F32))))
-    };
-    let table = learner.parameters();
-    let mut state: Vec<Option<ParamState<B::InnerBackend>>> = Vec::new();
-    state.resize_with(table.all().len(), || None);
-    for (index, parameter) in table.trained() {
-        let name = &parameter.name;
-        let master = load(&format!("{name}.master"))?;
-        let mut slots = Vec::new();
-        while let Some(slot) = load(&format!("{name}.slot{}", slots.len()))? {
-            slots.push(slot);
-        }
-        if slots.len() != learner.optimizer().slots() && saved.updates > 0 {
-            return Err(TrainError::Damaged {
-                path: dir.into(),
-                message: format!("the optimizer state of {name} is not complete"),
-            });
-        }
-        state[index] = Some(ParamState { master, slots });
-    }
-    learner.restore(saved.updates, state);
-    Ok(())
 }
 
 /// Removes folders that a kill left half written, and puts back one that was set aside for its

@@ -6,7 +6,7 @@ use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
 use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport, lost_of};
+use super::objective::{Cut, Objective, WindowReport, lost_of, of_all_parts};
 use crate::cost::Batch;
 use crate::learner::Learner;
 use crate::tokenise::{TokenisedSequence, Truncation};
@@ -61,20 +61,24 @@ impl<B: TrainingOps> Objective<B> for SupervisedObjective {
         let sequences =
             |rows: &[usize]| rows.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
         let batch = |part: Range<usize>| Batch::of(&sequences(&window[part]));
-        for part in cut.parts(window.len(), batch) {
-            let rows = &window[part];
-            let sequences = sequences(rows);
-            report.tokens += sequences.iter().map(|s| s.ids.len()).sum::<usize>();
-            let logps = learner.backward(&sequences, |logps| vec![-share; logps.len()])?;
-            report.loss -= logps.iter().sum::<f64>() * share;
-            let bad = rows
-                .iter()
-                .zip(&logps)
-                .filter(|(_, logp)| !logp.is_finite());
-            report
-                .bad_rows
-                .extend(bad.map(|(i, _)| (i + 1).to_string()));
+        let parts = cut.deal(window.len(), batch);
+        let world = learner.world();
+        let mut own = Vec::new();
+        for round in parts.chunks(world.size()) {
+            learner.begin_round(round.len());
+            let Some(part) = round.get(world.rank()) else {
+                learner.idle();
+                continue;
+            };
+            let rows: Vec<usize> = part.iter().map(|&at| window[at]).collect();
+            own.extend(learner.backward(&sequences(&rows), |logps| vec![-share; logps.len()])?);
         }
+        let logps = of_all_parts(world, &parts, &own, 1);
+        report.tokens = sequences(window).iter().map(|s| s.ids.len()).sum();
+        report.loss = -logps.iter().sum::<f64>() * share;
+        let bad = window.iter().zip(&logps);
+        let bad = bad.filter(|(_, logp)| !logp.is_finite());
+        report.bad_rows = bad.map(|(i, _)| (i + 1).to_string()).collect();
         Ok(report)
     }
 

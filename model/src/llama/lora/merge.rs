@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use super::folder::AdapterFolder;
-use crate::checkpoint::{Checkpoint, LazyTensor};
+use crate::checkpoint::{Checkpoint, LazyTensor, Share};
 use crate::llama::config::LlamaConfig;
 use crate::llama::hf::{open, write_folder};
 use crate::llama::parameters::{Group, Kind, Parameter, ParameterTable, peft_name};
@@ -75,7 +75,7 @@ impl Merge {
                 fetch: Box::new(move || merging.fetch(parameter)),
             });
         }
-        let written = write_folder(dir, &tensors, &self.config, dtype, &self.base);
+        let written = write_folder(dir, &tensors, &self.config, dtype, &self.base, Share::WHOLE);
         drop(tensors);
         if let Some(error) = merging.failed.into_inner() {
             return Err(error);
