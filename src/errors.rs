@@ -72,16 +72,15 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     1
 }
 
-/// Prints the error and its causes to stderr.
-pub fn report(error: &anyhow::Error) {
+/// The error and its causes, as lines for stderr.
+pub fn text(error: &anyhow::Error) -> String {
     let stopped = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref(), Some(StageError::Interrupted))
     };
-    if error.chain().any(stopped) {
-        return report(&Interrupted.into());
+    match error.chain().any(stopped) {
+        true => chain(&Interrupted.into()),
+        false => chain(error),
     }
-    // A stderr that is closed leaves nobody to tell.
-    let _ = std::io::stderr().write_all(chain(error).as_bytes());
 }
 
 /// Prints what clap has to say: a wrong command line to stderr, help and version to stdout.

@@ -1,22 +1,22 @@
 //! Faults of the program itself: what a panic says, in one place.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
 use sppo_model::quiet::is_quiet;
 
+use crate::job;
 use crate::terminal::visible;
 
-/// Runs the program. A panic ends it with exit code 1, after the hook has said what happened.
+/// Runs the program. A panic ends it with exit code 1, after the hook has said what happened; one
+/// of many processes ends in the hook, whichever thread panicked.
 pub fn guard(program: impl FnOnce() -> ExitCode + std::panic::UnwindSafe) -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         // What is caught becomes an error with words of its own.
         if !is_quiet() {
-            let text = report(info, &Backtrace::capture());
-            // A stderr that is closed leaves nobody to tell.
-            let _ = std::io::stderr().write_all(text.as_bytes());
+            job::say(&report(info, &Backtrace::capture()));
+            job::fail(1);
         }
     }));
     std::panic::catch_unwind(program).unwrap_or(ExitCode::FAILURE)

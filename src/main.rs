@@ -5,6 +5,7 @@ mod commands;
 mod errors;
 mod fault;
 mod interrupt;
+mod job;
 mod logging;
 mod memory;
 mod output;
@@ -46,16 +47,28 @@ fn main() -> ExitCode {
 fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return errors::report_usage(&error),
+        // Help and versions are the same for all ranks.
+        Err(error) if job::follows() && !error.use_stderr() => return ExitCode::SUCCESS,
+        Err(error) => {
+            job::let_lead_speak();
+            return errors::report_usage(&error);
+        }
     };
     let result = logging::init(cli.verbose, cli.quiet)
         .and_then(|()| interrupt::install())
+        .and_then(|()| cli.command.refuse_ranks())
+        .and_then(|()| job::join())
         .and_then(|()| cli.command.run(cli.json));
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            job::leave();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            errors::report(&error);
-            ExitCode::from(errors::exit_code(&error))
+            let code = errors::exit_code(&error);
+            job::say(&errors::text(&error));
+            job::fail(code);
+            ExitCode::from(code)
         }
     }
 }

@@ -16,6 +16,9 @@ mod sft;
 mod train;
 
 use clap::Subcommand;
+use sppo_training::cluster::launch::launcher;
+
+use crate::errors::user;
 
 /// What to do.
 #[derive(Subcommand)]
@@ -49,6 +52,33 @@ pub enum Command {
 }
 
 impl Command {
+    /// Refuses what one of many processes cannot do, where a launcher started many.
+    pub fn refuse_ranks(&self) -> anyhow::Result<()> {
+        let Some(launcher) = launcher() else {
+            return Ok(());
+        };
+        let refused = match self {
+            Self::Generate(args) => args.shard.map(|_| "--shard"),
+            Self::Judge(args) if args.dry_run => Some("--dry-run"),
+            Self::Judge(args) => args.shard.map(|_| "--shard"),
+            Self::Run(_) | Self::Sft(_) | Self::Train(_) | Self::Eval(_) | Self::Score(_) => None,
+            Self::Join(_) => Some("sppo join"),
+            Self::Pairs(_) => Some("sppo pairs"),
+            Self::Merge(_) => Some("sppo merge"),
+            Self::Plan(_) => Some("sppo plan"),
+            Self::Bench(_) => Some("sppo bench"),
+            Self::Config(_) => Some("sppo config"),
+        };
+        match refused {
+            None => Ok(()),
+            Some(what) => Err(user(format!(
+                "{what} is for one process, and {} started {} ({}={}); many can do sppo run, sft, \
+                 train, generate, judge, eval and score, and share the rows without --shard",
+                launcher.name, launcher.size, launcher.variable, launcher.size
+            ))),
+        }
+    }
+
     /// Runs the command; `json` asks for one line of JSON at the end.
     pub fn run(self, json: bool) -> anyhow::Result<()> {
         match self {

@@ -7,6 +7,9 @@ const SIZES: [(&str, &str); 3] = [
     ("SLURM_STEP_NUM_TASKS", "srun"),
 ];
 
+/// Variables that hold the number of a process among them, in the order of [`SIZES`].
+const RANKS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"];
+
 /// A launcher of several processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launcher {
@@ -21,6 +24,18 @@ pub struct Launcher {
 /// The launcher of this process, where it started more than one.
 pub fn launcher() -> Option<Launcher> {
     launcher_of(|name| std::env::var(name).ok())
+}
+
+/// Which of the launcher's processes this is, from 0; known before MPI is.
+pub fn rank() -> usize {
+    rank_of(|name| std::env::var(name).ok())
+}
+
+fn rank_of(get: impl Fn(&str) -> Option<String>) -> usize {
+    let ranks = SIZES.iter().zip(RANKS);
+    let mut known = ranks.filter(|((size, _), _)| get(size).is_some());
+    let rank = known.next().and_then(|(_, variable)| get(variable));
+    rank.and_then(|rank| rank.trim().parse().ok()).unwrap_or(0)
 }
 
 fn launcher_of(get: impl Fn(&str) -> Option<String>) -> Option<Launcher> {
@@ -46,6 +61,19 @@ mod tests {
             found.map(|(_, value)| value.to_string())
         };
         launcher_of(get).map(|found| (found.variable, found.size))
+    }
+
+    #[test]
+    fn the_rank_is_that_of_the_launcher_that_counts() {
+        let of = |variables: &[(&str, &str)]| {
+            let found = |name: &str| variables.iter().find(|(n, _)| *n == name);
+            rank_of(|name| found(name).map(|(_, value)| value.to_string()))
+        };
+        assert_eq!(of(&[]), 0);
+        let slurm = [("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_PROCID", "3")];
+        assert_eq!(of(&slurm), 3);
+        let mpirun = [("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_RANK", "1")];
+        assert_eq!(of(&[slurm, mpirun].concat()), 1);
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! This process among those of a job: how it joins the others, and how it ends.
+
+use std::io::Write;
+use std::time::Duration;
+
+use sppo_training::cluster::launch::{self, Launcher, launcher};
+use sppo_training::cluster::world;
+use sppo_training::files::host;
+
+use crate::errors::user;
+
+/// How long the others let rank 0 speak first: its end ends them, and what is wrong on all ranks is
+/// said once.
+const LEAD: Duration = Duration::from_millis(300);
+
+/// Joins the processes that a launcher started together with this one; does nothing where it is
+/// alone.
+pub fn join() -> anyhow::Result<()> {
+    match launcher() {
+        Some(launcher) => join_through(launcher),
+        None => Ok(()),
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn join_through(launcher: Launcher) -> anyhow::Result<()> {
+    use anyhow::Context;
+    use sppo_training::cluster::{self, Mpi};
+
+    let mpi = Mpi::init().context("MPI cannot be initialised")?;
+    cluster::join(Box::new(mpi));
+    let Launcher {
+        name,
+        variable,
+        size,
+    } = launcher;
+    match world().size() == size {
+        true => Ok(()),
+        false => Err(user(format!(
+            "{name} started {size} processes ({variable}={size}), but MPI knows {} of them: this \
+             sppo was built for another MPI; build it where that launcher's MPI is installed, or \
+             start it with that of its own (with srun: --mpi=pmix)",
+            world().size()
+        ))),
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+fn join_through(launcher: Launcher) -> anyhow::Result<()> {
+    let Launcher {
+        name,
+        variable,
+        size,
+    } = launcher;
+    Err(user(format!(
+        "{name} started {size} processes ({variable}={size}), and this build cannot be one of many: \
+         apt-get install libopenmpi-dev openmpi-bin libclang-dev, then \
+         cargo build --release --features mpi"
+    )))
+}
+
+/// Whether this is one of many processes and not the first.
+pub fn follows() -> bool {
+    launcher().is_some() && launch::rank() > 0
+}
+
+/// Lets rank 0 say first what is likely to be the same on all ranks.
+pub fn let_lead_speak() {
+    if follows() {
+        std::thread::sleep(LEAD);
+    }
+}
+
+/// Writes to stderr why this process ends, and which one of a job it is.
+pub fn say(text: &str) {
+    let_lead_speak();
+    let text = match launcher() {
+        Some(_) => format!("rank {} ({}): {text}", launch::rank(), host()),
+        None => text.into(),
+    };
+    // A stderr that is closed leaves nobody to tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Ends this process, and with it the job, where it is one of many. Nothing may unwind from here:
+/// MPI would wait for the others.
+pub fn fail(code: u8) {
+    if launcher().is_some() {
+        world().fail(code);
+    }
+}
+
+/// Leaves a job that went well, together with all others.
+pub fn leave() {
+    #[cfg(feature = "mpi")]
+    if world().size() > 1 {
+        world().barrier();
+        sppo_training::cluster::Mpi::finalize();
+    }
+}
