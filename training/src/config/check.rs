@@ -171,6 +171,30 @@ pub fn values(config: &Config, places: &KeyPlaces) -> Result<(), ConfigError> {
     check.judge(&config.judge)
 }
 
+/// Whether every rank of a job has a part of a step; `section` is train or sft.
+pub fn parts_for_ranks(
+    section: &str,
+    batch_size: usize,
+    gradient_accumulation: usize,
+    ranks: usize,
+) -> Result<(), ConfigError> {
+    if gradient_accumulation >= ranks {
+        return Ok(());
+    }
+    let parts = match gradient_accumulation {
+        1 => "1 part".into(),
+        parts => format!("{parts} parts"),
+    };
+    // As many rows a step as before, or the fewest that there can be.
+    let rows = (batch_size.saturating_mul(gradient_accumulation) / ranks).max(1);
+    Err(ConfigError::Conflict {
+        at: section.into(),
+        message: format!(
+            "a step has {parts} for {ranks} ranks; set {section}.batch_size to at most {rows} and gradient_accumulation to {ranks} or more"
+        ),
+    })
+}
+
 struct Check<'p> {
     places: &'p KeyPlaces,
 }
@@ -306,5 +330,30 @@ impl Check<'_> {
             || format!("a divisor of heads ({})", init.heads),
             init.kv_heads,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts_for_ranks;
+
+    #[test]
+    fn every_rank_has_a_part_of_a_step() {
+        let refused = |section, batch_size, parts, ranks| {
+            let found = parts_for_ranks(section, batch_size, parts, ranks);
+            found.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused("train", 8, 1, 2),
+            "train: a step has 1 part for 2 ranks; set train.batch_size to at most 4 and gradient_accumulation to 2 or more"
+        );
+        assert_eq!(
+            refused("sft", 8, 8, 32),
+            "sft: a step has 8 parts for 32 ranks; set sft.batch_size to at most 2 and gradient_accumulation to 32 or more"
+        );
+        assert!(refused("train", 1, 3, 4).contains("to at most 1 and"));
+        for (parts, ranks) in [(1, 1), (8, 8), (9, 8), (1, 0)] {
+            assert!(parts_for_ranks("train", 1, parts, ranks).is_ok());
+        }
     }
 }

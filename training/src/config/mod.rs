@@ -24,6 +24,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 pub use address::Address;
+pub use check::parts_for_ranks;
 pub use choices::{
     JudgeKind, LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind,
     Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
