@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use sppo_training::config::{
-    COUNT, COUNT_OR_NONE, Config, Date, Generate, NOT_NEGATIVE, OnTooLong, PROBABILITY, Precision,
-    Prompts, RANK, Range, SAMPLES,
+    COUNT, COUNT_OR_NONE, Config, Date, Generate, NOT_NEGATIVE, OnBadRow, OnTooLong, PROBABILITY,
+    Precision, Prompts, RANK, Range, SAMPLES,
 };
 use sppo_training::files::Existing;
 use sppo_training::stages::PromptLimits;
@@ -23,6 +23,9 @@ pub struct ConfigArgs {
     /// Overrides a key, e.g. train.learning_rate=1e-6.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Overrides on_bad_row: stop (nothing begins) or skip (rows that cannot be used are left out).
+    #[arg(long, value_name = "WHAT")]
+    pub on_bad_row: Option<OnBadRow>,
     #[command(flatten)]
     pub date: DateArg,
     /// Overrides the device: cpu, flex, ndarray, wgpu[:N] or cuda[:N].
@@ -39,7 +42,8 @@ impl ConfigArgs {
 
     /// The resolved configuration and the device's name; this build need not have it.
     pub fn load_without_device(&self) -> anyhow::Result<(Config, String)> {
-        let overrides = [&self.set[..], &self.date.overrides()].concat();
+        let bad = bad_row_override(self.on_bad_row);
+        let overrides = [&self.set[..], &self.date.overrides(), &bad].concat();
         let config = Config::load(Some(&self.config), &overrides)?;
         let name = self.device.clone().unwrap_or_else(|| config.device.clone());
         Ok((config, name))
@@ -122,6 +126,20 @@ impl DateArg {
     }
 }
 
+/// `--on-bad-row` as an override of a configuration.
+pub fn bad_row_override(given: Option<OnBadRow>) -> Vec<String> {
+    let given = given.iter();
+    given.map(|word| format!("on_bad_row={word}")).collect()
+}
+
+// `--on-bad-row` of the commands that run without a configuration.
+#[derive(clap::Args)]
+pub struct BadRowArg {
+    /// What becomes of rows that cannot be used: stop (nothing begins) or skip (left out and counted).
+    #[arg(long, value_name = "WHAT", default_value_t = OnBadRow::Stop)]
+    pub on_bad_row: OnBadRow,
+}
+
 // The limits on prompts that `[prompts]` has, as flags.
 #[derive(clap::Args)]
 pub struct PromptArgs {
@@ -131,6 +149,8 @@ pub struct PromptArgs {
     /// What becomes of a longer one: stop (nothing begins), skip (left out) or cut (loses its beginning).
     #[arg(long, default_value_t = Prompts::default().on_too_long)]
     pub on_too_long: OnTooLong,
+    #[command(flatten)]
+    pub bad: BadRowArg,
 }
 
 impl From<&PromptArgs> for PromptLimits {
@@ -138,6 +158,7 @@ impl From<&PromptArgs> for PromptLimits {
         Self {
             max_length: args.max_prompt_length,
             on_too_long: args.on_too_long,
+            on_bad_row: args.bad.on_bad_row,
         }
     }
 }

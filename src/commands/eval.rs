@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use sppo_model::chat_template::{NaiveDate, TemplateSource, today};
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Date, JudgeConfig, resolve_model};
-use sppo_training::data::{PromptRow, read_rows};
+use sppo_training::config::{Date, JudgeConfig, OnTooLong, resolve_model};
+use sppo_training::data::{PromptRow, RowFile};
 use sppo_training::files::{MadeFrom, Mark, fingerprint, write_mark};
 use sppo_training::judge;
 use sppo_training::stages::{
@@ -50,7 +50,8 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let file = args.prompts.or(config.prompts.heldout.clone());
     let file =
         file.ok_or_else(|| user("give --prompts FILE, or prompts.heldout in the configuration"))?;
-    let mut prompts: Vec<PromptRow> = read_rows(&file).or_user()?;
+    let read = RowFile::<PromptRow>::read(&file, config.on_bad_row.skips()).or_user()?;
+    let (mut prompts, numbers) = (read.rows, read.numbers);
     prompts.truncate(config.eval.prompts.unwrap_or(usize::MAX));
     let folder = args.out.unwrap_or_else(|| config.output_dir.join("eval"));
     refuse_bf16("judge", config.judge.precision, device)?;
@@ -62,8 +63,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     judging.http.cache.get_or_insert_with(cache);
     let date = Some(Date(date_of_folder(&folder, config.model.date)));
     let mut judge = dispatch(device, Judging(&judging, (&policy, template), date))??;
-    let numbers: Vec<usize> = (1..=prompts.len()).collect();
-    let limits = PromptLimits::from(&config.prompts);
+    let limits = PromptLimits::from(&config);
     let mut answers = Vec::new();
     for name in [&args.model, &args.against] {
         let model = resolve_model(name)?;
@@ -102,6 +102,9 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         against: &answers[1].0,
         both: &folder.join(format!("compared-{}.jsonl", &key[..16])),
         judged: &folder.join(format!("judged-{}.jsonl", &key[..16])),
+        on_bad_row: config.on_bad_row,
+        // Another model's context or template may refuse others.
+        skip_unanswered: config.on_bad_row.skips() || config.prompts.on_too_long == OnTooLong::Skip,
         existing: args.overwrite.existing(),
     };
     let evaluation = compare_answers(files, judge.as_mut(), &Console::default())?;

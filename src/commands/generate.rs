@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{self, resolve_model};
-use sppo_training::data::{PromptRow, read_rows};
+use sppo_training::data::{PromptRow, RowFile};
 use sppo_training::stages::{Generation, Sampling, StageError, generate};
 
 use super::args::{
@@ -63,16 +63,10 @@ pub struct Args {
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16_flag(args.sampling.precision, args.device.device)?;
     let model = resolve_model(&args.model)?;
-    let mut prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
-    let mut numbers: Vec<usize> = (1..=prompts.len()).collect();
+    let skip_bad = args.limits.bad.on_bad_row.skips();
+    let mut prompts = RowFile::<PromptRow>::read(&args.prompts, skip_bad).or_user()?;
     if let Some(shard) = args.shard {
-        numbers.retain(|number| (number - 1) % shard.of == shard.index);
-        let mut number = 0..;
-        prompts.retain(|_| {
-            number
-                .next()
-                .is_some_and(|n: usize| n % shard.of == shard.index)
-        });
+        prompts.retain(|number, _| (number - 1) % shard.of == shard.index);
     }
     let settings = config::Generate::from(&args.sampling);
     let job = Generation {
@@ -81,9 +75,9 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
             true => TemplateSource::Raw,
             false => TemplateSource::of(args.template.chat_template.as_deref()),
         },
-        prompts: &prompts,
+        prompts: &prompts.rows,
         prompts_file: &args.prompts,
-        row_numbers: Some(&numbers),
+        row_numbers: Some(&prompts.numbers),
         limits: (&args.limits).into(),
         out: &args.out,
         sampling: Sampling::from(&settings),

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use sppo_training::data::{PromptRow, read_rows};
+use sppo_training::config::OnBadRow;
+use sppo_training::data::{PromptRow, RowFile};
 use sppo_training::stages::join_responses;
 
 use super::args::OverwriteArg;
@@ -25,17 +26,23 @@ pub struct Args {
     /// What `sppo generate --shard I/N` or `sppo judge --shard I/N` wrote, for every I.
     #[arg(required = true, value_name = "SHARD")]
     pub shards: Vec<PathBuf>,
+    /// What becomes of prompts that cannot be used, or have no row in any shard: stop or skip (left
+    /// out and counted).
+    #[arg(long, value_name = "WHAT", default_value_t = OnBadRow::Stop)]
+    pub on_bad_row: OnBadRow,
     #[command(flatten)]
     pub overwrite: OverwriteArg,
 }
 
 /// Joins shards.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let prompts: Vec<PromptRow> = read_rows(&args.prompts).or_user()?;
+    let skip_bad = args.on_bad_row.skips();
+    let prompts = RowFile::<PromptRow>::read(&args.prompts, skip_bad).or_user()?;
     let rows = join_responses(
-        (&args.prompts, &prompts),
+        (&args.prompts, &prompts.rows),
         &args.shards,
         &args.out,
+        args.on_bad_row,
         args.overwrite.existing(),
     )?;
     tracing::info!("{rows} rows");

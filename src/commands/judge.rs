@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{self, Config, Date, JudgeKind};
+use sppo_training::config::{self, Config, Date, JudgeKind, OnBadRow};
 use sppo_training::files::mark_beside;
 use sppo_training::judge::{DryRun, cache_beside};
 use sppo_training::stages::{
     Judging, Part, StageError, build_judge, date_of, dry_run, judge_responses,
 };
 
-use super::args::{DateArg, DeviceArg, OverwriteArg, Shard, refuse_bf16};
+use super::args::{DateArg, DeviceArg, OverwriteArg, Shard, bad_row_override, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::user;
 use crate::output;
@@ -52,6 +52,9 @@ pub struct Args {
     /// Jinja file; reward takes such a file instead of its folder's template.
     #[arg(long, value_name = "DIR|FILE")]
     pub chat_template: Option<String>,
+    /// Overrides on_bad_row: stop (nothing begins) or skip (rows that cannot be used are left out).
+    #[arg(long, value_name = "WHAT")]
+    pub on_bad_row: Option<OnBadRow>,
     #[command(flatten)]
     pub date: DateArg,
     /// Does only part I of N of the rows.
@@ -83,6 +86,7 @@ impl Args {
         }
         overrides.extend(self.set.iter().cloned());
         overrides.extend(self.date.overrides());
+        overrides.extend(bad_row_override(self.on_bad_row));
         let mut config = Config::load(self.config.as_deref(), &overrides)?;
         let cache = || cache_beside(&self.out);
         let cache = config.judge.http.cache.get_or_insert_with(cache);
@@ -101,9 +105,14 @@ impl Args {
 
 /// Judges responses.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let Config { judge, model, .. } = args.config()?;
+    let Config {
+        judge,
+        model,
+        on_bad_row,
+        ..
+    } = args.config()?;
     if args.dry_run {
-        return look(&args, &judge, json);
+        return look(&args, &judge, on_bad_row, json);
     }
     refuse_bf16("judge", judge.precision, args.device.device)?;
     dispatch(
@@ -112,19 +121,25 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
             args: &args,
             config: &judge,
             date: model.date,
+            on_bad_row,
         },
     )??;
     output::made(&args.out, json)
 }
 
 /// Prints what the http judge would ask.
-fn look(args: &Args, config: &config::JudgeConfig, json: bool) -> anyhow::Result<()> {
+fn look(
+    args: &Args,
+    config: &config::JudgeConfig,
+    on_bad_row: OnBadRow,
+    json: bool,
+) -> anyhow::Result<()> {
     if args.judge != JudgeKind::Http {
         return Err(user(
             "--dry-run is for --judge http; the other judges cost nothing",
         ));
     }
-    let run = dry_run(config, &args.responses)?;
+    let run = dry_run(config, &args.responses, on_bad_row)?;
     let DryRun {
         rows,
         comparisons,
@@ -151,6 +166,7 @@ struct JudgeResponses<'a> {
     args: &'a Args,
     config: &'a config::JudgeConfig,
     date: Option<Date>,
+    on_bad_row: OnBadRow,
 }
 
 impl WithBackend for JudgeResponses<'_> {
@@ -171,8 +187,9 @@ impl WithBackend for JudgeResponses<'_> {
             responses: &args.responses,
             out: &args.out,
             part,
+            on_bad_row: self.on_bad_row,
             existing: args.overwrite.existing(),
         };
-        judge_responses(job, judge.as_mut(), &console)
+        judge_responses(job, judge.as_mut(), &console).map(|_| ())
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use sppo_training::preference::Ties;
 use sppo_training::stages::make_pairs;
 
-use super::args::OverwriteArg;
+use super::args::{BadRowArg, OverwriteArg};
 use crate::output;
 
 #[derive(clap::Args)]
@@ -24,6 +24,8 @@ pub struct Args {
     #[arg(long)]
     pub drop_ties: bool,
     #[command(flatten)]
+    pub bad: BadRowArg,
+    #[command(flatten)]
     pub overwrite: OverwriteArg,
 }
 
@@ -33,7 +35,13 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         true => Ties::Drop,
         false => Ties::Keep,
     };
-    let pairs = make_pairs(&args.judged, &args.out, ties, args.overwrite.existing())?;
-    tracing::info!("{pairs} pairs");
+    let made = make_pairs(
+        &args.judged,
+        &args.out,
+        ties,
+        args.bad.on_bad_row,
+        args.overwrite.existing(),
+    )?;
+    tracing::info!("{} pairs", made.pairs);
     output::made(&args.out, json)
 }

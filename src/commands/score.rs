@@ -7,7 +7,7 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Rows, Train, resolve_model};
 use sppo_training::stages::{Scoring, StageError, score};
 
-use super::args::{DateArg, DeviceArg, OverwriteArg, TemplateArg, count};
+use super::args::{BadRowArg, DateArg, DeviceArg, OverwriteArg, TemplateArg, count};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
@@ -42,6 +42,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = Train::default().batch_size, value_parser = count)]
     pub batch: usize,
     #[command(flatten)]
+    pub bad: BadRowArg,
+    #[command(flatten)]
     pub overwrite: OverwriteArg,
     #[command(flatten)]
     pub date: DateArg,
@@ -60,6 +62,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         rows: args.rows,
         max_length: args.max_length,
         max_prompt_length: args.max_prompt_length,
+        on_bad_row: args.bad.on_bad_row,
         batch: args.batch,
         existing: args.overwrite.existing(),
         date: args.date.date.map(|date| date.0),

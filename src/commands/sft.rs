@@ -54,11 +54,12 @@ impl WithBackend for FineTune<'_> {
             model: &model,
             template: config.model.template(),
             data,
+            on_bad_row: config.on_bad_row,
             output_dir: &config.output_dir,
             existing: self.1.or_set_aside(&config.output_dir),
             seed: config.seed,
             date: config.model.date.map(|date| date.0),
         };
-        fine_tune::<B>(job, &device, &Console::default())
+        Ok(fine_tune::<B>(job, &device, &Console::default())?.model)
     }
 }

@@ -57,6 +57,7 @@ impl WithBackend for Training<'_> {
             model: &model,
             template: config.model.template(),
             data,
+            on_bad_row: config.on_bad_row,
             output_dir: &config.output_dir,
             existing: self.1.or_set_aside(&config.output_dir),
             date: config.model.date.map(|date| date.0),

@@ -36,4 +36,6 @@ mod r063_end_of_turn_of_the_template;
 mod r064_the_date_is_fixed;
 mod r065_one_row_that_is_not_finite;
 mod r066_all_bad_prompts_at_once;
+mod r067_bad_rows_are_left_out;
+mod r068_plans_know_long_prompts;
 mod server;

@@ -121,6 +121,16 @@ choice! {
 }
 
 choice! {
+    /// What becomes of a row that cannot be used.
+    pub enum OnBadRow {
+        /// The job ends before it begins, naming such rows.
+        Stop = "stop",
+        /// It is left out.
+        Skip = "skip",
+    }
+}
+
+choice! {
     /// How the iterations share the training prompts.
     pub enum Split {
         /// Each iteration gets its own part.
@@ -173,6 +183,18 @@ choice! {
         Error = "error",
         /// It counts as a tie.
         Tie = "tie",
+    }
+}
+
+impl OnBadRow {
+    /// Whether it is left out.
+    pub fn skips(self) -> bool {
+        self == Self::Skip
+    }
+
+    /// What results depend on: nothing where bad rows end the job, since then there are none.
+    pub fn setting(self) -> Option<(&'static str, String)> {
+        self.skips().then(|| ("on_bad_row", self.to_string()))
     }
 }
 

@@ -26,8 +26,8 @@ use toml::{Table, Value};
 pub use address::Address;
 pub use check::parts_for_ranks;
 pub use choices::{
-    JudgeKind, LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind,
-    Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
+    JudgeKind, LengthUnit, LoraTarget, Loss, OnBadRow, OnInvalid, OnNonFinite, OnTooLong,
+    OptimizerKind, Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
 };
 pub use define::{Effective, Section, SectionDoc};
 pub use error::{ConfigError, NoSuchChoice, nearest};

@@ -7,8 +7,8 @@ use sppo_model::llama::Lora;
 use super::address::Address;
 use super::choices::{
     JudgeKind::{self, Http, PairRm, Reward, Rubric, Scores},
-    LengthUnit, LoraTarget, Loss, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind, Precision,
-    Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
+    LengthUnit, LoraTarget, Loss, OnBadRow, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind,
+    Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
 };
 use super::key::{Date, Pattern};
 use super::range::{
@@ -27,6 +27,10 @@ section! {
         device: String = "cpu".into(), affects Speed;
         /// Rounds of self-play.
         iterations: usize = 3, range COUNT;
+        /// What becomes of a row of any input file that cannot be used (not JSON, a key that is
+        /// missing or of another type, an empty prompt, a prompt_id that was there before, text
+        /// that makes no tokens): stop: nothing begins; skip: it is left out, warned of and counted.
+        on_bad_row: OnBadRow = OnBadRow::Stop;
     } {
         /// The model to start from.
         model: Model;

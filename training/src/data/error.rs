@@ -103,6 +103,9 @@ pub enum DataError {
         /// How many there are.
         count: usize,
     },
+    /// The same of a file whose bad rows the user may leave out.
+    #[error("{0}\non_bad_row = \"skip\" (--on-bad-row skip) leaves out rows that cannot be used")]
+    MayBeSkipped(Box<DataError>),
     /// A row whose keys do not fit.
     #[error("{path}, {place}: {problem}", path = path.display())]
     Row {
@@ -197,6 +200,19 @@ impl BadRows {
         }
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Says which of `all` rows are left out, if any.
+    pub fn warn(self, path: &Path, all: usize) {
+        let count = self.count;
+        if let Err(error) = self.into_result(path) {
+            tracing::warn!("{count} of {all} rows are left out (on_bad_row = skip): {error}");
+        }
+    }
+
     /// An error that names them, if there are any.
     pub fn into_result(mut self, path: &Path) -> Result<(), DataError> {
         match (self.count, self.first.pop()) {
@@ -215,6 +231,17 @@ impl BadRows {
 }
 
 impl DataError {
+    /// Bad rows with what to do about them; anything else as it is.
+    pub(super) fn with_advice(self) -> Self {
+        match self {
+            DataError::Row { .. }
+            | DataError::Syntax { .. }
+            | DataError::Duplicate { .. }
+            | DataError::Several { .. } => DataError::MayBeSkipped(Box::new(self)),
+            other => other,
+        }
+    }
+
     pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
         DataError::Io {
             path: path.to_path_buf(),

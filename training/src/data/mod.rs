@@ -19,6 +19,7 @@ mod parquet_writer;
 mod problem;
 mod prompt;
 mod reader;
+mod row_file;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,8 @@ pub use error::{DataError, Place};
 pub use fields::{Fields, RowProblem};
 pub use output::{RowOutput, row_output, warn_unfinished, write_rows};
 pub use prompt::{Prompt, RowsFingerprint, rows_fingerprint, stable_hash};
-pub use reader::{read_each, read_rows};
+pub use reader::{read_each_numbered, read_rows};
+pub use row_file::RowFile;
 pub use rows::{
     JudgedRow, LogpRow, PairContent, PairProbabilities, PairRow, ProbabilityKey, PromptRow,
     ResponseRow, Row, SampledIds, SftRow, check_probabilities,

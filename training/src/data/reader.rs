@@ -13,19 +13,43 @@ use super::{json_array, jsonl, parquet};
 /// `.jsonl` file is dropped with a warning. All rows that cannot be used are named together.
 pub fn read_rows<T: Row>(path: &Path) -> Result<Vec<T>, DataError> {
     let mut rows = Vec::new();
-    read_each(path, |row| rows.push(row))?;
+    let (bad, _) = read_all(path, &mut |_, row| rows.push(row))?;
+    bad.into_result(path)?;
     Ok(rows)
 }
 
-/// The same, row by row: none is kept.
-pub fn read_each<T: Row>(path: &Path, mut each: impl FnMut(T)) -> Result<(), DataError> {
+/// Row by row, each with its number in the file, from 1: none is kept. Rows that cannot be used are
+/// an error, or with `skip_bad` warned of and counted; where no other is left, they are an error.
+pub fn read_each_numbered<T: Row>(
+    path: &Path,
+    skip_bad: bool,
+    mut each: impl FnMut(usize, T),
+) -> Result<usize, DataError> {
+    let (bad, all) = read_all(path, &mut each)?;
+    let count = bad.count();
+    if skip_bad && count < all {
+        bad.warn(path, all);
+    } else {
+        bad.into_result(path).map_err(|error| match skip_bad {
+            true => error,
+            false => error.with_advice(),
+        })?;
+    }
+    Ok(count)
+}
+
+/// Reads all rows; those that cannot be used, and how many there are in all.
+fn read_all<T: Row>(
+    path: &Path,
+    each: &mut dyn FnMut(usize, T),
+) -> Result<(BadRows, usize), DataError> {
     let mut collector = Collector::new(path);
     let mut bad = BadRows::default();
-    let mut any = false;
+    let mut all = 0;
     let mut take = |place, object: Result<Object, DataError>| {
-        any = true;
+        all += 1;
         match object.and_then(|object| collector.row(place, &object)) {
-            Ok(row) => each(row),
+            Ok(row) => each(all, row),
             Err(error) => bad.add(error)?,
         }
         Ok(())
@@ -38,13 +62,12 @@ pub fn read_each<T: Row>(path: &Path, mut each: impl FnMut(T)) -> Result<(), Dat
         }
         ReadFormat::Parquet => parquet::read(path, T::KEYS, T::KIND, &mut take)?,
     }
-    bad.into_result(path)?;
-    match any {
-        true => Ok(()),
-        false => Err(DataError::Empty {
+    match all {
+        0 => Err(DataError::Empty {
             path: path.to_path_buf(),
             kind: T::KIND,
         }),
+        _ => Ok((bad, all)),
     }
 }
 

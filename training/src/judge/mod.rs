@@ -58,10 +58,15 @@ pub trait Judge {
     /// The judge's name, as on the command line.
     fn name(&self) -> &str;
 
+    /// Refuses a row that it cannot judge.
+    fn check_row(&self, row: &ResponseRow) -> Result<(), JudgeError> {
+        let _ = row;
+        Ok(())
+    }
+
     /// Refuses what it cannot judge before the first row is judged.
     fn check(&self, rows: &[ResponseRow]) -> Result<(), JudgeError> {
-        let _ = rows;
-        Ok(())
+        rows.iter().try_for_each(|row| self.check_row(row))
     }
 
     /// Judges `rows` in order, handing each judgement to `session` as soon as it is whole; ends

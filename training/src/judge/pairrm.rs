@@ -91,12 +91,9 @@ impl<B: ModelOps> Judge for PairRmJudge<B> {
         "pairrm"
     }
 
-    fn check(&self, rows: &[ResponseRow]) -> Result<(), JudgeError> {
-        for row in rows {
-            self.estimate.check_pairs(row)?;
-            self.prompts.render(row)?;
-        }
-        Ok(())
+    fn check_row(&self, row: &ResponseRow) -> Result<(), JudgeError> {
+        self.estimate.check_pairs(row)?;
+        self.prompts.render(row).map(|_| ())
     }
 
     /// Batches are filled from row after row; a row is handed in with its last comparison.

@@ -126,12 +126,9 @@ impl<B: ModelOps> Judge for RewardJudge<B> {
         "reward"
     }
 
-    fn check(&self, rows: &[ResponseRow]) -> Result<(), JudgeError> {
-        for (number, row) in rows.iter().enumerate() {
-            self.estimate.check(row)?;
-            self.open(number, row)?;
-        }
-        Ok(())
+    fn check_row(&self, row: &ResponseRow) -> Result<(), JudgeError> {
+        self.estimate.check(row)?;
+        self.open(0, row).map(|_| ())
     }
 
     /// Window after window; a row is handed in once it and all before it are whole.

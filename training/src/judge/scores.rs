@@ -137,12 +137,14 @@ impl Judge for ScoresJudge {
         "scores"
     }
 
+    fn check_row(&self, row: &ResponseRow) -> Result<(), JudgeError> {
+        self.estimate.check(row)?;
+        self.judge_row(row).map(|_| ())
+    }
+
     fn check(&self, rows: &[ResponseRow]) -> Result<(), JudgeError> {
         let known: HashSet<&str> = rows.iter().map(|row| row.prompt_id.as_str()).collect();
-        for row in rows {
-            self.estimate.check(row)?;
-            self.judge_row(row)?;
-        }
+        rows.iter().try_for_each(|row| self.check_row(row))?;
         let mut strangers = self.scores.keys().filter(|id| !known.contains(id.as_str()));
         match strangers.next() {
             None => Ok(()),

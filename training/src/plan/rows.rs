@@ -7,10 +7,10 @@ use sppo_model::chat_text::ChatText;
 use sppo_model::end_of_turn::EndOfTurn;
 
 use super::shape::{Assumed, Shape};
-use crate::config::Config;
+use crate::config::{Config, OnTooLong};
 use crate::cost::memory::Training;
 use crate::cost::{Batch, flops};
-use crate::data::{PairContent, PairRow, PromptRow, read_rows};
+use crate::data::{PairContent, PairRow, PromptRow, RowFile};
 use crate::self_play::split_prompts;
 use crate::stages::StageError;
 use crate::tokenise::{RowTokeniser, TokenisedPair, tokenise_pairs};
@@ -130,8 +130,8 @@ impl Rows {
         model: &Shape,
         file: &Path,
     ) -> Result<(), StageError> {
-        let prompts: Vec<PromptRow> = read_rows(file)?;
-        let parts = split_prompts(config, prompts)?;
+        let prompts = RowFile::<PromptRow>::read(file, config.on_bad_row.skips())?;
+        let parts = split_prompts(config, prompts.rows)?;
         let part = parts.into_iter().max_by_key(Vec::len).unwrap_or_default();
         (self.prompts, self.pairs) = (part.len(), part.len());
         let folder = model.folder.as_deref();
@@ -145,12 +145,58 @@ impl Rows {
         };
         let mut lengths = Vec::with_capacity(part.len());
         for row in &part {
-            lengths.push(text.prompt_ids(&row.prompt.messages())?.len());
+            match text.prompt_ids(&row.prompt.messages()) {
+                Ok(ids) => lengths.push(ids.len()),
+                Err(_) if config.on_bad_row.skips() => {}
+                Err(problem) => return Err(problem.into()),
+            }
         }
+        self.limit_prompts(config, model, &mut lengths)?;
+        (self.prompts, self.pairs) = (lengths.len(), lengths.len());
         self.prompt = lengths.iter().sum::<usize>() / lengths.len().max(1);
         self.longest_prompt = lengths.into_iter().max().unwrap_or(self.longest_prompt);
         let most = self.longest_prompt + config.generate.max_new_tokens + 1;
         self.longest = self.longest.min(most);
+        Ok(())
+    }
+
+    /// Skips or cuts prompts that are too long, as generation will.
+    fn limit_prompts(
+        &mut self,
+        config: &Config,
+        model: &Shape,
+        lengths: &mut Vec<usize>,
+    ) -> Result<(), StageError> {
+        let limits = &config.prompts;
+        let room = model.config.max_position_embeddings.saturating_sub(1);
+        let most = limits.max_length.map_or(room, |most| most.min(room));
+        let all = lengths.len();
+        let long = lengths.iter().filter(|length| **length > most).count();
+        if long == 0 {
+            return Ok(());
+        }
+        let becomes = match limits.on_too_long {
+            OnTooLong::Stop => "end the run before it begins",
+            OnTooLong::Skip => {
+                lengths.retain(|length| *length <= most);
+                "are left out"
+            }
+            OnTooLong::Cut => {
+                lengths
+                    .iter_mut()
+                    .for_each(|length| *length = most.min(*length));
+                "lose their beginning"
+            }
+        };
+        if lengths.is_empty() {
+            return Err(StageError::Input(format!(
+                "all {all} prompts of an iteration have more than {most} tokens and are left out (on_too_long = skip); raise prompts.max_length"
+            )));
+        }
+        self.notes.push(format!(
+            "{long} of {all} prompts of an iteration have more than {most} tokens and {becomes} (prompts.on_too_long = {})",
+            limits.on_too_long
+        ));
         Ok(())
     }
 
@@ -161,13 +207,13 @@ impl Rows {
         file: &Path,
     ) -> Result<(), StageError> {
         let train = &config.train;
-        let rows: Vec<PairRow> = read_rows(file)?;
-        self.pairs = rows.len();
+        let rows = RowFile::<PairRow>::read(file, config.on_bad_row.skips())?;
+        self.pairs = rows.rows.len();
         let folder = model.folder.as_deref();
         let find = |folder| ChatText::find_with(folder, config.model.template());
         let text = folder.map(find).transpose()?.flatten();
         let is_text = |row: &PairRow| matches!(row.content, PairContent::Text { .. });
-        if text.is_none() && rows.iter().any(is_text) {
+        if text.is_none() && rows.rows.iter().any(is_text) {
             self.assume_prompts("the pairs hold text, and there is no tokenizer yet");
             return Ok(());
         }
@@ -189,6 +235,7 @@ impl Rows {
             model.config.vocab_size,
             model.config.max_position_embeddings,
         )?;
+        self.pairs = pairs.rows.len();
         self.known = pairs.rows.into_iter().map(|pair| pair.pair).collect();
         Ok(())
     }

@@ -14,11 +14,11 @@ use sppo_model::chat_template::{NaiveDate, today};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::TrainingOps;
 
-pub use report::{IterationReport, Report};
+pub use report::{IterationReport, LeftOut, Report, Round};
 pub(crate) use split::split_prompts;
 
 use crate::config::{Config, Date, JudgeKind, ModelSource, Split};
-use crate::data::{PromptRow, read_rows};
+use crate::data::{PromptRow, RowFile};
 use crate::files::{
     Existing, Lock, MadeFrom, Mark, OutputError, Seal, read_mark, replace_file, write_mark,
 };
@@ -26,12 +26,11 @@ use crate::judge::Judge;
 use crate::monitor::Monitor;
 use crate::preference::Ties;
 use crate::stages::{
-    Comparison, Evaluation, FineTuning, Generation, Judging, Merging, PairTraining, PromptLimits,
-    Sampling, StageError, Trained, build_judge, build_judge_of, check_prompts, compare_answers,
-    date_of, fine_tune, generate, judge_responses, make_pairs, merge_adapters, start_model,
-    train_pairs,
+    Comparison, Evaluation, FineTuned, FineTuning, Generation, Judging, Merging, PairTraining,
+    PromptCounts, PromptLimits, Sampling, StageError, build_judge, build_judge_of, check_prompts,
+    compare_answers, date_of, fine_tune, generate, judge_responses, make_pairs, merge_adapters,
+    start_model, train_pairs,
 };
-use crate::tokenise::Truncation;
 
 /// Runs the whole loop of `config`, or the rest of it. What was made from other things is set aside
 /// under a name that says so, or with `overwrite` replaced.
@@ -51,11 +50,17 @@ pub fn run<B: TrainingOps>(
         ));
     }
     build_judge::<B::InnerBackend>(&config.judge, date(config), device)?;
-    let prompts: Vec<PromptRow> = read_rows(train_file)?;
-    let numbered = prompts.iter().map(|row| row.prompt_id.clone()).zip(1..);
-    let numbers: HashMap<String, usize> = numbered.collect();
-    let parts = split_prompts(config, prompts)?;
-    let mut heldout: Vec<PromptRow> = read_rows(heldout_file)?;
+    let skip_bad = config.on_bad_row.skips();
+    let train = RowFile::<PromptRow>::read(train_file, skip_bad)?;
+    let ids = train.rows.iter().map(|row| row.prompt_id.clone());
+    let numbers: HashMap<String, usize> = ids.zip(train.numbers).collect();
+    let parts = split_prompts(config, train.rows)?;
+    let RowFile {
+        rows: mut heldout,
+        numbers: heldout_numbers,
+        left_out: heldout_left_out,
+        ..
+    } = RowFile::<PromptRow>::read(heldout_file, skip_bad)?;
     heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
 
     let dir = &config.output_dir;
@@ -74,16 +79,30 @@ pub fn run<B: TrainingOps>(
         heldout_file,
         train_file,
     };
-    if let ModelSource::Folder(path) = config.model.source()? {
-        check_all(config, &parts, &heldout, &numbers, &path)?;
-    }
-    let first = run.first_model::<B>()?;
-    if let ModelSource::Init(_) = config.model.source()? {
-        check_all(config, &parts, &heldout, &numbers, &first)?;
-    }
+    let check = |model: &Path| {
+        let heldout = (heldout.as_slice(), heldout_numbers.as_slice());
+        check_all(config, &parts, heldout, &numbers, model)
+    };
+    let given = match config.model.source()? {
+        ModelSource::Folder(path) => Some(check(&path)?),
+        ModelSource::Init(_) => None,
+    };
+    let (first, sft_left_out) = run.first_model::<B>()?;
+    let (counts, heldout_counts) = match given {
+        Some(counts) => counts,
+        None => check(&first)?,
+    };
     let first_answers = dir.join("eval/first.jsonl");
     run.answers::<B>(&first, &first_answers, &dir.join("eval"))?;
-    let mut report = Report::default();
+    let mut report = Report {
+        left_out: LeftOut {
+            train: train.left_out,
+            heldout: heldout_left_out,
+            sft: sft_left_out,
+        },
+        heldout: heldout_counts,
+        iterations: Vec::new(),
+    };
     let (mut policy, mut policy_answers) = (first, first_answers.clone());
     // Of iterations that were there before, hardly anything is left to do.
     let mut longest = 0.0f64;
@@ -96,7 +115,8 @@ pub fn run<B: TrainingOps>(
             parts.len(),
             prompts.len()
         );
-        let (trained, pairs, truncation) = run.iteration::<B>(&policy, prompts, &folder, index)?;
+        let done = run.iteration::<B>(&policy, prompts, &folder, index)?;
+        let trained = done.model.clone();
         let answers = folder.join("heldout.jsonl");
         run.answers::<B>(&trained, &answers, &folder)?;
         let mut judge = run.judge::<B>(&policy)?;
@@ -106,10 +126,10 @@ pub fn run<B: TrainingOps>(
             run.compare(judge, &answers, &policy_answers, &folder, "previous")?;
         let entry = IterationReport::new(
             index + 1,
-            (pairs, truncation),
+            counts.get(index).copied().unwrap_or_default(),
+            done,
             against_first,
             against_previous,
-            trained.clone(),
         );
         tracing::info!("{}", entry.line());
         longest = longest.max(begun.elapsed().as_secs_f64());
@@ -171,27 +191,31 @@ fn with_date(config: &Config, overwrite: bool) -> Result<Config, StageError> {
 }
 
 /// Refuses prompts of any iteration that `model` cannot answer: the last one would be a bad time to
-/// find them. `numbers` are the rows of the training prompts in their file.
+/// find them. What becomes of those of each iteration, and of the held-out ones; `numbers` are the
+/// rows of the training prompts in their file.
 fn check_all(
     config: &Config,
     parts: &[Vec<PromptRow>],
-    heldout: &[PromptRow],
+    (heldout, heldout_numbers): (&[PromptRow], &[usize]),
     numbers: &HashMap<String, usize>,
     model: &Path,
-) -> Result<(), StageError> {
-    let limits = PromptLimits::from(&config.prompts);
+) -> Result<(Vec<PromptCounts>, PromptCounts), StageError> {
+    let limits = PromptLimits::from(config);
     let folder = ModelFolder::open_with(model, config.model.template())?;
     let distinct = match config.prompts.split {
         Split::Reuse => 1,
         Split::Disjoint => parts.len(),
     };
+    let mut counts = Vec::with_capacity(parts.len());
     for part in parts.iter().take(distinct) {
         let number = |row: &PromptRow| numbers.get(&row.prompt_id).copied().unwrap_or(0);
         let numbers: Vec<usize> = part.iter().map(number).collect();
-        check_prompts(part, &numbers, limits, &folder)?;
+        counts.push(check_prompts(part, &numbers, limits, &folder)?);
     }
-    let numbers: Vec<usize> = (1..=heldout.len()).collect();
-    check_prompts(heldout, &numbers, limits, &folder)
+    let last = counts.last().copied().unwrap_or_default();
+    counts.resize(parts.len(), last);
+    let heldout = check_prompts(heldout, heldout_numbers, limits, &folder)?;
+    Ok((counts, heldout))
 }
 
 /// What all stages of one run share.
@@ -214,12 +238,13 @@ impl<D> Run<'_, D> {
         }
     }
 
-    /// The model that self-play starts from: given or fresh, then fine-tuned if `[sft]` says so.
-    fn first_model<B: TrainingOps<Device = D>>(&self) -> Result<PathBuf, StageError> {
+    /// The model that self-play starts from: given or fresh, then fine-tuned if `[sft]` says so; and
+    /// how many rows of `[sft]` could not be used.
+    fn first_model<B: TrainingOps<Device = D>>(&self) -> Result<(PathBuf, usize), StageError> {
         let config = self.config;
         let base = start_model::<B::InnerBackend>(config, self.overwrite, self.device)?;
         let Some(data) = &config.sft.data else {
-            return Ok(base);
+            return Ok((base, 0));
         };
         let folder = config.output_dir.join("sft");
         let job = FineTuning {
@@ -227,24 +252,25 @@ impl<D> Run<'_, D> {
             model: &base,
             template: config.model.template(),
             data,
+            on_bad_row: config.on_bad_row,
             output_dir: &folder,
             seed: config.seed,
             date: date(config),
             existing: self.existing(&folder),
         };
         let _lock = Lock::inside(&folder)?;
-        fine_tune::<B>(job, self.device, self.monitor)
+        let FineTuned { model, left_out } = fine_tune::<B>(job, self.device, self.monitor)?;
+        Ok((model, left_out))
     }
 
-    /// One round of self-play; gives the trained model, the number of pairs and
-    /// what the length limits took from them.
+    /// One round of self-play.
     fn iteration<B: TrainingOps<Device = D>>(
         &self,
         policy: &Path,
         prompts: &[PromptRow],
         folder: &Path,
         index: usize,
-    ) -> Result<(PathBuf, usize, Truncation), StageError> {
+    ) -> Result<Round, StageError> {
         let config = self.config;
         let existing = self.existing(folder);
         let responses = folder.join("responses.jsonl");
@@ -254,7 +280,7 @@ impl<D> Run<'_, D> {
             prompts,
             prompts_file: self.train_file,
             row_numbers: None,
-            limits: PromptLimits::from(&config.prompts),
+            limits: PromptLimits::from(config),
             out: &responses,
             sampling: Sampling::from(&config.generate),
             stop_token_ids: config.generate.stop_token_ids.as_deref(),
@@ -273,41 +299,49 @@ impl<D> Run<'_, D> {
             responses: &responses,
             out: &judged,
             part: None,
+            on_bad_row: config.on_bad_row,
             existing,
         };
-        judge_responses(job, judge.as_mut(), self.monitor)?;
+        let unjudged = judge_responses(job, judge.as_mut(), self.monitor)?;
         drop(judge);
         let ties = match config.pairs.keep_ties {
             true => Ties::Keep,
             false => Ties::Drop,
         };
         let pairs = folder.join("pairs.jsonl");
-        let count = make_pairs(&judged, &pairs, ties, existing)?;
+        let made = make_pairs(&judged, &pairs, ties, config.on_bad_row, existing)?;
         let job = PairTraining {
             config: &config.train,
             model: policy,
             template: config.model.template(),
             data: &pairs,
+            on_bad_row: config.on_bad_row,
             output_dir: folder,
             date: date(config),
             existing,
         };
         let lock = Lock::inside(folder)?;
-        let Trained { model, truncation } = train_pairs::<B>(job, self.device, self.monitor)?;
+        let trained = train_pairs::<B>(job, self.device, self.monitor)?;
         drop(lock);
+        let round = |model| Round {
+            model,
+            pairs: made.pairs - trained.left_out,
+            truncation: trained.truncation,
+            left_out: unjudged + made.left_out + trained.left_out,
+        };
         if config.train.lora.is_none() {
-            return Ok((model, count, truncation));
+            return Ok(round(trained.model));
         }
         let merged = folder.join("merged");
         let job = Merging {
             base: policy,
-            adapter: &model,
+            adapter: &trained.model,
             out: &merged,
             dtype: Some(config.train.precision.dtype()),
             existing,
         };
         merge_adapters::<B::InnerBackend>(job, self.device)?;
-        Ok((merged, count, truncation))
+        Ok(round(merged))
     }
 
     /// A model's answers to the held-out prompts.
@@ -323,7 +357,7 @@ impl<D> Run<'_, D> {
             prompts: self.heldout,
             prompts_file: self.heldout_file,
             row_numbers: None,
-            limits: PromptLimits::from(&self.config.prompts),
+            limits: PromptLimits::from(self.config),
             out,
             sampling: Sampling::of_answers(self.config),
             stop_token_ids: self.config.generate.stop_token_ids.as_deref(),
@@ -359,6 +393,8 @@ impl<D> Run<'_, D> {
             against,
             both: &folder.join(format!("heldout-vs-{name}.jsonl")),
             judged: &folder.join(format!("heldout-vs-{name}-judged.jsonl")),
+            on_bad_row: self.config.on_bad_row,
+            skip_unanswered: false,
             existing: self.existing(folder),
         };
         compare_answers(files, judge, self.monitor)

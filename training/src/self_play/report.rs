@@ -6,8 +6,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{FileError, replace_file};
-use crate::stages::{Evaluation, StageError};
+use crate::stages::{Evaluation, PromptCounts, StageError};
 use crate::tokenise::Truncation;
+
+/// What a round of self-play made.
+#[derive(Clone, Debug)]
+pub struct Round {
+    /// Folder of the trained model.
+    pub model: PathBuf,
+    /// Pairs it was trained on.
+    pub pairs: usize,
+    /// What the length limits took from them.
+    pub truncation: Truncation,
+    /// Responses, judged rows and pairs that could not be used.
+    pub left_out: usize,
+}
 
 /// One iteration's result on the held-out prompts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +41,10 @@ pub struct IterationReport {
     pub pairs: usize,
     /// What the length limits took from them.
     pub truncation: Truncation,
+    /// What became of the prompts.
+    pub prompts: PromptCounts,
+    /// Responses, judged rows and pairs that could not be used and are left out.
+    pub left_out: usize,
     /// The whole comparison with the first model.
     pub against_first: Evaluation,
     /// The whole comparison with the model of the iteration before.
@@ -38,10 +55,10 @@ impl IterationReport {
     /// Of both comparisons.
     pub fn new(
         iteration: usize,
-        (pairs, truncation): (usize, Truncation),
+        prompts: PromptCounts,
+        round: Round,
         against_first: Evaluation,
         against_previous: Evaluation,
-        checkpoint: PathBuf,
     ) -> Self {
         Self {
             iteration,
@@ -49,9 +66,11 @@ impl IterationReport {
             win_rate_se: against_first.win_rate_se,
             win_rate_previous: against_previous.win_rate,
             mean_length: against_first.mean_length,
-            checkpoint,
-            pairs,
-            truncation,
+            checkpoint: round.model,
+            pairs: round.pairs,
+            truncation: round.truncation,
+            prompts,
+            left_out: round.left_out,
             against_first,
             against_previous,
         }
@@ -70,9 +89,25 @@ impl IterationReport {
     }
 }
 
+/// Rows of the input files that could not be used and are left out (`on_bad_row = "skip"`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Of prompts.train, before they were split; what the model cannot take is counted with each
+    /// iteration.
+    pub train: usize,
+    /// Of prompts.heldout, likewise.
+    pub heldout: usize,
+    /// Of sft.data.
+    pub sft: usize,
+}
+
 /// A whole run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// Rows of the input files that are left out.
+    pub left_out: LeftOut,
+    /// What became of the held-out prompts.
+    pub heldout: PromptCounts,
     /// In their order; those that are finished.
     pub iterations: Vec<IterationReport>,
 }
@@ -116,6 +151,7 @@ impl Report {
                 entry.iteration, lost.rows, entry.pairs, lost.tokens, lost.responses_without_end
             );
         }
+        text.push_str(&self.what_is_missing());
         if let Some(last) = self.iterations.last() {
             let _ = writeln!(
                 text,
@@ -125,5 +161,51 @@ impl Report {
             );
         }
         text
+    }
+
+    /// A line for all that was left out or cut, where something was.
+    fn what_is_missing(&self) -> String {
+        let mut text = String::new();
+        for (count, key) in [
+            (self.left_out.train, "prompts.train"),
+            (self.left_out.heldout, "prompts.heldout"),
+            (self.left_out.sft, "sft.data"),
+        ] {
+            if count > 0 {
+                let _ = writeln!(
+                    text,
+                    "\n{count} rows of {key} could not be used and are left out."
+                );
+            }
+        }
+        text.push_str(&prompts_line("Held-out prompts", self.heldout));
+        for entry in &self.iterations {
+            let name = format!("Iteration {}: prompts", entry.iteration);
+            text.push_str(&prompts_line(&name, entry.prompts));
+            if entry.left_out > 0 {
+                let _ = writeln!(
+                    text,
+                    "\nIteration {}: {} responses, judged rows or pairs could not be used and are left out.",
+                    entry.iteration, entry.left_out
+                );
+            }
+        }
+        text
+    }
+}
+
+/// What became of prompts, where not all are answered whole.
+fn prompts_line(name: &str, counts: PromptCounts) -> String {
+    let PromptCounts {
+        answered,
+        unusable,
+        too_long,
+        cut,
+    } = counts;
+    match unusable + too_long + cut {
+        0 => String::new(),
+        _ => format!(
+            "\n{name}: {answered} answered, {unusable} left out because they cannot be used, {too_long} because they are too long; {cut} cut.\n"
+        ),
     }
 }

@@ -17,7 +17,7 @@ use super::error::StageError;
 use super::generate::plan;
 use crate::config::{Loss, Recompute, TrainLora};
 use crate::cost::{Batch, flops};
-use crate::data::{PairContent, PairProbabilities, PairRow, read_rows};
+use crate::data::{PairContent, PairProbabilities, PairRow, RowFile, read_rows};
 use crate::learner::Learner;
 use crate::monitor::Monitor;
 use crate::optimizer::{Optimizer, RmsProp};
@@ -209,7 +209,8 @@ fn given_pairs(
         )));
     }
     let (vocab, context) = (config.vocab_size, config.max_position_embeddings);
-    Ok(tokenise_pairs(&rows, Err(path), usize::MAX, vocab, context)?.rows)
+    let file = RowFile::of(path, rows);
+    Ok(tokenise_pairs(&file, Err(path), usize::MAX, vocab, context)?.rows)
 }
 
 fn time_training<B: TrainingOps>(

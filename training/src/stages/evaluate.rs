@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StageError;
 use super::judge::{Judging, judge_responses};
+use crate::config::OnBadRow;
 use crate::data::{JudgedRow, ResponseRow, read_rows, rows_fingerprint, write_rows};
 use crate::files::{Existing, MadeFrom};
 use crate::judge::Judge;
@@ -44,6 +45,10 @@ pub struct Comparison<'a> {
     pub both: &'a Path,
     /// Receives the judgement of `both`.
     pub judged: &'a Path,
+    /// What becomes of rows that the judge cannot judge.
+    pub on_bad_row: OnBadRow,
+    /// Leaves out prompts that only one of the models answers; otherwise they are refused.
+    pub skip_unanswered: bool,
     /// What becomes of outputs that were made from something else.
     pub existing: Existing<'a>,
 }
@@ -66,6 +71,9 @@ pub fn compare_answers(
     let mut rows = Vec::with_capacity(own.len());
     for row in &own {
         let Some(against) = other.get(row.prompt_id.as_str()) else {
+            if files.skip_unanswered {
+                continue;
+            }
             return Err(StageError::Input(format!(
                 "{} has no answer to prompt_id {}, which {} answers",
                 files.against.display(),
@@ -75,11 +83,23 @@ pub fn compare_answers(
         };
         rows.push(side_by_side(row, against));
     }
+    let alone = own.len() + other.len() - 2 * rows.len();
+    if alone > 0 {
+        tracing::warn!("{alone} prompts are answered by one of the models only and are left out");
+    }
+    if rows.is_empty() {
+        return Err(StageError::Input(format!(
+            "{} and {} answer no prompt in common",
+            files.answers.display(),
+            files.against.display()
+        )));
+    }
     write_rows(files.both, &rows, made_from, files.existing)?;
     let job = Judging {
         responses: files.both,
         out: files.judged,
         part: None,
+        on_bad_row: files.on_bad_row,
         existing: files.existing,
     };
     judge_responses(job, judge, monitor)?;

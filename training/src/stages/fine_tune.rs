@@ -10,8 +10,8 @@ use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, refuse_own_output};
 use crate::cluster::{lead, world};
-use crate::config::{self, Rows, Section};
-use crate::data::{SftRow, read_rows, rows_fingerprint};
+use crate::config::{self, OnBadRow, Rows, Section};
+use crate::data::{RowFile, SftRow, rows_fingerprint};
 use crate::files::{Existing, MadeFrom};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
@@ -29,6 +29,8 @@ pub struct FineTuning<'a> {
     pub template: TemplateSource<'a>,
     /// File of prompt/response rows.
     pub data: &'a Path,
+    /// What becomes of rows that cannot be used.
+    pub on_bad_row: OnBadRow,
     /// Receives metrics.jsonl, checkpoints/ and model/.
     pub output_dir: &'a Path,
     /// Of the order of the rows.
@@ -39,20 +41,30 @@ pub struct FineTuning<'a> {
     pub date: Option<NaiveDate>,
 }
 
-/// Fine-tunes on prompt/response rows; gives the folder of the model. The caller holds the lock of
+/// A finished fine-tuning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FineTuned {
+    /// Folder of the model.
+    pub model: PathBuf,
+    /// Rows that could not be used and are left out.
+    pub left_out: usize,
+}
+
+/// Fine-tunes on prompt/response rows. The caller holds the lock of
 /// the output folder.
 pub fn fine_tune<B: TrainingOps>(
     job: FineTuning<'_>,
     device: &B::Device,
     monitor: &dyn Monitor,
-) -> Result<PathBuf, StageError> {
+) -> Result<FineTuned, StageError> {
     let config = job.config;
     refuse_own_output(job.model, job.output_dir)?;
     training_output(job.output_dir).refuse_foreign()?;
-    let rows = read_rows::<SftRow>(job.data)?;
+    let file = RowFile::<SftRow>::read(job.data, job.on_bad_row.skips())?;
     let made_from = MadeFrom::new("sft")
         .setting("seed", job.seed)
-        .input("data", job.data, rows_fingerprint(&rows))
+        .settings(job.on_bad_row.setting())
+        .input("data", job.data, rows_fingerprint(&file.rows))
         .settings(config.effective().into_settings());
     let mark = training_output(job.output_dir).mark;
     let folder = open_folder(job.model, job.template, job.date, &mark)?;
@@ -63,15 +75,16 @@ pub fn fine_tune<B: TrainingOps>(
     // Half for the prompt where both are too long together.
     let end = folder.end_of_turn()?;
     let tokeniser = RowTokeniser::new(text, end, Rows::Clean, limit, limit / 2)?;
-    let tokenised = tokenise_supervised(&rows, &tokeniser, model.vocab_size, limit)?;
+    let tokenised = tokenise_supervised(&file, &tokeniser, model.vocab_size, limit)?;
     let examples = tokenised.rows;
+    let left_out = file.left_out + tokenised.left_out;
     let settings = settings(job, made_from, examples.len());
     let steps = settings.steps(examples.len());
     let begun = lead(world(), || {
         claim_training(job.output_dir, &settings.made_from, steps, job.existing)
     })?;
     let resumed = match begun {
-        Begun::Finished(model) => return Ok(model),
+        Begun::Finished(model) => return Ok(FineTuned { model, left_out }),
         Begun::Unfinished(resumed) => resumed.map(|found| *found),
     };
     let start = Start {
@@ -86,7 +99,8 @@ pub fn fine_tune<B: TrainingOps>(
         label: "fine-tuning",
     };
     let objective = SupervisedObjective::new(examples).with_truncations(tokenised.truncations);
-    learn::<B, _>(start, model, objective, &settings, device, monitor)
+    let model = learn::<B, _>(start, model, objective, &settings, device, monitor)?;
+    Ok(FineTuned { model, left_out })
 }
 
 fn settings(job: FineTuning<'_>, made_from: MadeFrom, examples: usize) -> TrainSettings {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::error::StageError;
+use crate::config::OnBadRow;
 use crate::data::{
     DataError, JudgedRow, PairRow, PromptRow, ResponseRow, Row, read_rows, row_output,
     rows_fingerprint, warn_unfinished, write_rows,
@@ -57,11 +58,13 @@ impl Shard for PairRow {
 
 /// Writes the rows of `shards` (responses, judged rows or pairs, with all that they hold) to `out`
 /// in the order of `prompts`; refuses rows that are missing, given twice, of other prompts or of
-/// another kind. How many rows there are.
+/// another kind. Prompts that no shard answers are left out where bad rows are. How many rows there
+/// are.
 pub fn join_responses(
     prompts: (&Path, &[PromptRow]),
     shards: &[PathBuf],
     out: &Path,
+    on_bad_row: OnBadRow,
     existing: Existing<'_>,
 ) -> Result<usize, StageError> {
     row_output(out, &[]).refuse_foreign()?;
@@ -71,10 +74,10 @@ pub fn join_responses(
     };
     // The kind with the most keys first: the others would read it too and drop what they do not know.
     if is_kind::<JudgedRow>(first)? {
-        return join::<JudgedRow>(prompts, shards, out, existing);
+        return join::<JudgedRow>(prompts, shards, out, on_bad_row, existing);
     }
     if is_kind::<PairRow>(first)? {
-        return join::<PairRow>(prompts, shards, out, existing);
+        return join::<PairRow>(prompts, shards, out, on_bad_row, existing);
     }
     if let Some(judged) = find(&shards[1..], is_kind::<JudgedRow>)? {
         return Err(StageError::Input(format!(
@@ -83,7 +86,7 @@ pub fn join_responses(
             first.display()
         )));
     }
-    join::<ResponseRow>(prompts, shards, out, existing)
+    join::<ResponseRow>(prompts, shards, out, on_bad_row, existing)
 }
 
 fn find(
@@ -111,9 +114,14 @@ fn join<T: Shard>(
     (file, prompts): (&Path, &[PromptRow]),
     shards: &[PathBuf],
     out: &Path,
+    on_bad_row: OnBadRow,
     existing: Existing<'_>,
 ) -> Result<usize, StageError> {
-    let mut made_from = MadeFrom::new("join").input("prompts", file, rows_fingerprint(prompts));
+    let mut made_from = MadeFrom::new("join").settings(on_bad_row.setting()).input(
+        "prompts",
+        file,
+        rows_fingerprint(prompts),
+    );
     let mut rows: HashMap<String, (T, &Path)> = HashMap::new();
     for (number, shard) in shards.iter().enumerate() {
         let here = read_rows::<T>(shard)?;
@@ -135,8 +143,16 @@ fn join<T: Shard>(
         .map(|p| p.prompt_id.as_str())
         .filter(|id| !rows.contains_key(*id))
         .collect();
-    if !missing.is_empty() {
-        let some = missing[..missing.len().min(5)].join(", ");
+    let some = missing[..missing.len().min(5)].join(", ");
+    if on_bad_row.skips() && !missing.is_empty() && !rows.is_empty() {
+        tracing::warn!(
+            "{} of {} prompts have no {} in these shards and are left out (on_bad_row = skip): prompt_id {some}{}",
+            missing.len(),
+            prompts.len(),
+            T::KIND,
+            if missing.len() > 5 { ", …" } else { "" }
+        );
+    } else if !missing.is_empty() {
         return Err(StageError::Input(format!(
             "{} of {} prompts have no {} in these shards (prompt_id {some}{}); run the command that made them again for their shards, it goes on where it stopped",
             missing.len(),

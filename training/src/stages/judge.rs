@@ -10,9 +10,9 @@ use sppo_model::pairrm::PairRm;
 
 use super::error::StageError;
 use super::learning::model_key;
-use crate::config::{self, JudgeKind, resolve_model};
+use crate::config::{self, JudgeKind, OnBadRow, resolve_model};
 use crate::data::{
-    JudgedRow, PairRow, ResponseRow, read_rows, row_output, rows_fingerprint, warn_unfinished,
+    JudgedRow, PairRow, ResponseRow, RowFile, row_output, rows_fingerprint, warn_unfinished,
     write_rows,
 };
 use crate::files::{Existing, MadeFrom, model_fingerprint};
@@ -22,6 +22,7 @@ use crate::judge::{
 };
 use crate::monitor::Monitor;
 use crate::preference::{Ties, judged_to_pair};
+use crate::tokenise::{BadRows, MAY_BE_SKIPPED};
 
 /// The judge that `[judge]` describes, its model loaded on `device`; `date` is what its chat
 /// template sees, today unless given.
@@ -66,9 +67,14 @@ pub fn build_judge_of<B: ModelOps>(
 }
 
 /// What the http judge would ask for a file of responses; nothing is sent or written.
-pub fn dry_run(config: &config::JudgeConfig, responses: &Path) -> Result<DryRun, StageError> {
+pub fn dry_run(
+    config: &config::JudgeConfig,
+    responses: &Path,
+    on_bad_row: OnBadRow,
+) -> Result<DryRun, StageError> {
     let judge = HttpJudge::new(config.http.clone(), estimate(config), false)?;
-    Ok(judge.dry_run(&read_rows(responses)?)?)
+    let rows = rows_to_judge(responses, on_bad_row, &judge)?.rows;
+    Ok(judge.dry_run(&rows)?)
 }
 
 fn estimate(config: &config::JudgeConfig) -> Estimate {
@@ -178,29 +184,69 @@ pub struct Judging<'a> {
     pub out: &'a Path,
     /// Part of the rows.
     pub part: Option<Part>,
+    /// What becomes of rows that cannot be used.
+    pub on_bad_row: OnBadRow,
     /// What becomes of an output that was made from something else.
     pub existing: Existing<'a>,
 }
 
-/// Judges every row of the responses, or of a part of them, that `job.out` does not hold yet.
+/// The rows of a file that the judge can judge; the others are refused together, or left out.
+fn rows_to_judge(
+    responses: &Path,
+    on_bad_row: OnBadRow,
+    judge: &dyn Judge,
+) -> Result<RowFile<ResponseRow>, StageError> {
+    let mut file = RowFile::<ResponseRow>::read(responses, on_bad_row.skips())?;
+    let problem = match judge.check(&file.rows) {
+        Ok(()) => return Ok(file),
+        Err(error @ JudgeError::Row { .. }) if file.skip_bad => error,
+        Err(error) => return Err(error.into()),
+    };
+    let all = file.rows.len();
+    let mut bad = BadRows::default();
+    let mut failed = None;
+    file.retain(|number, row| match judge.check_row(row) {
+        Ok(()) => true,
+        Err(error @ JudgeError::Row { .. }) => {
+            bad.add(|| format!("row {number}, {error}"));
+            false
+        }
+        Err(error) => {
+            failed.get_or_insert(error);
+            false
+        }
+    });
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    if file.rows.is_empty() {
+        bad.refused()?;
+        return Ok(file);
+    }
+    bad.warn(responses, all);
+    file.left_out += bad.count();
+    match file.left_out {
+        // No row is to blame: the file does not belong to the judge's.
+        0 => Err(problem.into()),
+        _ => Ok(file),
+    }
+}
+
+/// Judges every row of the responses, or of a part of them, that `job.out` does not hold yet; how
+/// many rows could not be used and are left out.
 pub fn judge_responses(
     job: Judging<'_>,
     judge: &mut dyn Judge,
     monitor: &dyn Monitor,
-) -> Result<(), StageError> {
+) -> Result<usize, StageError> {
     row_output(job.out, &[]).refuse_foreign()?;
     warn_unfinished(job.responses);
-    let mut rows = read_rows::<ResponseRow>(job.responses)?;
     // Before the part is taken: what does not fit is the same for every part.
-    judge.check(&rows)?;
+    let mut file = rows_to_judge(job.responses, job.on_bad_row, judge)?;
     if let Some(part) = job.part {
-        let mut number = 0..;
-        rows.retain(|_| {
-            number
-                .next()
-                .is_some_and(|n: usize| n % part.of == part.index)
-        });
+        file.retain(|number, _| (number - 1) % part.of == part.index);
     }
+    let (rows, left_out) = (file.rows, file.left_out);
     // The driver counts rows that were there before; the monitor wants differences.
     let mut before = None;
     let mut progress = |done, total| {
@@ -212,13 +258,14 @@ pub fn judge_responses(
     };
     let made_from = MadeFrom::new("judge")
         .settings(judge_settings(judge))
+        .settings(job.on_bad_row.setting())
         .input("responses", job.responses, rows_fingerprint(&rows));
     let file = JudgedFile::open(job.out, made_from, job.existing)?;
     let progress = judge_file(&rows, judge, file, &mut progress, monitor.interrupt());
     monitor.end();
     match progress?.interrupted {
         true => Err(StageError::Interrupted),
-        false => Ok(()),
+        false => Ok(left_out),
     }
 }
 
@@ -231,20 +278,44 @@ fn judge_settings(judge: &dyn Judge) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Writes the best and worst response of every judged row; gives the number of pairs.
+/// Pairs that were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MadePairs {
+    /// How many.
+    pub pairs: usize,
+    /// Judged rows that could not be used and are left out.
+    pub left_out: usize,
+}
+
+/// Writes the best and worst response of every judged row.
 pub fn make_pairs(
     judged: &Path,
     out: &Path,
     ties: Ties,
+    on_bad_row: OnBadRow,
     existing: Existing<'_>,
-) -> Result<usize, StageError> {
+) -> Result<MadePairs, StageError> {
     row_output(out, &[]).refuse_foreign()?;
     warn_unfinished(judged);
-    let rows = read_rows::<JudgedRow>(judged)?;
-    let pairs = rows
-        .iter()
-        .filter_map(|row| judged_to_pair(row, ties).transpose())
-        .collect::<Result<Vec<PairRow>, _>>()?;
+    let mut file = RowFile::<JudgedRow>::read(judged, on_bad_row.skips())?;
+    let mut pairs: Vec<PairRow> = Vec::new();
+    let mut bad = BadRows::default();
+    for (number, row) in file.numbers.iter().zip(&file.rows) {
+        match judged_to_pair(row, ties) {
+            Ok(pair) => pairs.extend(pair),
+            Err(problem) => bad.add(|| format!("row {number}, {problem}")),
+        }
+    }
+    let left_out = bad.count();
+    if file.skip_bad && left_out < file.rows.len() {
+        bad.warn(judged, file.rows.len());
+    } else {
+        if !file.skip_bad {
+            bad.advise(MAY_BE_SKIPPED);
+        }
+        bad.refused()?;
+    }
+    file.left_out += left_out;
     if pairs.is_empty() {
         return Err(StageError::Input(format!(
             "{}: the judge found no difference between the responses of any prompt; sample more responses, sharpen the judge or keep ties",
@@ -253,7 +324,11 @@ pub fn make_pairs(
     }
     let made_from = MadeFrom::new("pairs")
         .setting("drop_ties", ties == Ties::Drop)
-        .input("judged", judged, rows_fingerprint(&rows));
+        .settings(on_bad_row.setting())
+        .input("judged", judged, rows_fingerprint(&file.rows));
     write_rows(out, &pairs, made_from, existing)?;
-    Ok(pairs.len())
+    Ok(MadePairs {
+        pairs: pairs.len(),
+        left_out: file.left_out,
+    })
 }

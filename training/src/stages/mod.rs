@@ -21,16 +21,18 @@ mod train;
 pub use bench::{Bench, BenchReport, Half, bench};
 pub use error::StageError;
 pub use evaluate::{Comparison, Evaluation, compare_answers};
-pub use fine_tune::{FineTuning, fine_tune};
+pub use fine_tune::{FineTuned, FineTuning, fine_tune};
 pub use folder::date_of;
 pub use generate::generate;
 pub use generation::{Generation, Sampling};
 pub use init::{init_config, init_model, start_model};
 pub use join::join_responses;
-pub use judge::{Judging, Part, build_judge, build_judge_of, dry_run, judge_responses, make_pairs};
+pub use judge::{
+    Judging, MadePairs, Part, build_judge, build_judge_of, dry_run, judge_responses, make_pairs,
+};
 pub use learning::model_key;
 pub use merge::{Merging, merge_adapters};
-pub use prompts::PromptLimits;
 pub(crate) use prompts::check_prompts;
+pub use prompts::{PromptCounts, PromptLimits};
 pub use score::{Scoring, score};
 pub use train::{PairTraining, Trained, train_pairs};

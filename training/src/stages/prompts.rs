@@ -1,12 +1,13 @@
 //! Prompts as token ids. What the model cannot answer is found here, before its weights are loaded.
 
-use sppo_model::generate::check_prompt;
+use serde::{Deserialize, Serialize};
+use sppo_model::generate::{GenerateError, check_prompt};
 use sppo_model::model_folder::ModelFolder;
 
 use super::error::StageError;
-use crate::config::{OnTooLong, Prompts};
+use crate::config::{Config, OnBadRow, OnTooLong};
 use crate::data::PromptRow;
-use crate::tokenise::{BadRows, cut_beginning};
+use crate::tokenise::{BadRows, MAY_BE_SKIPPED, cut_beginning};
 
 /// How long prompts may be, and what becomes of longer ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,13 +16,16 @@ pub struct PromptLimits {
     pub max_length: Option<usize>,
     /// What becomes of longer prompts.
     pub on_too_long: OnTooLong,
+    /// What becomes of prompts that cannot be answered for another reason.
+    pub on_bad_row: OnBadRow,
 }
 
-impl From<&Prompts> for PromptLimits {
-    fn from(config: &Prompts) -> Self {
+impl From<&Config> for PromptLimits {
+    fn from(config: &Config) -> Self {
         Self {
-            max_length: config.max_length,
-            on_too_long: config.on_too_long,
+            max_length: config.prompts.max_length,
+            on_too_long: config.prompts.on_too_long,
+            on_bad_row: config.on_bad_row,
         }
     }
 }
@@ -29,14 +33,15 @@ impl From<&Prompts> for PromptLimits {
 impl PromptLimits {
     /// What results depend on: nothing where longer prompts end the job, since then there are none.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let bad = self.on_bad_row.setting().into_iter();
         if self.on_too_long == OnTooLong::Stop {
-            return Vec::new();
+            return bad.collect();
         }
         let most = self
             .max_length
             .map(|most| ("max_prompt_length", most.to_string()));
         let action = ("on_too_long", self.on_too_long.to_string());
-        [action].into_iter().chain(most).collect()
+        bad.chain([action]).chain(most).collect()
     }
 }
 
@@ -57,9 +62,15 @@ pub(super) fn answerable(
     raw: bool,
     folder: &ModelFolder,
 ) -> Result<Answerable, StageError> {
-    let sorted = Sorted::of(prompts, numbers, limits, raw, folder)?;
-    sorted.bad.refused()?;
+    let sorted = Sorted::of(prompts, numbers, limits, raw, folder)?.accepted()?;
     let (all, most) = (prompts.len(), sorted.most);
+    if sorted.unusable.count() > 0 {
+        tracing::warn!(
+            "{} of {all} prompts cannot be used and are left out (on_bad_row = skip): {}",
+            sorted.unusable.count(),
+            sorted.unusable
+        );
+    }
     if sorted.cut.count() > 0 {
         tracing::warn!(
             "{} of {all} prompts have more than {most} tokens and lost {} tokens at their beginning (on_too_long = cut): {}",
@@ -75,23 +86,44 @@ pub(super) fn answerable(
             sorted.skipped
         );
     }
-    match sorted.found.rows.is_empty() && all > 0 {
-        true => Err(StageError::Input(format!(
-            "all {all} prompts have more than {most} tokens and are left out (on_too_long = skip), so there is nothing to do; raise prompts.max_length (--max-prompt-length)",
-        ))),
-        false => Ok(sorted.found),
+    if sorted.found.rows.is_empty() && all > 0 {
+        sorted.nothing_left(all)?;
     }
+    Ok(sorted.found)
 }
 
-/// Refuses prompts that a job of [`answerable`] would refuse; for jobs that come much later.
+/// What became of the prompts of one job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptCounts {
+    /// Prompts that are answered.
+    pub answered: usize,
+    /// Left out because they cannot be used.
+    pub unusable: usize,
+    /// Left out because they are too long.
+    pub too_long: usize,
+    /// Those of the answered ones that lost their beginning.
+    pub cut: usize,
+}
+
+/// Refuses prompts that a job of [`answerable`] would refuse, and counts what it would leave out or
+/// cut; for jobs that come much later.
 pub(crate) fn check_prompts(
     prompts: &[PromptRow],
     numbers: &[usize],
     limits: PromptLimits,
     folder: &ModelFolder,
-) -> Result<(), StageError> {
-    let sorted = Sorted::of(prompts, Some(numbers), limits, false, folder)?;
-    Ok(sorted.bad.refused()?)
+) -> Result<PromptCounts, StageError> {
+    let sorted = Sorted::of(prompts, Some(numbers), limits, false, folder)?.accepted()?;
+    let counts = PromptCounts {
+        answered: sorted.found.rows.len(),
+        unusable: sorted.unusable.count(),
+        too_long: sorted.skipped.count(),
+        cut: sorted.cut.count(),
+    };
+    if counts.answered == 0 && !prompts.is_empty() {
+        sorted.nothing_left(prompts.len())?;
+    }
+    Ok(counts)
 }
 
 /// Prompts sorted by what becomes of them.
@@ -100,8 +132,12 @@ struct Sorted<'a> {
     on_too_long: OnTooLong,
     /// Most tokens of a prompt.
     most: usize,
+    on_bad_row: OnBadRow,
     found: Answerable,
+    /// What ends the job.
     bad: BadRows,
+    /// Left out, as `on_bad_row` says.
+    unusable: BadRows,
     skipped: BadRows,
     cut: BadRows,
     /// Tokens that were cut away.
@@ -122,12 +158,14 @@ impl<'a> Sorted<'a> {
         let mut sorted = Self {
             folder,
             on_too_long: limits.on_too_long,
+            on_bad_row: limits.on_bad_row,
             most: limits.max_length.map_or(room, |most| most.min(room)),
             found: Answerable {
                 rows: Vec::with_capacity(prompts.len()),
                 ids: Vec::with_capacity(prompts.len()),
             },
             bad: BadRows::default(),
+            unusable: BadRows::default(),
             skipped: BadRows::default(),
             cut: BadRows::default(),
             gone: 0,
@@ -148,11 +186,43 @@ impl<'a> Sorted<'a> {
                 Ok(ids) => sorted.sort(row, &place, ids, bos),
                 Err(problem) => {
                     let bad = || format!("{place}prompt {}: {problem}", row.prompt_id);
-                    sorted.bad.add(bad);
+                    sorted.unusable(bad);
                 }
             }
         }
         Ok(sorted)
+    }
+
+    /// A prompt that cannot be used, whatever its length.
+    fn unusable(&mut self, said: impl FnOnce() -> String) {
+        match self.on_bad_row {
+            OnBadRow::Skip => self.unusable.add(said),
+            OnBadRow::Stop => {
+                self.bad.add(said);
+                self.bad.advise(MAY_BE_SKIPPED);
+            }
+        }
+    }
+
+    /// An error where some prompt ends the job.
+    fn accepted(mut self) -> Result<Self, StageError> {
+        std::mem::take(&mut self.bad).refused()?;
+        Ok(self)
+    }
+
+    /// The error that none of `all` prompts is left.
+    fn nothing_left(&self, all: usize) -> Result<(), StageError> {
+        let most = self.most;
+        Err(StageError::Input(match self.unusable.count() {
+            0 => format!(
+                "all {all} prompts have more than {most} tokens and are left out (on_too_long = skip), so there is nothing to do; raise prompts.max_length (--max-prompt-length)",
+            ),
+            count => format!(
+                "all {all} prompts are left out (on_bad_row = skip: {count}, on_too_long = skip: {}), so there is nothing to do: {}",
+                self.skipped.count(),
+                self.unusable
+            ),
+        }))
     }
 
     fn sort(&mut self, row: &PromptRow, place: &str, mut ids: Vec<u32>, bos: Option<u32>) {
@@ -170,7 +240,10 @@ impl<'a> Sorted<'a> {
             self.bad.advise("prompts.on_too_long (--on-too-long) = skip leaves out prompts that are too long, cut takes their beginning away");
         }
         match check_prompt(self.folder.config(), id, &ids) {
-            Err(problem) => self.bad.add(|| format!("{place}{problem}")),
+            Err(problem @ GenerateError::PromptTooLong { .. }) => {
+                self.bad.add(|| format!("{place}{problem}"));
+            }
+            Err(problem) => self.unusable(|| format!("{place}{problem}")),
             Ok(()) if ids.len() > most => self.bad.add(|| {
                 format!(
                     "{}; prompts.max_length (--max-prompt-length) is {most}",

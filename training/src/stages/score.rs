@@ -8,9 +8,9 @@ use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
 use super::folder::{open_folder, with_folder};
-use crate::config::Rows;
+use crate::config::{OnBadRow, Rows};
 use crate::data::{
-    LogpRow, PairRow, RowOutput, RowsFingerprint, read_each, row_output, warn_unfinished,
+    LogpRow, PairRow, RowOutput, RowsFingerprint, read_each_numbered, row_output, warn_unfinished,
 };
 use crate::files::{Existing, MadeFrom, mark_beside};
 use crate::learner::sequence_logps;
@@ -34,6 +34,8 @@ pub struct Scoring<'a> {
     pub max_length: usize,
     /// Longest prompt, in tokens, where prompt and response are too long together.
     pub max_prompt_length: usize,
+    /// What becomes of rows that cannot be used.
+    pub on_bad_row: OnBadRow,
     /// Pairs computed together.
     pub batch: usize,
     /// What becomes of an output that was made from something else.
@@ -62,15 +64,17 @@ pub fn score<B: ModelOps>(
     );
     // Of the text no row is kept, which would take several times as much as the ids.
     let mut rows = RowsFingerprint::default();
-    read_each(job.data, |row: PairRow| {
+    let skip_bad = job.on_bad_row.skips();
+    read_each_numbered(job.data, skip_bad, |number, row: PairRow| {
         rows.add(&row);
-        pairs.add(&row);
+        pairs.add(number, &row);
     })?;
-    let pairs = pairs.finish()?.rows;
+    let pairs = pairs.finish(job.data, skip_bad)?.rows;
     let made_from = MadeFrom::new("score")
         .setting("rows", job.rows)
         .setting("max_length", job.max_length)
         .setting("max_prompt_length", job.max_prompt_length)
+        .settings(job.on_bad_row.setting())
         .input("data", job.data, rows.finish());
     let made_from = with_folder(made_from, &folder, job.template)?;
     let (mut writer, done) = RowOutput::<LogpRow>::open(job.out, made_from, job.existing)?;

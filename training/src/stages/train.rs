@@ -11,10 +11,10 @@ use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, model_key, refuse_own_output};
 use crate::cluster::{lead, world};
-use crate::config::{self, OnNonFinite, Section};
+use crate::config::{self, OnBadRow, OnNonFinite, Section};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
-use crate::data::{PairRow, check_probabilities, read_rows, rows_fingerprint, warn_unfinished};
+use crate::data::{PairRow, RowFile, check_probabilities, rows_fingerprint, warn_unfinished};
 use crate::files::{Existing, MadeFrom, fingerprint, weights_fingerprint};
 use crate::monitor::Monitor;
 use crate::optimizer::{self, Schedule};
@@ -35,6 +35,8 @@ pub struct PairTraining<'a> {
     pub template: TemplateSource<'a>,
     /// File of pairs.
     pub data: &'a Path,
+    /// What becomes of rows that cannot be used.
+    pub on_bad_row: OnBadRow,
     /// Receives metrics.jsonl, checkpoints/ and model/.
     pub output_dir: &'a Path,
     /// What becomes of a training of other things that is there.
@@ -50,6 +52,8 @@ pub struct Trained {
     pub model: PathBuf,
     /// What the length limits took from the pairs.
     pub truncation: Truncation,
+    /// Pairs that could not be used and are left out.
+    pub left_out: usize,
 }
 
 /// Trains on pairs; the caller holds the lock of the output folder. A finished training of the same inputs is not repeated, an unfinished one goes on
@@ -63,11 +67,12 @@ pub fn train_pairs<B: TrainingOps>(
     refuse_own_output(job.model, job.output_dir)?;
     training_output(job.output_dir).refuse_foreign()?;
     warn_unfinished(job.data);
-    let rows = read_pairs(job.data, config)?;
+    let file = read_pairs(job.data, job)?;
     let model_key = model_key(job.model, job.template)?;
     let made_from = MadeFrom::new("train")
         .settings(config.effective().into_settings())
-        .input("data", job.data, rows_fingerprint(&rows));
+        .settings(job.on_bad_row.setting())
+        .input("data", job.data, rows_fingerprint(&file.rows));
     let mark = training_output(job.output_dir).mark;
     let folder = open_folder(job.model, job.template, job.date, &mark)?;
     let made_from = with_folder(made_from, &folder, job.template)?;
@@ -76,19 +81,26 @@ pub fn train_pairs<B: TrainingOps>(
         rows: pairs,
         truncation,
         truncations,
-    } = tokenise(&rows, &folder, config)?;
+        left_out,
+    } = tokenise(&file, &folder, config)?;
+    let left_out = file.left_out + left_out;
     let held_out = match &config.eval_data {
-        Some(path) => tokenise(&read_pairs(path, config)?, &folder, config)?.rows,
+        Some(path) => tokenise(&read_pairs(path, job)?, &folder, config)?.rows,
         None => Vec::new(),
     };
     let memory_budget = memory_budget::<B>(config, folder.config(), &pairs)?;
     let settings = settings(job, made_from, pairs.len(), memory_budget.clone());
     let steps = settings.steps(pairs.len());
+    let trained = |model| Trained {
+        model,
+        truncation,
+        left_out,
+    };
     let begun = lead(world(), || {
         claim_training(job.output_dir, &settings.made_from, steps, job.existing)
     })?;
     let resumed = match begun {
-        Begun::Finished(model) => return Ok(Trained { model, truncation }),
+        Begun::Finished(model) => return Ok(trained(model)),
         Begun::Unfinished(resumed) => resumed.map(|found| *found),
     };
     let reference = folder.load::<B::InnerBackend>(dtype, device)?;
@@ -127,7 +139,7 @@ pub fn train_pairs<B: TrainingOps>(
     };
     let config = folder.config();
     let model = learn::<B, _>(start, config, objective, &settings, device, monitor)?;
-    Ok(Trained { model, truncation })
+    Ok(trained(model))
 }
 
 /// The bound on memory, where one is given; an error where a pair does not fit by itself.
@@ -215,22 +227,22 @@ fn settings(
     .with_schedule(pairs, |steps| config.warmup(steps))
 }
 
-fn read_pairs(path: &Path, config: &config::Train) -> Result<Vec<PairRow>, StageError> {
-    let rows = read_rows::<PairRow>(path)?;
-    let keys = config.loss.needed_probabilities();
-    check_probabilities(path, &rows, config.loss.word(), keys)?;
-    Ok(rows)
+fn read_pairs(path: &Path, job: PairTraining<'_>) -> Result<RowFile<PairRow>, StageError> {
+    let mut file = RowFile::read(path, job.on_bad_row.skips())?;
+    let loss = job.config.loss;
+    check_probabilities(&mut file, loss.word(), loss.needed_probabilities())?;
+    Ok(file)
 }
 
 fn tokenise(
-    rows: &[PairRow],
+    file: &RowFile<PairRow>,
     folder: &ModelFolder,
     config: &config::Train,
 ) -> Result<Tokenised<PreferencePair>, StageError> {
     let (mode, longest_prompt) = (config.rows, config.max_prompt_length);
     let tokeniser = RowTokeniser::of_folder(folder, mode, config.max_length, longest_prompt)?;
     Ok(tokenise_pairs(
-        rows,
+        file,
         tokeniser.as_ref().ok_or(folder.path()),
         config.max_length,
         folder.config().vocab_size,

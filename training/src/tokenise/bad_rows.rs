@@ -1,14 +1,19 @@
 //! Rows that cannot be used, all of them at once.
 
 use std::fmt;
+use std::path::Path;
 
 /// The first of them in words, and how many there are.
 #[derive(Debug, Default)]
 pub struct BadRows {
     shown: Vec<String>,
     count: usize,
-    advice: Option<&'static str>,
+    advice: Vec<&'static str>,
 }
+
+/// What to do about rows that may be left out.
+pub const MAY_BE_SKIPPED: &str =
+    "on_bad_row = \"skip\" (--on-bad-row skip) leaves out rows that cannot be used";
 
 impl BadRows {
     /// Rows that are named; the others are counted.
@@ -24,12 +29,25 @@ impl BadRows {
 
     /// What to do about them, said behind them.
     pub fn advise(&mut self, advice: &'static str) {
-        self.advice = Some(advice);
+        if !self.advice.contains(&advice) {
+            self.advice.push(advice);
+        }
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Says which of the `all` rows of a file are left out, if any.
+    pub fn warn(&self, path: &Path, all: usize) {
+        if self.count > 0 {
+            tracing::warn!(
+                "{}: {} of {all} rows are left out (on_bad_row = skip): {self}",
+                path.display(),
+                self.count
+            );
+        }
     }
 
     /// An error where there are some.
@@ -51,10 +69,9 @@ impl fmt::Display for BadRows {
             0 => {}
             more => write!(f, "\n  and {more} more")?,
         }
-        match self.advice {
-            None => Ok(()),
-            Some(advice) => write!(f, "; {advice}"),
-        }
+        self.advice
+            .iter()
+            .try_for_each(|text| write!(f, "; {text}"))
     }
 }
 

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use sppo_model::chat_text::ChatTextError;
 
-use super::bad_rows::BadRows;
+use super::bad_rows::{BadRows, MAY_BE_SKIPPED};
 use super::row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence, Truncation};
-use crate::data::{PairContent, PairRow, SftRow};
+use crate::data::{PairContent, PairRow, RowFile, SftRow};
 
 /// Rows as token ids, and what the length limits took from them.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct Tokenised<T> {
     pub truncation: Truncation,
     /// What each lost.
     pub truncations: Vec<Truncation>,
+    /// Rows that could not be used and are left out.
+    pub left_out: usize,
 }
 
 /// A pair ready for the learner.
@@ -30,15 +32,16 @@ pub struct PreferencePair {
 
 /// Turns rows into token ids, as [`PairTokeniser`] does one by one.
 pub fn tokenise_pairs(
-    rows: &[PairRow],
+    file: &RowFile<PairRow>,
     tokeniser: Result<&RowTokeniser, &Path>,
     max_length: usize,
     vocab: usize,
     context: usize,
 ) -> Result<Tokenised<PreferencePair>, BadRows> {
     let mut pairs = PairTokeniser::new(tokeniser, max_length, vocab, context);
-    rows.iter().for_each(|row| pairs.add(row));
-    pairs.finish()
+    let rows = file.numbers.iter().zip(&file.rows);
+    rows.for_each(|(number, row)| pairs.add(*number, row));
+    pairs.finish(&file.path, file.skip_bad)
 }
 
 /// Turns pairs into token ids, row by row; pre-tokenised rows need no tokenizer, and without one the
@@ -69,10 +72,9 @@ impl<'a> PairTokeniser<'a> {
         }
     }
 
-    /// Takes the next row.
-    pub fn add(&mut self, row: &PairRow) {
+    /// Takes the next row, with its number in the file.
+    pub fn add(&mut self, number: usize, row: &PairRow) {
         let name = &row.prompt_id;
-        let number = self.found.count + 1;
         let mut lost = Truncation::default();
         let pair = self.tokenise(row, &mut lost).map(|pair| PreferencePair {
             name: name.clone(),
@@ -123,16 +125,17 @@ impl<'a> PairTokeniser<'a> {
         Ok(pair)
     }
 
-    /// All pairs, or an error that names the bad rows.
-    pub fn finish(self) -> Result<Tokenised<PreferencePair>, BadRows> {
-        self.found.finish(self.tokeniser.ok(), "train")
+    /// All pairs, or an error that names the bad rows; with `skip_bad` those are left out.
+    pub fn finish(self, path: &Path, skip_bad: bool) -> Result<Tokenised<PreferencePair>, BadRows> {
+        let tokeniser = self.tokeniser.ok();
+        self.found.finish((path, skip_bad), tokeniser, "train")
     }
 }
 
 /// Turns prompt/response rows into token ids that fit `vocab` and `context`. What the tokeniser's
 /// limits cut is warned of.
 pub fn tokenise_supervised(
-    rows: &[SftRow],
+    file: &RowFile<SftRow>,
     tokeniser: &RowTokeniser,
     vocab: usize,
     context: usize,
@@ -143,16 +146,15 @@ pub fn tokenise_supervised(
         Ok::<_, TokeniseError>(sequence)
     };
     let mut found = Found::default();
-    for row in rows {
+    for (number, row) in file.numbers.iter().zip(&file.rows) {
         let mut lost = Truncation::default();
         let sequence = tokenise(row, &mut lost);
-        let number = found.count + 1;
         found.add(
             sequence.map_err(|problem| format!("row {number}: {problem}")),
             lost,
         );
     }
-    found.finish(Some(tokeniser), "sft")
+    found.finish((&file.path, file.skip_bad), Some(tokeniser), "sft")
 }
 
 /// Rows that became ids so far, and those that did not.
@@ -187,11 +189,20 @@ impl<T> Found<T> {
     }
 
     fn finish(
-        self,
+        mut self,
+        (path, skip_bad): (&Path, bool),
         tokeniser: Option<&RowTokeniser>,
         section: &str,
     ) -> Result<Tokenised<T>, BadRows> {
-        self.bad.refused()?;
+        let left_out = self.bad.count();
+        if skip_bad && !self.rows.is_empty() {
+            self.bad.warn(path, self.count);
+        } else {
+            if !skip_bad {
+                self.bad.advise(MAY_BE_SKIPPED);
+            }
+            self.bad.refused()?;
+        }
         let truncation: Truncation = self.truncations.iter().copied().sum();
         if let (Some(tokeniser), 1..) = (tokeniser, truncation.rows) {
             let (longest, prompt) = tokeniser.limits();
@@ -207,6 +218,7 @@ impl<T> Found<T> {
             rows: self.rows,
             truncation,
             truncations: self.truncations,
+            left_out,
         })
     }
 }

@@ -4,7 +4,7 @@ mod bad_rows;
 mod files;
 mod row;
 
-pub use bad_rows::BadRows;
+pub use bad_rows::{BadRows, MAY_BE_SKIPPED};
 pub use files::{PairTokeniser, PreferencePair, Tokenised, tokenise_pairs, tokenise_supervised};
 pub(crate) use row::cut_beginning;
 pub use row::{RowTokeniser, TokeniseError, TokenisedPair, TokenisedSequence, Truncation};

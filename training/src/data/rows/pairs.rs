@@ -1,15 +1,14 @@
 //! Preference pairs in the layouts that users have.
 
-use std::path::Path;
-
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::Value;
 use sppo_model::chat_template::{Message, tools_of};
 
-use super::super::error::{BadRows, DataError, Place};
+use super::super::error::{DataError, Place};
 use super::super::hh;
 use super::super::prompt::{Prompt, tools_entry, turn};
+use super::super::row_file::RowFile;
 use super::prompts::{id_or_hash, split_conversation};
 use super::source::{self, prompt_keys, source_keys};
 use super::{Fields, Row, RowProblem};
@@ -120,31 +119,25 @@ impl PairRow {
     }
 }
 
-/// Refuses pairs that lack a probability which the loss needs.
+/// Refuses pairs that lack a probability which the loss needs, or leaves them out.
 pub fn check_probabilities(
-    path: &Path,
-    rows: &[PairRow],
+    file: &mut RowFile<PairRow>,
     loss: &str,
     keys: &[ProbabilityKey],
 ) -> Result<(), DataError> {
-    let mut bad = BadRows::default();
-    for (i, row) in rows.iter().enumerate() {
-        for key in keys {
-            if row.probability(*key).is_none() {
-                let need = format!(
-                    "the loss `{loss}` needs it (prompt_id `{}`); make it with sppo judge and sppo pairs, or choose another loss",
-                    row.prompt_id
-                );
-                bad.add(DataError::Row {
-                    path: path.to_path_buf(),
-                    place: Place::Row(i + 1),
-                    problem: Box::new(RowProblem::missing(key.name(), need)),
-                })?;
-                break;
-            }
-        }
-    }
-    bad.into_result(path)
+    let path = file.path.clone();
+    file.check(|number, row| {
+        let key = keys.iter().find(|key| row.probability(**key).is_none())?;
+        let need = format!(
+            "the loss `{loss}` needs it (prompt_id `{}`); make it with sppo judge and sppo pairs, or choose another loss",
+            row.prompt_id
+        );
+        Some(DataError::Row {
+            path: path.clone(),
+            place: Place::Row(number),
+            problem: Box::new(RowProblem::missing(key.name(), need)),
+        })
+    })
 }
 
 impl Row for PairRow {

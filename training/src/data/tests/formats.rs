@@ -459,9 +459,9 @@ fn all_bad_rows_are_named() {
     // Of the same kind: pairs that lack what the loss needs, and rows of a table.
     let pair = "{\"prompt\": \"A\", \"chosen\": \"B\", \"rejected\": \"C\"}\n".repeat(12);
     let rows: Vec<PairRow> = read(&pair).unwrap();
-    let path = Path::new("pairs.jsonl");
+    let mut file = RowFile::of(Path::new("pairs.jsonl"), rows);
     let keys = [ProbabilityKey::Win, ProbabilityKey::Lose];
-    let error = check_probabilities(path, &rows, "sppo", &keys)
+    let error = check_probabilities(&mut file, "sppo", &keys)
         .unwrap_err()
         .to_string();
     assert!(

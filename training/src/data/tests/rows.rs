@@ -149,10 +149,10 @@ fn losses_name_the_probability_they_miss() {
         r#"{"prompt_id": "z", "prompt": "A", "chosen": "B", "rejected": "C", "chosen_probs": 1}"#,
     ))
     .unwrap();
-    let path = Path::new("pairs.jsonl");
+    let mut file = RowFile::of(Path::new("pairs.jsonl"), rows);
     let chosen = [ProbabilityKey::Chosen];
-    assert!(check_probabilities(path, &rows, "sppo_single", &chosen).is_ok());
-    let error = check_probabilities(path, &rows, "sppo", &[ProbabilityKey::Win]).unwrap_err();
+    assert!(check_probabilities(&mut file, "sppo_single", &chosen).is_ok());
+    let error = check_probabilities(&mut file, "sppo", &[ProbabilityKey::Win]).unwrap_err();
     let text = error.to_string();
     assert!(
         text.starts_with("pairs.jsonl, row 2: key `chosen_probs_win` is missing; the loss `sppo` needs it (prompt_id `z`)"),

@@ -173,9 +173,8 @@ impl Judge for HttpJudge {
         "http"
     }
 
-    fn check(&self, rows: &[ResponseRow]) -> Result<(), JudgeError> {
-        rows.iter()
-            .try_for_each(|row| self.estimate.check_pairs(row))
+    fn check_row(&self, row: &ResponseRow) -> Result<(), JudgeError> {
+        self.estimate.check_pairs(row)
     }
 
     /// At most `concurrency` questions are under way. After the first error, or once the session is
