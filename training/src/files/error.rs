@@ -31,21 +31,21 @@ impl FileError {
 
     /// Whether a path was at fault rather than the disk.
     pub fn is_input(&self) -> bool {
-        path_is_at_fault(&self.source)
+        path_is_at_fault(self.action, &self.source)
     }
 }
 
-/// Whether a path was at fault rather than the disk.
-pub(crate) fn path_is_at_fault(error: &io::Error) -> bool {
+/// Whether a path was at fault rather than the disk. What is written has its folders made for it, so
+/// one that is missing then was taken away from a running command.
+pub(crate) fn path_is_at_fault(action: &str, error: &io::Error) -> bool {
     use io::ErrorKind::*;
+    let reads = action.starts_with("read") || action.starts_with("open");
+    if error.kind() == NotFound {
+        return reads;
+    }
     matches!(
         error.kind(),
-        NotFound
-            | PermissionDenied
-            | IsADirectory
-            | NotADirectory
-            | AlreadyExists
-            | InvalidFilename
+        PermissionDenied | IsADirectory | NotADirectory | AlreadyExists | InvalidFilename
     )
 }
 
@@ -151,7 +151,8 @@ impl OutputError {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Changed { .. } => false,
-            Self::File(error) => error.is_input(),
+            // What is read of an output was there a moment ago.
+            Self::File(error) => error.source.kind() != io::ErrorKind::NotFound && error.is_input(),
             _ => true,
         }
     }

@@ -143,7 +143,7 @@ impl StageError {
 
 fn data_is_input(error: &DataError) -> bool {
     match error {
-        DataError::Io { source, .. } => path_is_at_fault(source),
+        DataError::Io { action, source, .. } => path_is_at_fault(action, source),
         DataError::Output(error) => error.is_input(),
         _ => true,
     }
