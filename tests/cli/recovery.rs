@@ -125,15 +125,15 @@ fn half_done_replacements_are_mended() {
     let place = place();
     place.ok(TRAIN);
     let before = model(&place, "out");
-    fs::rename(place.path("out/model"), place.path("out/.model.old")).unwrap();
-    fs::create_dir_all(place.path("out/.model.partial")).unwrap();
-    place.write("out/.model.partial/model.safetensors", "half");
-    fs::create_dir_all(place.path("out/checkpoints/.step-00000003.partial")).unwrap();
+    fs::rename(place.path("out/model"), place.path("out/.model.sppo.old")).unwrap();
+    fs::create_dir_all(place.path("out/.model.sppo.partial")).unwrap();
+    place.write("out/.model.sppo.partial/model.safetensors", "half");
+    fs::create_dir_all(place.path("out/checkpoints/.step-00000003.sppo.partial")).unwrap();
     place.ok(TRAIN);
     assert!(model(&place, "out") == before);
     assert_eq!(remains(&place, "out"), Vec::<String>::new());
     // And with the older one still in its place.
-    fs::create_dir_all(place.path("out/.model.old")).unwrap();
+    fs::create_dir_all(place.path("out/.model.sppo.old")).unwrap();
     place.ok(TRAIN);
     assert!(model(&place, "out") == before);
     assert_eq!(remains(&place, "out"), Vec::<String>::new());

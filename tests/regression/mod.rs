@@ -39,4 +39,5 @@ mod r066_all_bad_prompts_at_once;
 mod r067_bad_rows_are_left_out;
 mod r068_plans_know_long_prompts;
 mod r069_folders_taken_away;
+mod r070_names_of_temporary_files;
 mod server;

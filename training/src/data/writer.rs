@@ -15,7 +15,7 @@ use super::parquet_writer::{self, Table};
 use super::reader::Collector;
 use super::rows::Row;
 use super::{jsonl, parquet};
-use crate::files::{OutputError, is_same_file, put_in_place};
+use crate::files::{OutputError, create_aside, is_same_file, put_in_place};
 
 /// Appends whole rows to a `.jsonl` or `.parquet` file, each flushed as it is written.
 ///
@@ -112,6 +112,9 @@ impl<T: Row> RowWriter<T> {
     }
 }
 
+/// Ends the name of a file that is about to take another's place; a name of this program's own.
+const NEW: &str = ".sppo.new";
+
 /// Where the rows of a Parquet file are kept until it is finished.
 pub(super) fn journal_of(path: &Path) -> PathBuf {
     beside(path, ".partial.jsonl")
@@ -150,7 +153,7 @@ impl ParquetSink {
             return Ok(());
         }
         let journal = &self.journal.path;
-        let new = beside(journal, ".new");
+        let new = beside(journal, NEW);
         remove(&new)?;
         let mut lines = Lines::none(&new);
         parquet::scan(path, T::KEYS, T::KIND, &mut |_, object| {
@@ -176,8 +179,8 @@ impl ParquetSink {
             rows.push(object);
             Ok(())
         })?;
-        let new = beside(path, ".new");
-        let file = File::create(&new).map_err(|source| DataError::io(&new, "write it", source))?;
+        let new = beside(path, NEW);
+        let file = create_aside(&new).map_err(|source| DataError::io(&new, "write it", source))?;
         parquet_writer::write(&file, &self.table, rows)
             .map_err(io::Error::other)
             .and_then(|()| put_in_place(&file, &new, path))

@@ -12,7 +12,7 @@ pub fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let parent = parent_of(target);
     fs::create_dir_all(parent).map_err(FileError::new("make", parent))?;
     let aside = aside(target, PARTIAL);
-    let written = File::create(&aside).and_then(|mut file| {
+    let written = create_aside(&aside).and_then(|mut file| {
         file.write_all(bytes)?;
         put_in_place(&file, &aside, target)
     });
@@ -21,6 +21,15 @@ pub fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
         let _ = fs::remove_file(&aside);
     }
     written.map_err(FileError::new("write", target))
+}
+
+/// Makes a file under one of this program's own names; what a kill left there goes.
+pub(crate) fn create_aside(aside: &Path) -> io::Result<File> {
+    match fs::remove_file(aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create_new(aside)
 }
 
 /// Flushes a file that was written as `aside`, renames it and flushes the folder.
@@ -111,10 +120,12 @@ fn replace_in_two_steps(new: &Path, target: &Path) -> Result<(), FileError> {
     fs::remove_dir_all(&old).map_err(FileError::new("remove", &old))
 }
 
-pub(crate) const PARTIAL: &str = ".partial";
-pub(crate) const OLD: &str = ".old";
+// Names with `.sppo.` in them are this program's, as those of marks and locks are: what a user may
+// have as `.model.partial` stays.
+pub(crate) const PARTIAL: &str = ".sppo.partial";
+pub(crate) const OLD: &str = ".sppo.old";
 
-/// `.name.partial` or `.name.old` beside a folder.
+/// `.name.sppo.partial` or `.name.sppo.old` beside a file or folder.
 fn aside(target: &Path, kind: &str) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     target.with_file_name(format!(".{name}{kind}"))
