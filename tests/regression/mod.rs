@@ -40,4 +40,5 @@ mod r067_bad_rows_are_left_out;
 mod r068_plans_know_long_prompts;
 mod r069_folders_taken_away;
 mod r070_names_of_temporary_files;
+mod r071_nothing_goes_before_its_successor;
 mod server;

@@ -19,6 +19,7 @@ use super::generation::Generation;
 use super::prompts::answerable;
 use super::responses::{Output, ahead_of};
 use crate::data::{Prompt, ResponseRow, row_output};
+use crate::files::Existing;
 use crate::monitor::Monitor;
 use crate::tokenise::BadRows;
 
@@ -53,6 +54,10 @@ pub fn generate<B: ModelOps>(
         prompts: &answerable.rows,
         ..job
     };
+    if job.existing == Existing::Overwrite {
+        // Before the old output goes.
+        check_cache(&job, config, &answerable.ids)?;
+    }
     let mut output = Output::open(&job, &folder)?;
     if output.is_complete() {
         return output.finish();
@@ -129,6 +134,25 @@ pub fn generate<B: ModelOps>(
     failed
         .refused()
         .map_err(|rows| StageError::NotAnswered { out, rows })
+}
+
+/// Refuses a bound on the cache that the longest sequence does not fit into.
+fn check_cache(
+    job: &Generation<'_>,
+    config: &LlamaConfig,
+    prompts: &[Vec<u32>],
+) -> Result<(), StageError> {
+    let sampling = &job.sampling;
+    let context = config.max_position_embeddings;
+    let most = |ids: &Vec<u32>| {
+        ids.len()
+            .saturating_add(sampling.max_new_tokens)
+            .min(context)
+    };
+    let tokens = prompts.iter().map(most).max().unwrap_or(1);
+    let budget = sampling.cache_memory_mib.map(|mib| (mib as u64) << 20);
+    CachePlan::new(config, sampling.dtype, 1, 1, tokens, budget)?;
+    Ok(())
 }
 
 /// Slots and workers for `requests`: the most that the budget holds, one worker a core on a CPU.
