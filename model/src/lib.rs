@@ -22,6 +22,7 @@ pub mod ops;
 mod other_formats;
 pub mod packed_batch;
 pub mod pairrm;
+pub mod progress;
 pub mod quiet;
 pub mod tokenizer;
 mod tokenizer_check;

@@ -24,14 +24,19 @@ const PROMPTS: &str = r#"{"prompt_id": "a", "prompt": "hi"}
 /// A model whose template refuses one text.
 fn place() -> Place {
     let place = Place::with_model();
-    place.edit("llama/tokenizer_config.json", |config| {
-        let template = config["chat_template"].as_str().unwrap();
-        let refuse =
-            "{% if messages[0].content == 'refuse me' %}{{ raise_exception('refused') }}{% endif %}";
-        config["chat_template"] = format!("{refuse}{template}").into();
-    });
+    refuse(&place, "llama", "refuse me");
     place.write("prompts.jsonl", PROMPTS);
     place
+}
+
+fn refuse(place: &Place, model: &str, text: &str) {
+    place.edit(&format!("{model}/tokenizer_config.json"), |config| {
+        let template = config["chat_template"].as_str().unwrap();
+        let refuse = format!(
+            "{{% if messages[0].content == '{text}' %}}{{{{ raise_exception('refused') }}}}{{% endif %}}"
+        );
+        config["chat_template"] = format!("{refuse}{template}").into();
+    });
 }
 
 fn skipped(place: &Place, args: &str, parts: &[&str]) -> Ran {
@@ -209,6 +214,24 @@ fn of_responses_and_judged_rows() {
     place.refused(pairs, &["line 2", "--on-bad-row skip"]);
     skipped(&place, pairs, &["line 2", "row 4, prompt_id `alone`"]);
     assert_eq!(ids(&place.rows("pairs.jsonl")), ["a", "b"]);
+}
+
+#[test]
+fn of_held_out_prompts() {
+    let place = place();
+    place.copy_model("other");
+    refuse(&place, "other", "rain");
+    place.write("eval.toml", "[eval]\nmax_new_tokens = 4\n");
+    let eval = "eval --config eval.toml --model llama --against other --prompts prompts.jsonl --out compared";
+    place.refused(eval, &["prompts.jsonl: 5 rows cannot be used"]);
+    let said = [
+        "row 9, prompt no: ",
+        "row 10, prompt d: ",
+        // `no` is refused by the one, `d` by the other.
+        "2 prompts are answered by one of the models only and are left out",
+    ];
+    let ran = skipped(&place, eval, &said);
+    assert!(ran.stdout.contains("over 3 prompts"), "{}", ran.stdout);
 }
 
 #[cfg(unix)]

@@ -7,7 +7,6 @@
 pub mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
-mod progress;
 #[cfg(test)]
 pub(crate) mod threads;
 
@@ -21,7 +20,7 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
-pub use progress::{Doing, advance, doing, now, waiting, writing};
+pub use sppo_model::progress::{Doing, advance, doing, now, waiting, writing};
 
 /// The processes of a job. Every method but those that only tell is collective: all ranks call it,
 /// in the same order.

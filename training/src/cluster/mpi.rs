@@ -9,8 +9,7 @@ use ::mpi::ffi;
 use ::mpi::traits::AsRaw;
 use ::mpi::{Threading, initialize_with_threading};
 
-use super::progress::waiting;
-use super::{Communicator, Transfer};
+use super::{Communicator, Transfer, waiting};
 
 /// All processes of one MPI job.
 pub struct Mpi {

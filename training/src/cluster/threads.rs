@@ -143,7 +143,7 @@ fn letters_reach_their_ranks() {
     let found = run(3, |rank| {
         let own = rank.rank() as f32;
         let gathered = rank.all_gather(&vec![rank.rank() as u8; rank.rank()]);
-        let sent = rank.all_to_all(vec![own; 6], &[1, 2, 3], &vec![rank.rank() + 1; 3]);
+        let sent = rank.all_to_all(vec![own; 6], &[1, 2, 3], &[rank.rank() + 1; 3]);
         (
             gathered,
             sent.wait(),

@@ -143,7 +143,8 @@ mod tests {
                     assert!(owned.len() <= group.len() / size + GRAIN);
                     let starts = group.parameters.iter().map(|(_, range)| range);
                     let chunk = |range: &Range<usize>| {
-                        range.contains(&owned.start) && (owned.start - range.start) % GRAIN == 0
+                        range.contains(&owned.start)
+                            && (owned.start - range.start).is_multiple_of(GRAIN)
                     };
                     assert!(owned.is_empty() || starts.into_iter().any(chunk));
                 }

@@ -17,7 +17,8 @@ use sppo_model::ops::TrainingOps;
 pub use report::{IterationReport, LeftOut, Report, Round};
 pub(crate) use split::split_prompts;
 
-use crate::config::{Config, Date, JudgeKind, ModelSource, Split};
+use crate::cluster::world;
+use crate::config::{Config, Date, JudgeKind, ModelSource, Split, parts_for_ranks};
 use crate::data::{PromptRow, RowFile};
 use crate::files::{
     Existing, Lock, MadeFrom, Mark, OutputError, Seal, read_mark, replace_file, write_mark,
@@ -43,6 +44,17 @@ pub fn run<B: TrainingOps>(
     let train_file = required(&config.prompts.train, "prompts.train")?;
     let heldout_file = required(&config.prompts.heldout, "prompts.heldout")?;
     // All that can be refused is refused before the first model is loaded.
+    let ranks = world().size();
+    let (train, sft) = (&config.train, &config.sft);
+    parts_for_ranks(
+        "train",
+        train.batch_size,
+        train.gradient_accumulation,
+        ranks,
+    )?;
+    if sft.data.is_some() {
+        parts_for_ranks("sft", sft.batch_size, sft.gradient_accumulation, ranks)?;
+    }
     if config.judge.kind == JudgeKind::Scores {
         return Err(StageError::Input(
             "judge.kind = \"scores\": a run samples its responses itself, so no file can hold their scores beforehand; use another judge, or go stage by stage (sppo generate, judge, pairs, train)"

@@ -10,7 +10,7 @@ use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, refuse_own_output};
 use crate::cluster::{lead, world};
-use crate::config::{self, OnBadRow, Rows, Section};
+use crate::config::{self, OnBadRow, Rows, Section, parts_for_ranks};
 use crate::data::{RowFile, SftRow, rows_fingerprint};
 use crate::files::{Existing, MadeFrom};
 use crate::monitor::Monitor;
@@ -58,6 +58,8 @@ pub fn fine_tune<B: TrainingOps>(
     monitor: &dyn Monitor,
 ) -> Result<FineTuned, StageError> {
     let config = job.config;
+    let (batch_size, parts) = (config.batch_size, config.gradient_accumulation);
+    parts_for_ranks("sft", batch_size, parts, world().size())?;
     refuse_own_output(job.model, job.output_dir)?;
     training_output(job.output_dir).refuse_foreign()?;
     let file = RowFile::<SftRow>::read(job.data, job.on_bad_row.skips())?;

@@ -11,7 +11,7 @@ use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, model_key, refuse_own_output};
 use crate::cluster::{lead, world};
-use crate::config::{self, OnBadRow, OnNonFinite, Section};
+use crate::config::{self, OnBadRow, OnNonFinite, Section, parts_for_ranks};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
 use crate::data::{PairRow, RowFile, check_probabilities, rows_fingerprint, warn_unfinished};
@@ -64,6 +64,8 @@ pub fn train_pairs<B: TrainingOps>(
     monitor: &dyn Monitor,
 ) -> Result<Trained, StageError> {
     let config = job.config;
+    let (batch_size, parts) = (config.batch_size, config.gradient_accumulation);
+    parts_for_ranks("train", batch_size, parts, world().size())?;
     refuse_own_output(job.model, job.output_dir)?;
     training_output(job.output_dir).refuse_foreign()?;
     warn_unfinished(job.data);
