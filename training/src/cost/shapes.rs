@@ -7,7 +7,10 @@ use sppo_model::llama::LlamaConfig;
 type Shape = (usize, usize, usize, usize, usize, usize, bool);
 
 /// The last parts of repository ids begin with these, longest first.
-const PUBLISHED: [(&str, Shape); 4] = [
+const PUBLISHED: [(&str, Shape); 7] = [
+    ("Llama-3.3-70B", (8192, 80, 64, 8, 28672, 131_072, false)),
+    ("Llama-3.1-70B", (8192, 80, 64, 8, 28672, 131_072, false)),
+    ("Llama-3-70B", (8192, 80, 64, 8, 28672, 8192, false)),
     ("Llama-3.1-8B", (4096, 32, 32, 8, 14336, 131_072, false)),
     ("Llama-3.2-1B", (2048, 16, 32, 8, 8192, 131_072, true)),
     ("Llama-3.2-3B", (3072, 28, 24, 8, 8192, 131_072, true)),
@@ -47,6 +50,8 @@ mod tests {
             ("meta-llama/Llama-3.1-8B", 8.030),
             ("meta-llama/Llama-3.2-1B-Instruct", 1.236),
             ("meta-llama/Llama-3.2-3B", 3.213),
+            ("meta-llama/Meta-Llama-3-70B-Instruct", 70.554),
+            ("meta-llama/Llama-3.3-70B-Instruct", 70.554),
         ] {
             let found = Sizes::of(&published(id).unwrap(), None).weights() as f64 / 1e9;
             assert!((found - billions).abs() < 1e-3, "{id}: {found}");

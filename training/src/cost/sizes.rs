@@ -54,6 +54,19 @@ impl Sizes {
         self.layers * self.block + self.outside
     }
 
+    /// The groups whose gradients are complete at the same time, as (how many alike, trained
+    /// parameters of one): embeddings, blocks, head.
+    pub fn groups(&self) -> [(u64, u64); 3] {
+        match self.block_adapters {
+            0 => [
+                (1, self.vocabulary),
+                (self.layers, self.block),
+                (1, self.outside - self.vocabulary),
+            ],
+            adapters => [(0, 0), (self.layers, adapters), (0, 0)],
+        }
+    }
+
     /// Of all adapters.
     pub fn adapters(&self) -> u64 {
         self.layers * self.block_adapters

@@ -39,7 +39,8 @@ pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Ve
         lora: None,
         accumulates: true,
         host: false,
-        shards: 1,
+        ranks: 1,
+        ordered: false,
     };
     let lora = train.lora.clone().unwrap_or_default();
     let adapters = Training {
@@ -47,14 +48,14 @@ pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Ve
         ..full.clone()
     };
     let spread = Training {
-        shards: 8,
+        ranks: 8,
         ..full.clone()
     };
     let set_ups = [
         ("all weights, 1 card".to_string(), full),
         (format!("LoRA of rank {}, 1 card", lora.rank), adapters),
         (
-            "all weights, masters, optimizer and gradients spread over 8 cards (planned)".into(),
+            "all weights, masters, optimizer and gradients spread over 8 cards".into(),
             spread,
         ),
     ];

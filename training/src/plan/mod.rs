@@ -168,7 +168,8 @@ fn fine_tuning(config: &Config, model: &LlamaConfig, host: bool) -> Option<Train
         lora: None,
         accumulates: sft.gradient_accumulation > 1,
         host,
-        shards: 1,
+        ranks: 1,
+        ordered: false,
     };
     let longest = sft.max_length.min(model.max_position_embeddings);
     Some(training.memory(&Batch::largest(sft.batch_size, longest)))

@@ -161,7 +161,8 @@ fn agrees(
                     lora: lora.cloned(),
                     accumulates: batches > 1,
                     host: true,
-                    shards: 1,
+                    ranks: 1,
+                    ordered: true,
                 };
                 let sequences = pairs(count, prompt, response, shape.vocab);
                 let batch = Batch::of(&sequences.iter().collect::<Vec<_>>());
@@ -293,7 +294,8 @@ fn logits_take_the_same_whatever_their_number() {
             lora: None,
             accumulates: false,
             host: true,
-            shards: 1,
+            ranks: 1,
+            ordered: true,
         };
         // Short sequences: attention stays small.
         let sequences = pairs(rows / 64, 1, 32, vocab);
