@@ -81,6 +81,9 @@ fn rows_at_hand_are_counted() {
     let all: usize = golden_pairs().iter().map(tokens).sum();
     assert_eq!(plan["tokens_per_step"].as_f64().unwrap(), all as f64 / 4.0);
     assert_eq!(plan["notes"], Value::Array(vec![]));
+    // Ranks on one machine share its memory.
+    let two = place.ok_json("plan --config train.toml --ranks 2 --memory-gib 10");
+    assert_eq!(two["memory_bytes"], 5u64 << 30);
     place.refused(
         "plan --config train.toml --device tpu",
         &["unknown device \"tpu\""],
@@ -89,4 +92,120 @@ fn rows_at_hand_are_counted() {
         "plan --config train.toml --set model.path=nobody/nothing",
         &["nobody/nothing"],
     );
+}
+
+/// ZeRO-2 on 8 cards: 26.2 GiB are fixed on each, 42 GB are sent a step, and the plan says what
+/// would fit where the recipe does not.
+#[test]
+fn llama_3_8b_on_8_cards() {
+    let place = Place::new();
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/llama3-8b-8gpu.toml");
+    let plan_of = |more: &str| place.ok_json(&format!("plan --config {recipe} --ranks 8 {more}"));
+    let plan = plan_of("--card H100");
+    assert_eq!(plan["fits"], true);
+    assert_eq!(plan["refused"], Value::Null);
+    let rows = plan["cluster"]["by_ranks"].as_array().unwrap();
+    let ranks: Vec<u64> = rows.iter().map(|r| r["ranks"].as_u64().unwrap()).collect();
+    assert_eq!(ranks, [1, 2, 4, 8]);
+    let last = &rows[3];
+    assert!((gib(&last["fixed_bytes"]) - 26.2).abs() < 0.05, "{last}");
+    assert!(gib(&last["usual_peak_bytes"]) <= 36.0, "{last}");
+    assert!(gib(&last["training"]["peak"]) <= 50.0, "{last}");
+    assert_eq!(last["training"], plan["training"]);
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    // (n − 1)/n · P · (4 · parts of a rank + 2).
+    for (row, parts) in rows.iter().zip([8.0, 4.0, 2.0, 1.0]) {
+        let n = number(row, "ranks");
+        assert_eq!(number(row, "parts_per_rank"), parts);
+        let sent = (n - 1.0) / n * 8_030_261_248.0 * (4.0 * parts + 2.0);
+        assert!((number(row, "bytes_sent_per_step") - sent).abs() < 1.0);
+        let (alone, overlapped) = ("step_seconds", "step_seconds_overlapped");
+        assert!(number(row, overlapped) <= number(row, alone), "{row}");
+    }
+    assert!(number(last, "step_seconds_overlapped") < number(last, "step_seconds"));
+    assert!((number(last, "bytes_sent_per_step") / 1e9 - 42.2).abs() < 0.1);
+    // Sampling is dealt row by row.
+    let hours = |row: &Value| row["hours"]["generation"].as_f64().unwrap();
+    assert!((hours(&rows[0]) / 8.0 * 1.13 / hours(last) - 1.0).abs() < 1e-9);
+    assert!(last["hours"]["judging"].as_f64().unwrap() > 0.0);
+
+    let shorter = "--set train.max_length=450 --set train.max_prompt_length=150";
+    let shorter = plan_of(&format!("--memory-gib 80 {shorter}"));
+    assert!(gib(&shorter["training"]["peak"]) <= 36.0);
+
+    let small = plan_of("--card a100-40gb");
+    assert_eq!(small["fits"], false);
+    assert_eq!(small["remedy"]["batch_size"], 2);
+    let two = "--set train.batch_size=2 --set train.gradient_accumulation=32";
+    assert_eq!(plan_of(&format!("--memory-gib 40 {two}"))["fits"], true);
+    for pairs in [1, 2, 4, 8] {
+        let set = format!("--set train.batch_size={pairs}");
+        let plan = plan_of(&format!("--card 4090 {set}"));
+        assert_eq!(plan["fits"], false);
+        assert_eq!(plan["remedy"]["more_ranks_help"], false);
+    }
+    let words = |more: &str| place.ok(&format!("plan --config {recipe} {more}"));
+    let text = words("--ranks 8 --card a100-40gb");
+    for part in [
+        "does NOT fit",
+        "train.batch_size = 2 and train.gradient_accumulation = 32",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    // One card of 80 GB is too small, more of them are not.
+    assert!(words("--memory-gib 80").contains("start 2 ranks (docs/cluster.md)"));
+}
+
+/// Weights are whole on every rank.
+#[test]
+fn more_ranks_do_not_shard_the_weights_of_a_70b_model() {
+    let place = Place::new();
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/llama3-8b-8gpu.toml");
+    let text = place.ok(&format!(
+        "plan --config {recipe} --set model.path=meta-llama/Meta-Llama-3-70B-Instruct --ranks 8 --card h100 --set generate.cache_memory_mib=1024000"
+    ));
+    for part in ["131.4 GiB", "not sharded", "more ranks do not help"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+/// What is assumed is said; fewer parts than ranks are refused as the job would refuse them.
+#[test]
+fn four_nodes_of_eight() {
+    let place = Place::new();
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/llama3-8b-8gpu.toml");
+    let cluster = "--ranks 32 --nodes 4 --link-gbs 360 --network-gbs 40";
+    let refused = "train: a step has 8 parts for 32 ranks; set train.batch_size to at most 2 and gradient_accumulation to 32 or more";
+    let text = place.ok(&format!("plan --config {recipe} {cluster}"));
+    for part in [
+        "H100 80GB, 989 TFLOP/s",
+        "30 % (MFU)",
+        "360 GB/s between ranks of a node",
+        "40 GB/s from a node to others",
+        refused,
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let two = "--set train.batch_size=2 --set train.gradient_accumulation=32";
+    let plan = place.ok_json(&format!("plan --config {recipe} {cluster} {two}"));
+    assert_eq!(plan["refused"], Value::Null);
+    let rows = plan["cluster"]["by_ranks"].as_array().unwrap();
+    let nodes: Vec<u64> = rows.iter().map(|r| r["nodes"].as_u64().unwrap()).collect();
+    assert_eq!(nodes, [1, 1, 1, 1, 2, 4]);
+    // Between nodes a step waits for the network.
+    let waits = |row: &Value| {
+        row["bytes_sent_per_step"].as_f64().unwrap() / row["step_seconds"].as_f64().unwrap()
+    };
+    assert!(waits(&rows[5]) < 40e9);
+
+    place.refused(
+        "plan --config none.toml --ranks 6 --nodes 4",
+        &["none.toml"],
+    );
+    let odd = format!("plan --config {recipe} --ranks 6 --nodes 4");
+    place.refused(&odd, &["--ranks 6 --nodes 4", "a multiple of 4"]);
+    let which = format!("plan --config {recipe} --card a100");
+    place.refused(&which, &["which one: A100 40GB, A100 80GB?"]);
+    let unknown = format!("plan --config {recipe} --card x1");
+    place.refused(&unknown, &["unknown card", "RTX 4090 24GB"]);
 }

@@ -1,22 +1,29 @@
 //! What a run takes before it starts: parameters, memory by part, tokens, operations and steps.
 
+mod card;
 mod fit;
+mod judging;
+mod ranks;
 mod rows;
 mod shape;
 mod table;
 
+use burn::tensor::DType;
 use serde::Serialize;
 use sppo_model::generate::CachePlan;
 use sppo_model::llama::LlamaConfig;
 
+pub use card::Card;
 pub use fit::Fit;
+pub use ranks::{Cluster, Hours, OfRanks, Remedy};
 pub use shape::Assumed;
 
-use crate::config::{Config, Recompute};
+use crate::config::{Config, Recompute, Reduce};
 use crate::cost::memory::{self, GenerationMemory, Training, TrainingMemory};
 use crate::cost::{Batch, Sizes, flops};
 use crate::optimizer;
 use crate::stages::StageError;
+use ranks::Job;
 use rows::{IterationFlops, Rows};
 use shape::Shape;
 
@@ -51,7 +58,7 @@ pub struct Plan {
     pub flops_per_step: f64,
     /// Floating-point operations of one iteration, part by part.
     pub flops_per_iteration: IterationFlops,
-    /// Memory of the training on pairs.
+    /// Memory of the training on pairs, of one of all ranks.
     pub training: TrainingMemory,
     /// Memory of the sampling; None where it trains on given pairs.
     pub generation: Option<GenerationMemory>,
@@ -59,10 +66,16 @@ pub struct Plan {
     pub fine_tuning: Option<TrainingMemory>,
     /// The highest of the above.
     pub peak_bytes: u64,
-    /// Of the device, where it is known, less what a GPU's driver takes.
+    /// Of a rank, where it is known, less what a GPU's driver takes.
     pub memory_bytes: Option<u64>,
     /// Whether the peak is below that.
     pub fits: Option<bool>,
+    /// What would make the training fit; None where it does, or the memory is not known.
+    pub remedy: Option<Remedy>,
+    /// Why the job would not begin with so many ranks.
+    pub refused: Option<String>,
+    /// Traffic and time over ranks, and what is assumed for them.
+    pub cluster: Cluster,
     /// What other set-ups could train, on cards of some sizes; not for a CPU.
     pub elsewhere: Vec<Fit>,
     /// Where the numbers of rows and tokens come from.
@@ -75,10 +88,11 @@ impl Plan {
         let model = Shape::of(config)?;
         let train = &config.train;
         let rows = Rows::of(config, &model, &assumed)?;
-        let training = Training::of(train, &model.config, assumed.host);
+        let training = Training {
+            ordered: ordered(config, assumed.host),
+            ..Training::of(train, &model.config, assumed.host)
+        };
         let at_a_time = rows.at_a_time(config, &training);
-        let largest = rows.largest(at_a_time);
-        let memory = training.memory(&largest);
         let generation = rows
             .generates
             .then(|| generation(config, &model.config, &rows, assumed));
@@ -91,12 +105,22 @@ impl Plan {
             .min(train.epochs);
         let steps = epochs * rows.pairs.div_ceil(pairs_per_step);
         let step = rows.mean(pairs_per_step);
-        let peak_bytes = [
-            Some(memory.peak),
-            generation.as_ref().map(|g| g.peak),
-            fine_tuning.as_ref().map(|f| f.peak),
-        ];
-        let peak_bytes = peak_bytes.into_iter().flatten().max().unwrap_or(0);
+        let job = Job {
+            config,
+            assumed: &assumed,
+            memory: memory_bytes(&assumed),
+            training: &training,
+            fine_tuning: fine_tuning.as_ref(),
+            generation: generation.as_ref(),
+            rows: &rows,
+            pairs_at_a_time: at_a_time,
+            flops: rows.flops(config, &training, epochs),
+            flops_per_step: flops::training(&model.config, training.lora.as_ref(), &step),
+            steps,
+        };
+        let cluster = job.plan();
+        let of_all = job.of(cluster.ranks);
+        let memory = of_all.training;
         let mut notes = rows.notes.clone();
         let is_short = |mib: usize| memory.peak > (mib as u64) << 20;
         if train.memory_mib.is_some_and(is_short) {
@@ -113,14 +137,17 @@ impl Plan {
             steps_per_iteration: steps,
             iterations: if rows.generates { config.iterations } else { 1 },
             tokens_per_step: rows.tokens(pairs_per_step),
-            flops_per_step: flops::training(&model.config, training.lora.as_ref(), &step),
-            flops_per_iteration: rows.flops(config, &training, epochs),
+            flops_per_step: job.flops_per_step,
+            flops_per_iteration: job.flops,
             training: memory,
-            generation,
-            fine_tuning,
-            peak_bytes,
-            memory_bytes: memory_bytes(&assumed),
-            fits: memory_bytes(&assumed).map(|memory| peak_bytes <= memory),
+            fine_tuning: of_all.fine_tuning,
+            peak_bytes: of_all.peak_bytes,
+            memory_bytes: job.memory(cluster.ranks),
+            fits: of_all.fits,
+            remedy: job.remedy(),
+            refused: of_all.refused,
+            cluster,
+            generation: generation.as_ref().map(|(memory, _)| *memory),
             generation_precision: config.generate.precision.word(),
             elsewhere: match assumed.host {
                 true => Vec::new(),
@@ -129,6 +156,14 @@ impl Plan {
             notes,
             model: model.name,
         })
+    }
+}
+
+/// Whether gradients are added by their owner, as `cluster.reduce` has it or the device's default.
+fn ordered(config: &Config, host: bool) -> bool {
+    match config.cluster.reduce {
+        Some(reduce) => reduce == Reduce::Ordered,
+        None => host,
     }
 }
 
@@ -142,7 +177,7 @@ fn generation(
     model: &LlamaConfig,
     rows: &Rows,
     assumed: Assumed,
-) -> Result<GenerationMemory, StageError> {
+) -> Result<(GenerationMemory, CachePlan), StageError> {
     let generate = &config.generate;
     let context = model.max_position_embeddings;
     let tokens = (rows.longest_prompt + generate.max_new_tokens).min(context);
@@ -154,23 +189,23 @@ fn generation(
     let workers = workers.min(generate.batch / 4).max(1);
     let dtype = generate.precision.dtype();
     let slots = CachePlan::new(model, dtype, generate.batch, workers, tokens, budget)?;
-    Ok(memory::generation(model, dtype, &slots))
+    Ok((memory::generation(model, dtype, &slots), slots))
 }
 
-fn fine_tuning(config: &Config, model: &LlamaConfig, host: bool) -> Option<TrainingMemory> {
+fn fine_tuning(config: &Config, model: &LlamaConfig, host: bool) -> Option<(Training, Batch)> {
     let sft = &config.sft;
     sft.data.as_ref()?;
     let training = Training {
         config: model.clone(),
-        dtype: burn::tensor::DType::F32,
+        dtype: DType::F32,
         recompute: Recompute::None,
         optimizer_slots: optimizer::of_sft(sft).slots(),
         lora: None,
         accumulates: sft.gradient_accumulation > 1,
         host,
         ranks: 1,
-        ordered: false,
+        ordered: ordered(config, host),
     };
     let longest = sft.max_length.min(model.max_position_embeddings);
-    Some(training.memory(&Batch::largest(sft.batch_size, longest)))
+    Some((training, Batch::largest(sft.batch_size, longest)))
 }

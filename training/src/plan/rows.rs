@@ -6,6 +6,7 @@ use serde::Serialize;
 use sppo_model::chat_text::ChatText;
 use sppo_model::end_of_turn::EndOfTurn;
 
+use super::judging;
 use super::shape::{Assumed, Shape};
 use crate::config::{Config, OnTooLong};
 use crate::cost::memory::Training;
@@ -21,10 +22,11 @@ const RESPONSE: usize = 300;
 /// Prompts of an iteration where no file tells.
 const PROMPTS: usize = 20_000;
 
-/// Operations of one iteration, judging aside.
+/// Operations of one iteration; of judging what is computed here.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct IterationFlops {
     pub generation: f64,
+    pub judging: f64,
     pub reference: f64,
     pub training: f64,
 }
@@ -33,10 +35,10 @@ pub struct IterationFlops {
 pub(super) struct Rows {
     /// Whether the run samples its own responses, or trains on given pairs.
     pub generates: bool,
-    prompts: usize,
+    pub prompts: usize,
     pub pairs: usize,
-    prompt: usize,
-    response: usize,
+    pub prompt: usize,
+    pub response: usize,
     pub longest_prompt: usize,
     /// Longest sequence that may come.
     longest: usize,
@@ -257,6 +259,22 @@ impl Rows {
         Batch::of(&sequences)
     }
 
+    /// A batch of `pairs` pairs as they usually come: of mean lengths, or the known ones of middle
+    /// length.
+    pub fn usual(&self, pairs: usize) -> Batch {
+        if self.known.is_empty() {
+            return Batch::alike(pairs, self.prompt, self.response);
+        }
+        let mut known: Vec<&TokenisedPair> = self.known.iter().collect();
+        let tokens =
+            |pair: &&TokenisedPair| pair.sides().map(|s| s.ids.len()).iter().sum::<usize>();
+        known.sort_by_key(tokens);
+        let before = known.len().saturating_sub(pairs) / 2;
+        let middle = known.iter().skip(before).take(pairs);
+        let sequences: Vec<_> = middle.flat_map(|pair| pair.sides()).collect();
+        Batch::of(&sequences)
+    }
+
     /// The most pairs of the longest kind that go through the model together.
     pub fn at_a_time(&self, config: &Config, training: &Training) -> usize {
         let most = config.train.batch_size;
@@ -313,8 +331,14 @@ impl Rows {
             }
             false => 0.0,
         };
+        let (prompt, response) = (self.prompt, self.response);
+        let judging = match self.generates {
+            true => judging::flops(config, model, self.prompts, prompt, response),
+            false => 0.0,
+        };
         IterationFlops {
             generation,
+            judging,
             reference: flops::forward(model, &all),
             training: epochs as f64 * flops::training(model, training.lora.as_ref(), &all),
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use sppo_model::llama::LlamaConfig;
 
+use super::card::Card;
 use crate::config::{Config, ModelSource};
 use crate::cost::published;
 use crate::stages::StageError;
@@ -21,6 +22,18 @@ pub struct Assumed {
     pub prompt_tokens: Option<usize>,
     /// The same for a response.
     pub response_tokens: Option<usize>,
+    /// Processes of the job, each with a device; one unless given.
+    pub ranks: Option<usize>,
+    /// Machines that they run on; one unless given.
+    pub nodes: Option<usize>,
+    /// The device, where it is a card that is known.
+    pub card: Option<Card>,
+    /// Between ranks of a node, in GB/s each way, instead of the card's.
+    pub link_gbs: Option<f64>,
+    /// From a node to the others, in GB/s each way.
+    pub network_gbs: Option<f64>,
+    /// Part of the device's nominal rate that is used.
+    pub mfu: Option<f64>,
 }
 
 /// The model of a configuration, without its weights.

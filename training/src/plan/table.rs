@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::memory::{GenerationMemory, TrainingMemory};
-use super::{Fit, Plan};
+use super::{Fit, Hours, Plan, Remedy};
 
 /// Bytes as MiB or GiB.
 fn size(bytes: u64) -> String {
@@ -51,11 +51,12 @@ impl Display for Plan {
         let flops = self.flops_per_iteration;
         writeln!(
             f,
-            "iterations   {}, of {} pairs and {} steps each; {}FLOP of generation, {}FLOP of reference, {}FLOP of training",
+            "iterations   {}, of {} pairs and {} steps each; {}FLOP of generation, {}FLOP of judging, {}FLOP of reference, {}FLOP of training",
             self.iterations,
             self.pairs_per_iteration,
             self.steps_per_iteration,
             short(flops.generation),
+            short(flops.judging),
             short(flops.reference),
             short(flops.training)
         )?;
@@ -69,6 +70,7 @@ impl Display for Plan {
         if let Some(memory) = &self.fine_tuning {
             training(f, "fine-tuning", memory, "none")?;
         }
+        cluster(f, self)?;
         writeln!(f, "\n{}", self.verdict())?;
         elsewhere(f, &self.elsewhere)
     }
@@ -77,60 +79,98 @@ impl Display for Plan {
 impl Plan {
     /// Whether it fits, in a sentence.
     pub fn verdict(&self) -> String {
+        let fits = self.fit_in_words();
+        match &self.refused {
+            Some(refused) => format!("{fits}\nIt would be REFUSED: {refused}."),
+            None => fits,
+        }
+    }
+
+    fn fit_in_words(&self) -> String {
+        let each = if self.cluster.ranks > 1 {
+            " on each rank"
+        } else {
+            ""
+        };
         let peak = size(self.peak_bytes);
         match self.memory_bytes {
             None => {
-                format!("It takes {peak}. The device's memory is not known; give --memory-gib.")
+                format!(
+                    "It takes {peak}{each}. The device's memory is not known; give --memory-gib."
+                )
             }
             Some(memory) if self.peak_bytes > memory => format!(
-                "It does NOT fit: {peak} of {}. {}.",
+                "It does NOT fit: {peak} of {}{each}. {}.",
                 size(memory),
                 self.advice().join("; ")
             ),
             Some(memory) if self.peak_bytes as f64 * 1.15 > memory as f64 => format!(
-                "It should fit: {peak} of {}, but the reckoning is good to 15 % only.",
+                "It should fit: {peak} of {}{each}, but the reckoning is good to 15 % only.",
                 size(memory)
             ),
-            Some(memory) => format!("It fits: {peak} of {}.", size(memory)),
+            Some(memory) => format!("It fits: {peak} of {}{each}.", size(memory)),
         }
     }
 
+    /// Whether it is planned for a CPU.
+    fn is_on_host(&self) -> bool {
+        self.cluster.card == "CPU"
+    }
+
     /// What would take less, the cheapest first.
-    fn advice(&self) -> Vec<&'static str> {
-        let mut advice = Vec::new();
+    fn advice(&self) -> Vec<String> {
+        let mut advice: Vec<String> = Vec::new();
         let too_large = |peak: u64| self.memory_bytes.is_some_and(|memory| peak > memory);
         if let Some(memory) = self.generation.filter(|g| too_large(g.peak)) {
             if self.generation_precision == "f32" {
-                advice
-                    .push("Generation: set generate.precision = \"bf16\" where the device has it");
+                let bf16 = "Generation: set generate.precision = \"bf16\" where the device has it";
+                advice.push(bf16.into());
             }
             if memory.cache > memory.weights / 8 {
-                advice.push("Generation: lower generate.batch or set generate.cache_memory_mib");
+                let cache = "Generation: lower generate.batch or set generate.cache_memory_mib";
+                advice.push(cache.into());
             }
         }
         if self.fine_tuning.is_some_and(|t| too_large(t.peak)) {
-            advice.push("Fine-tuning: lower sft.batch_size or sft.max_length");
+            advice.push("Fine-tuning: lower sft.batch_size or sft.max_length".into());
         }
         if too_large(self.training.peak) {
             if self.recompute == "none" {
-                advice.push("Training: set train.recompute = \"layer\"");
+                advice.push("Training: set train.recompute = \"layer\"".into());
             }
-            let t = &self.training;
-            let fixed = t.weights + t.masters + t.optimizer + t.gradients;
-            if self.pairs_at_a_time > 1 && !too_large(fixed) {
-                advice.push("Training: set train.memory_mib");
-            }
+            advice.extend(self.remedy.map(|remedy| self.remedy_in_words(&remedy)));
             if self.precision == "f32" {
-                advice.push("Training: set train.precision = \"bf16\" where the device has it");
+                let bf16 = "Training: set train.precision = \"bf16\" where the device has it";
+                advice.push(bf16.into());
             }
             if self.trained_parameters >= self.parameters {
-                advice.push("Training: train adapters, [train.lora]");
+                advice.push("Training: train adapters, [train.lora]".into());
             }
         }
         if advice.is_empty() {
-            advice.push("Shorten train.max_length, or take a smaller model or more memory");
+            advice.push("Shorten train.max_length, or take a smaller model or more memory".into());
         }
         advice
+    }
+
+    fn remedy_in_words(&self, remedy: &Remedy) -> String {
+        let Some(pairs) = remedy.batch_size else {
+            return format!(
+                "The weights ({} in {}) are whole on every rank, they are not sharded, and with the activations of one pair they do not fit: more ranks do not help",
+                size(self.training.weights),
+                self.precision
+            );
+        };
+        let parts = remedy.gradient_accumulation.unwrap_or(1);
+        let batch = format!("train.batch_size = {pairs} and train.gradient_accumulation = {parts}");
+        match remedy.ranks {
+            Some(ranks) => format!("Training: start {ranks} ranks (docs/cluster.md), with {batch}"),
+            // Its bound is one process's.
+            None if self.cluster.ranks == 1 => {
+                format!("Training: set train.memory_mib, or {batch}")
+            }
+            None => format!("Training: set {batch}"),
+        }
     }
 }
 
@@ -146,6 +186,7 @@ fn training(
         ("f32 masters", memory.masters),
         ("optimizer state", memory.optimizer),
         ("gradients", memory.gradients),
+        ("gradient exchange", memory.exchange),
         ("kept activations", memory.activations),
         ("a block backward", memory.block),
         ("chunk of logits", memory.logits),
@@ -195,4 +236,83 @@ fn elsewhere(f: &mut Formatter<'_>, fits: &[Fit]) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+/// Traffic and time of each number of ranks. Of one CPU the times are too rough to be shown.
+fn cluster(f: &mut Formatter<'_>, plan: &Plan) -> fmt::Result {
+    let (cluster, host) = (&plan.cluster, plan.is_on_host());
+    if host && cluster.ranks == 1 {
+        return Ok(());
+    }
+    let format = match (host, plan.precision) {
+        (true, _) => "",
+        (false, "f32") => " in bf16 (f32 takes longer)",
+        (false, _) => " in bf16",
+    };
+    writeln!(
+        f,
+        "\nassumed, not measured: {}, {} TFLOP/s of dense products{format} at {:.0} % (MFU), {} GB/s of its memory at 60 %; {} GB/s between ranks of a node, {} GB/s from a node to others",
+        cluster.card,
+        cluster.tflops,
+        100.0 * cluster.mfu,
+        cluster.memory_gbs,
+        cluster.link_gbs,
+        cluster.network_gbs
+    )?;
+    writeln!(
+        f,
+        "  ranks nodes  parts      fixed usual peak       peak    fits      sent    a step overlapped  an iteration"
+    )?;
+    for row in &cluster.by_ranks {
+        let fits = match row.fits {
+            _ if row.refused.is_some() => "refused",
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "?",
+        };
+        writeln!(
+            f,
+            "  {:>5} {:>5} {:>6} {:>10} {:>10} {:>10} {fits:>7} {:>9} {:>9} {:>10}  {}",
+            row.ranks,
+            row.nodes,
+            row.parts_per_rank,
+            size(row.fixed_bytes),
+            size(row.usual_peak_bytes),
+            size(row.peak_bytes),
+            format!("{}B", short(row.bytes_sent_per_step)),
+            time(row.step_seconds),
+            time(row.step_seconds_overlapped),
+            times(&row.hours)
+        )?;
+    }
+    writeln!(
+        f,
+        "  parts, bytes sent and time of a step are those of the busiest rank; usual peak: training on rows of usual length; overlapped: gradients travel while the backward pass goes on"
+    )?;
+    if let Some(row) = cluster.by_ranks.iter().find(|row| row.refused.is_some()) {
+        let why = row.refused.as_deref().unwrap_or_default();
+        writeln!(f, "  fewer parts than ranks are refused: {why}")?;
+    }
+    Ok(())
+}
+
+fn times(hours: &Hours) -> String {
+    let time = |hours: f64| time(3600.0 * hours);
+    format!(
+        "{}: {} generation, {} judging, {} reference, {} training",
+        time(hours.sum()),
+        time(hours.generation),
+        time(hours.judging),
+        time(hours.reference),
+        time(hours.training)
+    )
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        ..1.0 => format!("{:.1} ms", 1e3 * seconds),
+        ..60.0 => format!("{seconds:.2} s"),
+        ..3600.0 => format!("{:.1} min", seconds / 60.0),
+        _ => format!("{:.2} h", seconds / 3600.0),
+    }
 }
