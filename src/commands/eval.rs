@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use sppo_model::chat_template::{NaiveDate, TemplateSource, today};
 use sppo_model::ops::TrainingOps;
+use sppo_training::cluster::{self, lead};
 use sppo_training::config::{Date, JudgeConfig, OnTooLong, resolve_model};
 use sppo_training::data::{PromptRow, RowFile};
 use sppo_training::files::{MadeFrom, Mark, fingerprint, write_mark};
 use sppo_training::judge;
 use sppo_training::stages::{
     Comparison, Evaluation, Generation, PromptLimits, Sampling, StageError, build_judge_of,
-    compare_answers, date_of, generate,
+    compare_answers, date_of, generate, same_date,
 };
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
@@ -61,7 +62,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let template = config.model.template();
     let cache = || folder.join("judge-cache.jsonl");
     judging.http.cache.get_or_insert_with(cache);
-    let date = Some(Date(date_of_folder(&folder, config.model.date)));
+    let date = same_date(Some(date_of_folder(&folder, config.model.date)))?.map(Date);
     let mut judge = dispatch(device, Judging(&judging, (&policy, template), date))??;
     let limits = PromptLimits::from(&config);
     let mut answers = Vec::new();
@@ -87,7 +88,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         let key = job.made_from(&job.open_folder()?)?.key();
         let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
         job.out = &out;
-        keep_date(&folder, date)?;
+        lead(cluster::world(), || keep_date(&folder, date))?;
         dispatch(device, Answers(job))??;
         answers.push((out, key));
     }

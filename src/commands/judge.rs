@@ -7,7 +7,7 @@ use sppo_training::config::{self, Config, Date, JudgeKind, OnBadRow};
 use sppo_training::files::mark_beside;
 use sppo_training::judge::{DryRun, cache_beside};
 use sppo_training::stages::{
-    Judging, Part, StageError, build_judge, date_of, dry_run, judge_responses,
+    Judging, Part, StageError, build_judge, date_of, dry_run, judge_responses, same_date,
 };
 
 use super::args::{DateArg, DeviceArg, OverwriteArg, Shard, bad_row_override, refuse_bf16};
@@ -176,7 +176,7 @@ impl WithBackend for JudgeResponses<'_> {
         let args = self.args;
         // One that was begun yesterday goes on with yesterday's date.
         let begun = || date_of(&mark_beside(&args.out), "judge.date");
-        let date = self.date.map(|date| date.0).or_else(begun);
+        let date = same_date(self.date.map(|date| date.0).or_else(begun))?;
         let mut judge = build_judge::<B::InnerBackend>(self.config, date, &device)?;
         let part = args.shard.map(|shard| Part {
             index: shard.index,

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use sppo_model::ops::TrainingOps;
+use sppo_training::cluster::{self, lead};
 use sppo_training::config::Config;
-use sppo_training::files::Lock;
-use sppo_training::stages::{FineTuning, StageError, fine_tune, start_model};
+use sppo_training::stages::{FineTuning, StageError, fine_tune, lock_folder, start_model};
 use sppo_training::trainer::training_output;
 
 use super::args::{ConfigArgs, OverwriteArg};
@@ -46,8 +46,10 @@ impl WithBackend for FineTune<'_> {
             ));
         };
         // A first model is made under the same lock, so that no other process changes it.
-        training_output(&config.output_dir).refuse_foreign()?;
-        let _lock = Lock::inside(&config.output_dir)?;
+        lead(cluster::world(), || {
+            training_output(&config.output_dir).refuse_foreign()
+        })?;
+        let _lock = lock_folder(&config.output_dir)?;
         let model = start_model::<B::InnerBackend>(config, self.1.overwrite, &device)?;
         let job = FineTuning {
             config: &config.sft,

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::cluster::{self, Communicator};
+
 /// Hears of progress and knows whether the user asked to stop.
 pub trait Monitor {
     /// Set once the user asked to stop; stages finish what is under way, save, and return.
@@ -27,6 +29,25 @@ pub trait Monitor {
     /// Whether the user asked to stop.
     fn interrupted(&self) -> bool {
         self.interrupt().load(Ordering::Relaxed)
+    }
+}
+
+/// Begins a piece of work that the ranks of a job share, at `done` of `total` units; `own` of the
+/// others are this rank's, which counts those only where it is not alone.
+pub fn begin_share(
+    monitor: &dyn Monitor,
+    world: &dyn Communicator,
+    (label, unit): (&str, &'static str),
+    (done, total): (usize, usize),
+    own: usize,
+) {
+    cluster::doing(label);
+    match world.size() {
+        1 => monitor.begin(label, unit, done, total),
+        size => {
+            let label = format!("{label}, share of rank {} of {size}", world.rank());
+            monitor.begin(&label, unit, 0, own);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod prompt;
 mod reader;
 mod row_file;
 mod rows;
+mod shared_output;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -35,4 +36,5 @@ pub use rows::{
     JudgedRow, LogpRow, PairContent, PairProbabilities, PairRow, ProbabilityKey, PromptRow,
     ResponseRow, Row, SampledIds, SftRow, check_probabilities,
 };
+pub use shared_output::{Closed, SharedOutput, deal};
 pub use writer::RowWriter;

@@ -6,6 +6,7 @@ use super::error::DataError;
 use super::format::Format;
 use super::rows::Row;
 use super::writer::{RowWriter, journal_of};
+use crate::cluster;
 use crate::files::{
     Existing, Lock, MadeFrom, Mark, Output, OutputError, Seal, is_there, mark_beside, read_mark,
     write_mark,
@@ -30,11 +31,44 @@ pub struct RowOutput<T> {
 pub fn row_output(path: &Path, more: &[PathBuf]) -> Output {
     let mut parts = vec![path.to_path_buf(), journal_of(path)];
     parts.extend(more.iter().cloned());
+    parts.extend(rank_files(path));
     Output {
         name: path.into(),
         mark: mark_beside(path),
         parts,
     }
+}
+
+/// Where one of several ranks keeps the rows of `path` that it has finished.
+pub(super) fn rank_file(path: &Path, rank: usize) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{name}{RANK}{rank}{ROWS}"))
+}
+
+const RANK: &str = ".rank-";
+const ROWS: &str = ".jsonl";
+
+/// Such files that are there, of however many ranks.
+pub(super) fn rank_files(path: &Path) -> Vec<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty());
+    let entries = std::fs::read_dir(folder.unwrap_or(Path::new(".")));
+    let rank = |entry: std::fs::DirEntry| {
+        let found = entry.file_name();
+        let rank = found.to_str()?.strip_prefix(&*name)?.strip_prefix(RANK)?;
+        rank.strip_suffix(ROWS)?.parse::<usize>().ok()
+    };
+    let mut ranks: Vec<usize> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(rank)
+        .collect();
+    ranks.sort_unstable();
+    ranks
+        .into_iter()
+        .map(|rank| rank_file(path, rank))
+        .collect()
 }
 
 impl<T: Row> RowOutput<T> {
@@ -109,11 +143,22 @@ impl<T: Row> RowOutput<T> {
         Ok(())
     }
 
-    /// Ends the file and says so in its mark.
-    pub fn finish(mut self) -> Result<(), DataError> {
-        if self.finished {
-            return Ok(());
+    /// Ends the file and says so in its mark; what ranks kept of it beside it goes.
+    pub fn finish(self) -> Result<(), DataError> {
+        let path = self.path.clone();
+        let _lock = match self.finished {
+            true => self._lock,
+            false => self.seal()?,
+        };
+        for path in rank_files(&path) {
+            std::fs::remove_file(&path)
+                .map_err(|source| DataError::io(&path, "remove it", source))?;
         }
+        Ok(())
+    }
+
+    /// Ends the file; it stays locked.
+    fn seal(mut self) -> Result<Lock, DataError> {
         self.write_mark()?;
         if !self.there && Format::of(&self.path)? == Format::Parquet && is_there(&self.path) {
             return Err(OutputError::Changed {
@@ -126,7 +171,8 @@ impl<T: Row> RowOutput<T> {
         self.writer.finish()?;
         let seal = Seal::of_file(&self.path, Some(rows))?;
         self.mark.finished = Some(seal);
-        Ok(write_mark(&self.mark_path, &self.mark)?)
+        write_mark(&self.mark_path, &self.mark)?;
+        Ok(self._lock)
     }
 }
 
@@ -145,10 +191,11 @@ pub fn write_rows<T: Row>(
     output.finish()
 }
 
-/// Warns where an input is the unfinished output of another command.
+/// Warns where an input is the unfinished output of another command; among several ranks, once.
 pub fn warn_unfinished(path: &Path) {
     let mark = mark_beside(path);
-    if is_there(&mark)
+    if cluster::world().leads()
+        && is_there(&mark)
         && let Ok(Some(found)) = read_mark::<Mark>(&mark)
         && found.finished.is_none()
     {

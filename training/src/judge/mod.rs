@@ -11,13 +11,14 @@ mod reward;
 mod rubric;
 mod scores;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::data::{DataError, JudgedRow, ResponseRow, RowOutput};
+use crate::cluster::{Communicator, advance};
+use crate::data::{Closed, DataError, JudgedRow, ResponseRow, SharedOutput, deal};
 use crate::files::{Existing, MadeFrom};
 use crate::preference::probabilities;
 
@@ -81,12 +82,34 @@ pub trait Judge {
     fn description(&self) -> Value {
         json!({ "kind": self.name() })
     }
+
+    /// How rows are shared by the ranks of a job, and by the runs of one that was stopped.
+    fn sharing(&self) -> Sharing {
+        Sharing::Rows
+    }
+}
+
+/// What the judgement of a row depends on, beside the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nothing: [`Judge::judge`] gets the rows that are to be judged, and no others.
+    Rows,
+    /// In its last digits, the rows of its batch: [`Judge::judge`] gets all rows, makes batches of
+    /// them as if all were to be judged, and computes those that hold a row which
+    /// [`JudgeSession::wants`].
+    Batches,
+    /// What one process knows: rank 0 judges all rows.
+    OneProcess,
 }
 
 /// Where judgements go, one for each row in the order of the rows.
 pub struct JudgeSession<'a> {
     take: &'a mut dyn FnMut(Judgement) -> Result<(), JudgeError>,
     interrupt: &'a AtomicBool,
+    /// All of them unless given.
+    wanted: Option<&'a [bool]>,
+    /// How many of `wanted` were not handed in.
+    missing: usize,
 }
 
 impl<'a> JudgeSession<'a> {
@@ -95,16 +118,40 @@ impl<'a> JudgeSession<'a> {
         take: &'a mut dyn FnMut(Judgement) -> Result<(), JudgeError>,
         interrupt: &'a AtomicBool,
     ) -> Self {
-        JudgeSession { take, interrupt }
+        JudgeSession {
+            take,
+            interrupt,
+            wanted: None,
+            missing: usize::MAX,
+        }
     }
 
-    /// Hands in the next row's judgement.
+    /// Of the rows, only these are to be judged.
+    fn of(mut self, wanted: &'a [bool]) -> Self {
+        self.missing = wanted.iter().filter(|wanted| **wanted).count();
+        self.wanted = Some(wanted);
+        self
+    }
+
+    /// Whether a row is to be judged, by its place among the rows.
+    pub fn wants(&self, row: usize) -> bool {
+        self.wanted.is_none_or(|wanted| wanted[row])
+    }
+
+    /// Whether all rows that are to be judged were handed in, where only some are.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// Hands in the judgement of the next row that is to be judged.
     pub fn hand_in(&mut self, judgement: Judgement) -> Result<(), JudgeError> {
+        self.missing = self.missing.saturating_sub(1);
         (self.take)(judgement)
     }
 
-    /// Whether the user asked to stop.
+    /// Whether the user asked to stop; to be asked between pieces of work.
     pub fn interrupted(&self) -> bool {
+        advance();
         self.interrupt.load(Ordering::Relaxed)
     }
 
@@ -127,40 +174,49 @@ impl<'a> JudgeSession<'a> {
 /// How far [`judge_file`] came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JudgeProgress {
-    /// Rows that were in the output before.
+    /// Rows that were there before.
     pub resumed: usize,
-    /// Rows judged now.
+    /// Rows that this rank judged now.
     pub judged: usize,
-    /// Whether the interrupt flag ended it before the last row.
+    /// Whether the interrupt flag ended it before the last row, here or on another rank.
     pub interrupted: bool,
 }
 
 /// The file that judged rows go into, opened.
 pub struct JudgedFile<'a> {
+    world: &'a dyn Communicator,
     /// Its name, for messages.
     path: &'a Path,
     /// Receives the rows.
-    output: RowOutput<JudgedRow>,
-    /// The rows that it holds.
+    output: SharedOutput<'a, JudgedRow>,
+    /// The rows that it holds; known to rank 0.
     done: Vec<JudgedRow>,
 }
 
 impl<'a> JudgedFile<'a> {
     /// Opens `path` for judged rows of this making.
     pub fn open(
+        world: &'a dyn Communicator,
         path: &'a Path,
         made_from: MadeFrom,
         existing: Existing<'_>,
     ) -> Result<Self, DataError> {
-        let (output, done) = RowOutput::open(path, made_from, existing)?;
-        Ok(Self { path, output, done })
+        let made_from = || Ok::<_, DataError>(made_from);
+        let (output, done) = SharedOutput::open(world, path, &[], made_from, existing)?;
+        Ok(Self {
+            world,
+            path,
+            output,
+            done,
+        })
     }
 }
 
-/// Judges the rows that `file` does not hold yet, in order, appending each.
+/// Judges the rows that `file` does not hold yet, in order, appending each; every rank its share.
 ///
-/// `progress` is called with (rows done, rows in all), first with those of an earlier run. When
-/// `interrupt` becomes true, the work at hand is finished and the rest is left for the next run.
+/// `progress` is called with (rows done, rows in all), first with those of an earlier run; among
+/// several ranks, with those of the share. When `interrupt` becomes true, the work at hand is
+/// finished and the rest is left for the next run.
 pub fn judge_file(
     rows: &[ResponseRow],
     judge: &mut dyn Judge,
@@ -168,7 +224,7 @@ pub fn judge_file(
     progress: &mut dyn FnMut(usize, usize),
     interrupt: &AtomicBool,
 ) -> Result<JudgeProgress, JudgeError> {
-    let (out, mut writer) = (file.path, file.output);
+    let (world, out, mut output) = (file.world, file.path, file.output);
     let description = judge.description();
     let done: HashMap<&str, &JudgedRow> = file
         .done
@@ -176,33 +232,89 @@ pub fn judge_file(
         .map(|row| (row.responses.prompt_id.as_str(), row))
         .collect();
     let mut left = Vec::new();
-    for row in rows {
+    for (place, row) in rows.iter().enumerate() {
         match done.get(row.prompt_id.as_str()) {
-            None => left.push(row),
+            None => left.push(place),
             Some(old) => check_same(row, old, &description, out)?,
         }
     }
-    let resumed = rows.len() - left.len();
+    for (place, old) in output.waiting() {
+        if let Some(row) = rows.get(place) {
+            check_same(row, old, &description, out)?;
+        }
+    }
+    let todo = output.begin(left)?;
+    let resumed = rows.len() - todo.len();
+    let sharing = judge.sharing();
+    let own = share(world, sharing, rows, todo);
+    let (before, total) = match world.size() {
+        1 => (resumed, rows.len()),
+        _ => (0, own.len()),
+    };
     let mut judged = 0;
-    progress(resumed, rows.len());
+    progress(before, total);
     let name = judge.name().to_string();
     let mut take = |judgement: Judgement| {
-        let row = judged_row(left[judged], judgement, &name, &description)?;
-        writer.append(&row)?;
+        let place = own[judged];
+        let row = judged_row(&rows[place], judgement, &name, &description)?;
+        output.add(place, row)?;
         judged += 1;
-        progress(resumed + judged, rows.len());
+        progress(before + judged, total);
         Ok(())
     };
-    judge.judge(&left, &mut JudgeSession::new(&mut take, interrupt))?;
-    let interrupted = judged < left.len();
-    if !interrupted {
-        writer.finish()?;
+    let session = JudgeSession::new(&mut take, interrupt);
+    if sharing == Sharing::Batches && !own.is_empty() {
+        let mut wanted = vec![false; rows.len()];
+        own.iter().for_each(|&place| wanted[place] = true);
+        let rows: Vec<&ResponseRow> = rows.iter().collect();
+        judge.judge(&rows, &mut session.of(&wanted))?;
+    } else if !own.is_empty() {
+        let rows: Vec<&ResponseRow> = own.iter().map(|&place| &rows[place]).collect();
+        judge.judge(&rows, &mut { session })?;
     }
+    let closed = output.close(judged < own.len())?;
     Ok(JudgeProgress {
         resumed,
         judged,
-        interrupted,
+        interrupted: closed == Closed::Interrupted,
     })
+}
+
+/// The rows that this rank judges.
+fn share(
+    world: &dyn Communicator,
+    sharing: Sharing,
+    rows: &[ResponseRow],
+    todo: BTreeSet<usize>,
+) -> Vec<usize> {
+    match sharing {
+        Sharing::Rows => deal(world, todo).collect(),
+        Sharing::Batches => {
+            // Neighbours share batches, so each rank gets a run of them, all of about one length.
+            let length = |place: &usize| {
+                let row = &rows[*place];
+                let turns = row.prompt.messages();
+                let texts = turns.iter().filter_map(|turn| turn.content.as_ref());
+                let prompt: usize = texts.map(String::len).sum();
+                let responses = row.responses.iter().map(|text| prompt + text.len());
+                1 + responses.sum::<usize>()
+            };
+            let total: usize = todo.iter().map(length).sum();
+            let mut before = 0;
+            let mut rank_of = |place: &usize| {
+                // By its middle, so that no rank gets less than its part for a long row.
+                let length = length(place);
+                let rank = (2 * before + length) * world.size() / (2 * total);
+                before += length;
+                rank
+            };
+            todo.into_iter()
+                .filter(|place| rank_of(place) == world.rank())
+                .collect()
+        }
+        Sharing::OneProcess if world.leads() => todo.into_iter().collect(),
+        Sharing::OneProcess => Vec::new(),
+    }
 }
 
 fn judged_row(

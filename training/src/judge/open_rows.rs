@@ -13,15 +13,16 @@ pub(super) struct OpenRows {
 }
 
 struct Open {
-    comparisons: Comparisons,
+    /// Of a row that is to be judged.
+    comparisons: Option<Comparisons>,
     logits: Vec<f64>,
     missing: usize,
 }
 
 impl OpenRows {
-    /// Opens the next row; gives its number.
-    pub fn open(&mut self, comparisons: Comparisons) -> usize {
-        let count = comparisons.pairs().len();
+    /// Opens the next row; gives its number. One without comparisons is passed over.
+    pub fn open(&mut self, comparisons: Option<Comparisons>) -> usize {
+        let count = comparisons.as_ref().map_or(0, |c| c.pairs().len());
         self.rows.push_back(Open {
             comparisons,
             logits: vec![0.0; count],
@@ -30,7 +31,7 @@ impl OpenRows {
         self.first + self.rows.len() - 1
     }
 
-    /// The logit of one comparison of a row.
+    /// The logit of one comparison of a row that has comparisons.
     pub fn set(&mut self, row: usize, pair: usize, logit: f64) {
         let row = &mut self.rows[row - self.first];
         row.logits[pair] = logit;
@@ -47,11 +48,13 @@ impl OpenRows {
         while self.rows.front().is_some_and(|row| row.missing == 0)
             && let Some(done) = self.rows.pop_front()
         {
-            let matrix = done.comparisons.matrix(&done.logits);
-            let judgement = estimate
-                .from_comparisons(matrix)
-                .map_err(|error| JudgeError::row(rows[self.first], error.to_string()))?;
-            session.hand_in(judgement)?;
+            if let Some(comparisons) = done.comparisons {
+                let matrix = comparisons.matrix(&done.logits);
+                let judgement = estimate
+                    .from_comparisons(matrix)
+                    .map_err(|error| JudgeError::row(rows[self.first], error.to_string()))?;
+                session.hand_in(judgement)?;
+            }
             self.first += 1;
         }
         Ok(())

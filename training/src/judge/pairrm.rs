@@ -10,7 +10,7 @@ use sppo_model::tokenizer::TokenizerError;
 
 use super::open_rows::OpenRows;
 use super::prompt_text::PromptText;
-use super::{Comparisons, Estimate, Judge, JudgeError, JudgeSession};
+use super::{Comparisons, Estimate, Judge, JudgeError, JudgeSession, Sharing};
 use crate::data::ResponseRow;
 
 /// Compares responses with a PairRM.
@@ -63,8 +63,13 @@ impl<B: ModelOps> PairRmJudge<B> {
         }
     }
 
-    /// Opens a row; the tasks that it makes.
-    fn open(&self, row: &ResponseRow, open: &mut OpenRows) -> Result<Vec<Task>, JudgeError> {
+    /// Opens a row, `wanted` or not; the tasks that it makes.
+    fn open(
+        &self,
+        row: &ResponseRow,
+        wanted: bool,
+        open: &mut OpenRows,
+    ) -> Result<Vec<Task>, JudgeError> {
         let failed = |error: TokenizerError| JudgeError::row(row, error.to_string());
         let source = self.packer.source(&self.prompts.render(row)?);
         let source = source.map_err(failed)?;
@@ -75,7 +80,7 @@ impl<B: ModelOps> PairRmJudge<B> {
             .map_err(failed)?;
         let comparisons = Comparisons::new(&row.responses);
         let pairs = comparisons.pairs().to_vec();
-        let number = open.open(comparisons);
+        let number = open.open(Some(comparisons).filter(|_| wanted));
         let tasks = pairs.into_iter().enumerate();
         let tasks = tasks.map(|(pair, (left, right))| Task {
             row: number,
@@ -104,13 +109,13 @@ impl<B: ModelOps> Judge for PairRmJudge<B> {
     ) -> Result<(), JudgeError> {
         let mut open = OpenRows::default();
         let mut waiting = VecDeque::new();
-        let mut left = rows.iter();
-        while !session.interrupted() {
+        let mut left = rows.iter().enumerate();
+        while !session.interrupted() && !session.is_complete() {
             let mut tokens: usize = waiting.iter().map(Task::tokens).sum();
             while tokens < self.batch_tokens
-                && let Some(row) = left.next()
+                && let Some((number, row)) = left.next()
             {
-                let tasks = self.open(row, &mut open)?;
+                let tasks = self.open(row, session.wants(number), &mut open)?;
                 tokens += tasks.iter().map(Task::tokens).sum::<usize>();
                 waiting.extend(tasks);
             }
@@ -118,9 +123,13 @@ impl<B: ModelOps> Judge for PairRmJudge<B> {
                 break;
             }
             let batch = take_batch(&mut waiting, self.batch_tokens);
-            let packed: Vec<&Packed> = batch.iter().map(|task| &task.packed).collect();
-            for (task, logit) in batch.iter().zip(self.model.compare(&packed)?) {
-                open.set(task.row, task.pair, f64::from(logit));
+            if batch.iter().any(|task| session.wants(task.row)) {
+                let packed: Vec<&Packed> = batch.iter().map(|task| &task.packed).collect();
+                let logits = self.model.compare(&packed)?;
+                let logits = batch.iter().zip(logits);
+                for (task, logit) in logits.filter(|(task, _)| session.wants(task.row)) {
+                    open.set(task.row, task.pair, f64::from(logit));
+                }
             }
             open.hand_in(rows, &self.estimate, session)?;
         }
@@ -129,6 +138,10 @@ impl<B: ModelOps> Judge for PairRmJudge<B> {
 
     fn description(&self) -> Value {
         self.description.clone()
+    }
+
+    fn sharing(&self) -> Sharing {
+        Sharing::Batches
     }
 }
 

@@ -9,7 +9,7 @@ use sppo_model::chat_text::ChatText;
 use sppo_model::llama::RewardModel;
 use sppo_model::ops::ModelOps;
 
-use super::{Estimate, Judge, JudgeError, JudgeSession};
+use super::{Estimate, Judge, JudgeError, JudgeSession, Sharing};
 use crate::data::ResponseRow;
 
 /// Sequences of so many batches are sorted by length together, which spares padding in attention.
@@ -138,12 +138,15 @@ impl<B: ModelOps> Judge for RewardJudge<B> {
         session: &mut JudgeSession<'_>,
     ) -> Result<(), JudgeError> {
         let mut next = 0;
-        while next < rows.len() && !session.interrupted() {
+        while next < rows.len() && !session.interrupted() && !session.is_complete() {
             let mut first = next;
             let (mut open, mut waiting) = (VecDeque::new(), Vec::new());
             let mut tokens = 0;
             while next < rows.len() && tokens < WINDOW.saturating_mul(self.batch_tokens) {
-                let (row, tasks) = self.open(next, rows[next])?;
+                let (mut row, tasks) = self.open(next, rows[next])?;
+                if !session.wants(next) {
+                    row.missing = 0;
+                }
                 tokens += tasks.iter().map(|task| task.ids.len()).sum::<usize>();
                 open.push_back(row);
                 waiting.extend(tasks);
@@ -155,8 +158,10 @@ impl<B: ModelOps> Judge for RewardJudge<B> {
                 while open.front().is_some_and(|row: &Open| row.missing == 0)
                     && let Some(done) = open.pop_front()
                 {
-                    let scores = done.texts.iter().map(|&text| done.scores[text]);
-                    session.hand_in(self.estimate.from_scores(scores.collect()))?;
+                    if session.wants(first) {
+                        let scores = done.texts.iter().map(|&text| done.scores[text]);
+                        session.hand_in(self.estimate.from_scores(scores.collect()))?;
+                    }
                     first += 1;
                 }
                 if waiting.is_empty() || session.interrupted() {
@@ -164,8 +169,12 @@ impl<B: ModelOps> Judge for RewardJudge<B> {
                 }
                 let (batch, rest) = waiting.split_at(batch_end(waiting, self.batch_tokens));
                 waiting = rest;
+                if !batch.iter().any(|task| session.wants(task.row)) {
+                    continue;
+                }
                 let ids: Vec<&[u32]> = batch.iter().map(|task| &task.ids[..]).collect();
-                for (task, score) in batch.iter().zip(self.model.scores(&ids)?) {
+                let scores = batch.iter().zip(self.model.scores(&ids)?);
+                for (task, score) in scores.filter(|(task, _)| session.wants(task.row)) {
                     let row = &mut open[task.row - first];
                     row.scores[task.text] = f64::from(score);
                     row.missing -= 1;
@@ -177,6 +186,10 @@ impl<B: ModelOps> Judge for RewardJudge<B> {
 
     fn description(&self) -> Value {
         self.description.clone()
+    }
+
+    fn sharing(&self) -> Sharing {
+        Sharing::Batches
     }
 }
 

@@ -2,14 +2,19 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use burn::tensor::DType;
+use sppo_model::chat_template::TemplateSource;
+use sppo_model::chat_text::ChatText;
+use sppo_model::llama::RewardModel;
 use tempfile::TempDir;
 
 use super::*;
+use crate::cluster::SingleProcess;
 use crate::config::{Address, JudgeHttp, Probability, RubricConfig};
 use crate::data::{Prompt, read_rows};
 
 fn file(path: &Path) -> JudgedFile<'_> {
-    JudgedFile::open(path, MadeFrom::new("judge"), Existing::Keep).unwrap()
+    JudgedFile::open(&SingleProcess, path, MadeFrom::new("judge"), Existing::Keep).unwrap()
 }
 
 fn row(id: &str, responses: &[&str]) -> ResponseRow {
@@ -267,4 +272,134 @@ fn a_panic_of_a_worker_ends_judging() {
         text.contains("overflow") && text.ends_with("; please report it"),
         "{text}"
     );
+}
+
+/// Judges `rows` into `out` on `size` ranks, each with a judge of its own; rank 1 is interrupted
+/// behind `stop` rows. How many rows each judged.
+fn judge_on(
+    size: usize,
+    rows: &[ResponseRow],
+    out: &Path,
+    stop: Option<usize>,
+    judge: &(dyn Fn() -> Box<dyn Judge> + Sync),
+) -> Vec<usize> {
+    let states = crate::cluster::threads::run(size, |rank| {
+        let made_from = MadeFrom::new("judge");
+        let file = JudgedFile::open(&rank, out, made_from, Existing::Keep).unwrap();
+        let interrupt = AtomicBool::new(false);
+        let mut first = None;
+        let mut progress = |done, _| {
+            let judged = done - *first.get_or_insert(done);
+            if rank.rank() == 1 && stop.is_some_and(|stop| judged >= stop) {
+                interrupt.store(true, Ordering::Relaxed);
+            }
+        };
+        judge_file(rows, judge().as_mut(), file, &mut progress, &interrupt).unwrap()
+    });
+    let interrupted = stop.is_some();
+    assert!(
+        states.iter().all(|s| s.interrupted == interrupted),
+        "{states:?}"
+    );
+    states.iter().map(|state| state.judged).collect()
+}
+
+/// Rows of many lengths.
+fn many_rows() -> Vec<ResponseRow> {
+    let text =
+        |number: usize| "a cat sat on a mat ".repeat(number % 5 + 1)[number % 3..].to_string();
+    let rows = (0..23).map(|number| {
+        let responses: Vec<String> = (0..3).map(|i| text(7 * number + i * i)).collect();
+        let responses: Vec<&str> = responses.iter().map(String::as_str).collect();
+        row(&format!("p{number}"), &responses)
+    });
+    rows.collect()
+}
+
+/// One file whatever the ranks and the stops.
+fn ranks_agree(judge: &(dyn Fn() -> Box<dyn Judge> + Sync)) {
+    let rows = many_rows();
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole.jsonl");
+    judge_on(1, &rows, &whole, None, judge);
+    let whole = fs::read(whole).unwrap();
+    for size in [2, 3] {
+        let out = folder.path().join(format!("{size}.jsonl"));
+        let judged = judge_on(size, &rows, &out, None, judge);
+        assert_eq!(judged.iter().sum::<usize>(), rows.len());
+        assert!(judged.iter().all(|&judged| judged > 0));
+        assert!(fs::read(out).unwrap() == whole, "{size} ranks");
+        let stopped = folder.path().join(format!("stopped-{size}.jsonl"));
+        let before = judge_on(size, &rows, &stopped, Some(1), judge)
+            .iter()
+            .sum::<usize>();
+        let after = judge_on(4 - size, &rows, &stopped, None, judge)
+            .iter()
+            .sum::<usize>();
+        assert_eq!(before + after, rows.len());
+        assert!(fs::read(stopped).unwrap() == whole, "{size} ranks, stopped");
+    }
+}
+
+#[test]
+fn ranks_share_rows() {
+    ranks_agree(&|| Box::new(rubric()));
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures")
+        .join(name)
+}
+
+/// Small batches round otherwise than large ones.
+#[test]
+fn ranks_compute_rows_in_the_batches_of_one_process() {
+    type Flex = burn_flex::Flex<f32, i32>;
+    let device = Default::default();
+    let pairrm = fixture("golden/pairrm");
+    ranks_agree(&|| {
+        let model = sppo_model::pairrm::PairRm::<Flex>::load(&pairrm, DType::F32, &device).unwrap();
+        let prompts = PromptText::of(None, None).unwrap();
+        Box::new(PairRmJudge::new(model, "", prompts, estimate(1.0), 150))
+    });
+    let reward = fixture("reward");
+    ranks_agree(&|| {
+        let model = RewardModel::<Flex>::load(&reward, DType::F32, &device).unwrap();
+        let text = ChatText::find_with(&reward, TemplateSource::Folder).unwrap();
+        Box::new(RewardJudge::new(
+            model,
+            "",
+            text.unwrap(),
+            estimate(1.0),
+            50,
+        ))
+    });
+}
+
+/// What only one process may do is rank 0's.
+#[test]
+fn a_judge_of_one_process_judges_on_rank_0() {
+    struct Alone(Rubric);
+
+    impl Judge for Alone {
+        fn name(&self) -> &str {
+            "alone"
+        }
+        fn judge(
+            &mut self,
+            rows: &[&ResponseRow],
+            session: &mut JudgeSession<'_>,
+        ) -> Result<(), JudgeError> {
+            self.0.judge(rows, session)
+        }
+        fn sharing(&self) -> Sharing {
+            Sharing::OneProcess
+        }
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let judged = judge_on(3, &many_rows(), &out, None, &|| Box::new(Alone(rubric())));
+    assert_eq!(judged, [23, 0, 0]);
 }

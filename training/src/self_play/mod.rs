@@ -17,11 +17,11 @@ use sppo_model::ops::TrainingOps;
 pub use report::{IterationReport, LeftOut, Report, Round};
 pub(crate) use split::split_prompts;
 
-use crate::cluster::world;
+use crate::cluster::{self, lead};
 use crate::config::{Config, Date, JudgeKind, ModelSource, Split, parts_for_ranks};
 use crate::data::{PromptRow, RowFile};
 use crate::files::{
-    Existing, Lock, MadeFrom, Mark, OutputError, Seal, read_mark, replace_file, write_mark,
+    Existing, MadeFrom, Mark, OutputError, Seal, read_mark, replace_file, write_mark,
 };
 use crate::judge::Judge;
 use crate::monitor::Monitor;
@@ -29,7 +29,8 @@ use crate::preference::Ties;
 use crate::stages::{
     Comparison, Evaluation, FineTuned, FineTuning, Generation, Judging, Merging, PairTraining,
     PromptCounts, PromptLimits, Sampling, StageError, build_judge, build_judge_of, check_prompts,
-    compare_answers, date_of, fine_tune, generate, judge_responses, make_pairs, merge_adapters,
+    compare_answers, date_of, fine_tune, generate, judge_responses, lock_folder, make_pairs,
+    merge_adapters,
     start_model, train_pairs,
 };
 
@@ -76,11 +77,18 @@ pub fn run<B: TrainingOps>(
     heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
 
     let dir = &config.output_dir;
-    outputs::refuse_foreign(config)?;
-    let _lock = Lock::inside(dir)?;
+    let world = cluster::world();
+    lead(world, || outputs::refuse_foreign(config))?;
+    let _lock = lock_folder(dir)?;
     let given = config.to_toml();
-    let config = &with_date(config, overwrite)?;
-    save_config(dir, &given)?;
+    let date = lead(world, || {
+        let date = keep_date(config, overwrite)?;
+        save_config(dir, &given)?;
+        Ok::<_, StageError>(date.to_string())
+    })?;
+    let mut config = config.clone();
+    config.model.date = date.parse().ok();
+    let config = &config;
 
     let run = Run {
         config,
@@ -153,7 +161,7 @@ pub fn run<B: TrainingOps>(
         report.iterations.push(entry);
         (policy, policy_answers) = (trained, answers);
     }
-    report.write(dir)?;
+    lead(world, || report.write(dir))?;
     Ok(report)
 }
 
@@ -182,9 +190,8 @@ fn save_config(dir: &Path, given: &str) -> Result<(), StageError> {
     Ok(write_mark(&mark_path, &mark)?)
 }
 
-/// The configuration with the date of this run: the given one, else that of its beginning, which
-/// its mark keeps.
-fn with_date(config: &Config, overwrite: bool) -> Result<Config, StageError> {
+/// The date of this run: the given one, else that of its beginning, which its mark keeps.
+fn keep_date(config: &Config, overwrite: bool) -> Result<Date, StageError> {
     const DATE: &str = "date";
     let mark = outputs::summary(&config.output_dir).mark;
     let date = date(config).or_else(|| date_of(&mark, DATE));
@@ -197,9 +204,7 @@ fn with_date(config: &Config, overwrite: bool) -> Result<Config, StageError> {
     if old.is_none_or(|old| old.made_from != making) {
         write_mark(&mark, &Mark::new(making))?;
     }
-    let mut config = config.clone();
-    config.model.date = Some(Date(date));
-    Ok(config)
+    Ok(Date(date))
 }
 
 /// Refuses prompts of any iteration that `model` cannot answer: the last one would be a bad time to
@@ -270,7 +275,7 @@ impl<D> Run<'_, D> {
             date: date(config),
             existing: self.existing(&folder),
         };
-        let _lock = Lock::inside(&folder)?;
+        let _lock = lock_folder(&folder)?;
         let FineTuned { model, left_out } = fine_tune::<B>(job, self.device, self.monitor)?;
         Ok((model, left_out))
     }
@@ -332,7 +337,7 @@ impl<D> Run<'_, D> {
             date: date(config),
             existing,
         };
-        let lock = Lock::inside(folder)?;
+        let lock = lock_folder(folder)?;
         let trained = train_pairs::<B>(job, self.device, self.monitor)?;
         drop(lock);
         let round = |model| Round {

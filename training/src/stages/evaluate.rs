@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StageError;
 use super::judge::{Judging, judge_responses};
+use crate::cluster::{self, lead};
 use crate::config::OnBadRow;
 use crate::data::{JudgedRow, ResponseRow, read_rows, rows_fingerprint, write_rows};
 use crate::files::{Existing, MadeFrom};
@@ -94,7 +95,9 @@ pub fn compare_answers(
             files.against.display()
         )));
     }
-    write_rows(files.both, &rows, made_from, files.existing)?;
+    lead(cluster::world(), || {
+        write_rows(files.both, &rows, made_from, files.existing)
+    })?;
     let job = Judging {
         responses: files.both,
         out: files.judged,

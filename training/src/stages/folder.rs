@@ -7,7 +7,8 @@ use sppo_model::model_folder::ModelFolder;
 
 use super::error::StageError;
 use super::learning::with_model;
-use crate::files::{MadeFrom, Mark, read_mark};
+use crate::cluster::{self, lead};
+use crate::files::{Lock, MadeFrom, Mark, OutputError, read_mark};
 
 /// Setting of a mark that keeps the day on which its output was begun, or the one that was given.
 const DATE: &str = "date";
@@ -21,7 +22,8 @@ pub(super) fn open_folder(
     mark: &Path,
 ) -> Result<ModelFolder, StageError> {
     let folder = ModelFolder::open_with(path, template)?;
-    let Some(date) = date.or_else(|| date_of(mark, DATE)) else {
+    let date = same_date(date.or_else(|| date_of(mark, DATE)))?;
+    let Some(date) = date else {
         return Ok(folder);
     };
     let folder = folder.with_date(date);
@@ -32,6 +34,18 @@ pub(super) fn open_folder(
         );
     }
     Ok(folder)
+}
+
+/// The day that rank 0 knows of, where there are several: their midnights differ, and what lies on
+/// disk may have changed before the last of them looked.
+pub fn same_date(date: Option<NaiveDate>) -> Result<Option<NaiveDate>, StageError> {
+    let world = cluster::world();
+    if world.size() == 1 {
+        return Ok(date);
+    }
+    let own = date.unwrap_or_else(today);
+    let date = lead(world, || Ok::<_, StageError>(own.to_string()))?;
+    Ok(date.parse().ok())
 }
 
 /// The day that a mark keeps under the name of a setting.
@@ -57,4 +71,15 @@ pub(super) fn with_folder(
         true => made_from.setting(DATE, folder.date()),
         false => made_from,
     })
+}
+
+/// Locks a folder that many files are written into, as [`Lock::inside`] does: among several ranks,
+/// rank 0 for all.
+pub fn lock_folder(dir: &Path) -> Result<Option<Lock>, OutputError> {
+    let mut lock = None;
+    lead(cluster::world(), || {
+        lock = Some(Lock::inside(dir)?);
+        Ok::<_, OutputError>(())
+    })?;
+    Ok(lock)
 }

@@ -18,9 +18,10 @@ use super::error::StageError;
 use super::generation::Generation;
 use super::prompts::answerable;
 use super::responses::{Output, ahead_of};
-use crate::data::{Prompt, ResponseRow, row_output};
+use crate::cluster::{self, lead};
+use crate::data::{Closed, Prompt, ResponseRow, row_output};
 use crate::files::Existing;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, begin_share};
 use crate::tokenise::BadRows;
 
 /// Answers the prompts that `out` does not hold yet.
@@ -35,8 +36,11 @@ pub fn generate<B: ModelOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
+    let world = cluster::world();
     // Before the model is hashed, which takes its time.
-    row_output(job.out, &[ahead_of(job.out)]).refuse_foreign()?;
+    lead(world, || {
+        row_output(job.out, &[ahead_of(job.out)]).refuse_foreign()
+    })?;
     refuse_messages(&job)?;
     if job.sampling.temperature == 0.0 && job.sampling.samples > 1 {
         tracing::warn!(
@@ -58,9 +62,9 @@ pub fn generate<B: ModelOps>(
         // Before the old output goes.
         check_cache(&job, config, &answerable.ids)?;
     }
-    let mut output = Output::open(&job, &folder)?;
-    if output.is_complete() {
-        return output.finish();
+    let mut output = Output::open(world, &job, &folder)?;
+    if output.left.is_empty() {
+        return end(&job, output, false);
     }
     let mut requests = requests(&job, &output, &answerable.ids, &stops);
     let tokenizer = (!stops.texts.is_empty()).then(|| Arc::new(text.tokenizer().clone()));
@@ -87,12 +91,12 @@ pub fn generate<B: ModelOps>(
         responses: 0,
     };
     // A prompt far behind the first unfinished one would wait for long in memory.
-    let window = 16 * plan.slots;
-    let total = job.prompts.len();
-    let mut failed = BadRows::default();
-    monitor.begin(job.label, "prompts", total - output.left.len(), total);
-    while !output.left.is_empty() {
-        let next = output.left.front().map_or(0, |&n| n);
+    let window = 16 * plan.slots * world.size();
+    let (total, own) = (job.prompts.len(), output.left.len());
+    let work = (job.label, "prompts");
+    begin_share(monitor, world, work, (total - own, total), own);
+    let mut interrupted = false;
+    while !interrupted && let Some(&next) = output.left.first() {
         while let Some((number, _)) = requests.front()
             && *number < next + window
             && run.engine.pending() < 2 * plan.slots
@@ -105,6 +109,7 @@ pub fn generate<B: ModelOps>(
                 .insert(run.engine.submit(request)?, (number, answers));
         }
         let finished = run.step()?;
+        cluster::advance();
         let rows = finished
             .into_iter()
             .map(|(number, samples)| Ok((number, run.row(&job, number, &samples)?)))
@@ -114,20 +119,27 @@ pub fn generate<B: ModelOps>(
             monitor.advance(1, Some(run.note()));
         }
         for number in run.failed.drain(..) {
-            failed.add(|| format!("prompt {}", job.prompts[number].prompt_id));
             output.give_up(number)?;
             monitor.advance(1, None);
         }
         let waiting = requests.len() * job.sampling.samples;
         monitor.time_left(run.seconds_left(waiting, job.sampling.max_new_tokens));
-        if monitor.interrupted() {
-            monitor.end();
-            return Err(StageError::Interrupted);
-        }
+        interrupted = monitor.interrupted();
     }
     monitor.end();
-    if failed.count() == 0 {
-        return output.finish();
+    end(&job, output, interrupted)
+}
+
+/// Ends the output, or says why there is more to do.
+fn end(job: &Generation<'_>, output: Output<'_>, interrupted: bool) -> Result<(), StageError> {
+    let numbers = match output.close(interrupted)? {
+        Closed::Whole => return Ok(()),
+        Closed::Interrupted => return Err(StageError::Interrupted),
+        Closed::Without(numbers) => numbers,
+    };
+    let mut failed = BadRows::default();
+    for number in numbers {
+        failed.add(|| format!("prompt {}", job.prompts[number].prompt_id));
     }
     failed.advise("the model's logits for them are not finite (NaN or infinite weights?)");
     let out = job.out.into();
@@ -166,6 +178,8 @@ pub(super) fn plan<B: ModelOps>(
     let context = config.max_position_embeddings;
     let tokens = requests.iter().map(|(_, r)| r.most_tokens(context)).max();
     let workers = match B::ON_HOST {
+        // The cores of a host are shared by its ranks.
+        true if cluster::world().local_size() > 1 => rayon::current_num_threads(),
         true => std::thread::available_parallelism().map_or(1, |n| n.get()),
         false => 1,
     };
@@ -346,10 +360,10 @@ impl Stops {
     }
 }
 
-/// The prompts that are neither written nor waiting, by number; `ids` are those of all prompts.
+/// The prompts that are this rank's to answer, by number; `ids` are those of all prompts.
 fn requests(
     job: &Generation<'_>,
-    output: &Output,
+    output: &Output<'_>,
     ids: &[Vec<u32>],
     stops: &Stops,
 ) -> VecDeque<(usize, Request)> {
@@ -371,9 +385,5 @@ fn requests(
         };
         (number, request)
     };
-    let numbers = output.left.iter().copied();
-    numbers
-        .filter(|number| !output.waiting.contains_key(number))
-        .map(request)
-        .collect()
+    output.left.iter().copied().map(request).collect()
 }

@@ -9,6 +9,7 @@ use sppo_model::ops::ModelOps;
 use sppo_model::tokenizer::Tokenizer;
 
 use super::error::StageError;
+use crate::cluster::{self, lead};
 use crate::config::{Config, Init, ModelSource, Section};
 use crate::files::{
     Existing, IN_FOLDER, Lock, MadeFrom, Mark, Output, model_fingerprint, replace_folder,
@@ -16,8 +17,21 @@ use crate::files::{
 };
 
 /// Writes `dir` with random weights drawn by `seed`, and the tokenizer files of `init.tokenizer`;
-/// a whole one of the same making stays.
+/// a whole one of the same making stays. Among several ranks, rank 0 does it.
 pub fn init_model<B: ModelOps>(
+    init: &Init,
+    seed: u64,
+    dir: &Path,
+    existing: Existing<'_>,
+    device: &B::Device,
+) -> Result<(), StageError> {
+    cluster::doing("a model from scratch");
+    lead(cluster::world(), || {
+        write_model::<B>(init, seed, dir, existing, device)
+    })
+}
+
+fn write_model<B: ModelOps>(
     init: &Init,
     seed: u64,
     dir: &Path,

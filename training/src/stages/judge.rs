@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use sppo_model::chat_template::{NaiveDate, TemplateSource};
 use sppo_model::chat_text::{ChatText, ChatTextError};
 use sppo_model::llama::RewardModel;
@@ -10,6 +11,7 @@ use sppo_model::pairrm::PairRm;
 
 use super::error::StageError;
 use super::learning::model_key;
+use crate::cluster::{self, lead};
 use crate::config::{self, JudgeKind, OnBadRow, resolve_model};
 use crate::data::{
     JudgedRow, PairRow, ResponseRow, RowFile, row_output, rows_fingerprint, warn_unfinished,
@@ -20,7 +22,7 @@ use crate::judge::{
     DryRun, Estimate, HttpJudge, Judge, JudgeError, JudgedFile, PairRmJudge, PromptText,
     RewardJudge, Rubric, ScoresJudge, judge_file,
 };
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, begin_share};
 use crate::preference::{Ties, judged_to_pair};
 use crate::tokenise::{BadRows, MAY_BE_SKIPPED};
 
@@ -58,11 +60,14 @@ pub fn build_judge_of<B: ModelOps>(
             config, policy, date, estimate, device,
         )?)),
         JudgeKind::Reward => Ok(Box::new(reward::<B>(config, date, estimate, device)?)),
-        JudgeKind::Http => Ok(Box::new(HttpJudge::new(
-            config.http.clone(),
-            estimate,
-            true,
-        )?)),
+        JudgeKind::Http => {
+            let mut http = config.http.clone();
+            if !cluster::world().leads() {
+                // Rank 0 alone asks, and keeps the answers.
+                http.cache = None;
+            }
+            Ok(Box::new(HttpJudge::new(http, estimate, true)?))
+        }
     }
 }
 
@@ -239,7 +244,8 @@ pub fn judge_responses(
     judge: &mut dyn Judge,
     monitor: &dyn Monitor,
 ) -> Result<usize, StageError> {
-    row_output(job.out, &[]).refuse_foreign()?;
+    let world = cluster::world();
+    lead(world, || row_output(job.out, &[]).refuse_foreign())?;
     warn_unfinished(job.responses);
     // Before the part is taken: what does not fit is the same for every part.
     let mut file = rows_to_judge(job.responses, job.on_bad_row, judge)?;
@@ -251,7 +257,7 @@ pub fn judge_responses(
     let mut before = None;
     let mut progress = |done, total| {
         match before {
-            None => monitor.begin("judging", "prompts", done, total),
+            None => begin_share(monitor, world, ("judging", "prompts"), (done, total), total),
             Some(before) => monitor.advance(done - before, None),
         }
         before = Some(done);
@@ -260,7 +266,7 @@ pub fn judge_responses(
         .settings(judge_settings(judge))
         .settings(job.on_bad_row.setting())
         .input("responses", job.responses, rows_fingerprint(&rows));
-    let file = JudgedFile::open(job.out, made_from, job.existing)?;
+    let file = JudgedFile::open(world, job.out, made_from, job.existing)?;
     let progress = judge_file(&rows, judge, file, &mut progress, monitor.interrupt());
     monitor.end();
     match progress?.interrupted {
@@ -279,7 +285,7 @@ fn judge_settings(judge: &dyn Judge) -> Vec<(String, String)> {
 }
 
 /// Pairs that were made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MadePairs {
     /// How many.
     pub pairs: usize,
@@ -287,8 +293,20 @@ pub struct MadePairs {
     pub left_out: usize,
 }
 
-/// Writes the best and worst response of every judged row.
+/// Writes the best and worst response of every judged row. Among several ranks, rank 0 does it.
 pub fn make_pairs(
+    judged: &Path,
+    out: &Path,
+    ties: Ties,
+    on_bad_row: OnBadRow,
+    existing: Existing<'_>,
+) -> Result<MadePairs, StageError> {
+    lead(cluster::world(), || {
+        pairs_of(judged, out, ties, on_bad_row, existing)
+    })
+}
+
+fn pairs_of(
     judged: &Path,
     out: &Path,
     ties: Ties,

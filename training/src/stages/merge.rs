@@ -8,6 +8,7 @@ use sppo_model::llama::lora::Merge;
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
+use crate::cluster::{self, lead};
 use crate::config::model_name;
 use crate::files::{
     Existing, FileError, IN_FOLDER, Lock, MadeFrom, Mark, Output, adapter_fingerprint,
@@ -40,11 +41,18 @@ struct MergedMark {
 }
 
 /// Writes the whole model, beside its name and renamed; refuses adapters of another base. Gives the
-/// part of the change that rounding left in the weights, in 0..1.
+/// part of the change that rounding left in the weights, in 0..1. Among several ranks, rank 0 does
+/// it.
 pub fn merge_adapters<B: ModelOps>(
     job: Merging<'_>,
     device: &B::Device,
 ) -> Result<f64, StageError> {
+    let world = cluster::world();
+    cluster::doing("merging adapters");
+    lead(world, || merge::<B>(job, device))
+}
+
+fn merge<B: ModelOps>(job: Merging<'_>, device: &B::Device) -> Result<f64, StageError> {
     let output = Output::folder(job.out);
     output.refuse_foreign()?;
     // Before anything of an earlier output goes.

@@ -22,7 +22,7 @@ pub use bench::{Bench, BenchReport, Half, bench};
 pub use error::StageError;
 pub use evaluate::{Comparison, Evaluation, compare_answers};
 pub use fine_tune::{FineTuned, FineTuning, fine_tune};
-pub use folder::date_of;
+pub use folder::{date_of, lock_folder, same_date};
 pub use generate::generate;
 pub use generation::{Generation, Sampling};
 pub use init::{init_config, init_model, start_model};

@@ -1,5 +1,6 @@
 //! Pairs → summed response log-probabilities.
 
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::DType;
@@ -8,13 +9,15 @@ use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
 use super::folder::{open_folder, with_folder};
+use crate::cluster::{self, lead};
 use crate::config::{OnBadRow, Rows};
 use crate::data::{
-    LogpRow, PairRow, RowOutput, RowsFingerprint, read_each_numbered, row_output, warn_unfinished,
+    Closed, LogpRow, PairRow, RowsFingerprint, SharedOutput, deal, read_each_numbered, row_output,
+    warn_unfinished,
 };
 use crate::files::{Existing, MadeFrom, mark_beside};
 use crate::learner::sequence_logps;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, begin_share};
 use crate::tokenise::{PairTokeniser, RowTokeniser};
 
 /// Log-probabilities of pairs under one model.
@@ -51,8 +54,9 @@ pub fn score<B: ModelOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
+    let world = cluster::world();
     warn_unfinished(job.data);
-    row_output(job.out, &[]).refuse_foreign()?;
+    lead(world, || row_output(job.out, &[]).refuse_foreign())?;
     let folder = open_folder(job.model, job.template, job.date, &mark_beside(job.out))?;
     let tokeniser =
         RowTokeniser::of_folder(&folder, job.rows, job.max_length, job.max_prompt_length)?;
@@ -70,45 +74,63 @@ pub fn score<B: ModelOps>(
         pairs.add(number, &row);
     })?;
     let pairs = pairs.finish(job.data, skip_bad)?.rows;
-    let made_from = MadeFrom::new("score")
-        .setting("rows", job.rows)
-        .setting("max_length", job.max_length)
-        .setting("max_prompt_length", job.max_prompt_length)
-        .settings(job.on_bad_row.setting())
-        .input("data", job.data, rows.finish());
-    let made_from = with_folder(made_from, &folder, job.template)?;
-    let (mut writer, done) = RowOutput::<LogpRow>::open(job.out, made_from, job.existing)?;
-    if done.len() >= pairs.len() {
-        return Ok(writer.finish()?);
-    }
-    let model = folder.load::<B>(DType::F32, device)?;
-    monitor.begin("scoring", "pairs", done.len(), pairs.len());
-    for (index, batch) in pairs.chunks(job.batch).enumerate() {
-        // Batches are cut from the whole list: cut elsewhere, the last digit could differ.
-        let kept = done.len().saturating_sub(index * job.batch);
-        if kept >= batch.len() {
-            continue;
-        }
-        if monitor.interrupted() {
-            monitor.end();
-            return Err(StageError::Interrupted);
-        }
-        let sequences: Vec<_> = batch.iter().flat_map(|p| p.pair.sides()).collect();
-        let logps = sequence_logps(&model, &sequences)?;
-        for (pair, sides) in batch.iter().zip(logps.chunks_exact(2)).skip(kept) {
-            if !(sides[0] + sides[1]).is_finite() {
-                return Err(StageError::NotFinite {
-                    model: job.model.into(),
-                    row: pair.name.clone(),
-                });
+    let data = rows.finish();
+    let made_from = || {
+        let made_from = MadeFrom::new("score")
+            .setting("rows", job.rows)
+            .setting("max_length", job.max_length)
+            .setting("max_prompt_length", job.max_prompt_length)
+            .settings(job.on_bad_row.setting())
+            .input("data", job.data, data);
+        with_folder(made_from, &folder, job.template)
+    };
+    let (mut output, done) =
+        SharedOutput::<LogpRow>::open(world, job.out, &[], made_from, job.existing)?;
+    let todo = output.begin(done.len()..pairs.len())?;
+    // Batches are cut from the whole list: cut elsewhere, the last digit could differ.
+    let batches = (0..pairs.len())
+        .step_by(job.batch)
+        .map(|start| start..(start + job.batch).min(pairs.len()))
+        .filter(|batch| todo.range(batch.clone()).next().is_some());
+    let own: Vec<Range<usize>> = deal(world, batches).collect();
+    let mut interrupted = false;
+    if !own.is_empty() {
+        let model = folder.load::<B>(DType::F32, device)?;
+        let places = own.iter().flat_map(|batch| todo.range(batch.clone()));
+        let known = (pairs.len() - todo.len(), pairs.len());
+        begin_share(monitor, world, ("scoring", "pairs"), known, places.count());
+        for batch in own {
+            interrupted = monitor.interrupted();
+            if interrupted {
+                break;
             }
-            writer.append(&LogpRow {
-                chosen_logps: sides[0],
-                rejected_logps: sides[1],
-            })?;
+            let sequences: Vec<_> = pairs[batch.clone()]
+                .iter()
+                .flat_map(|p| p.pair.sides())
+                .collect();
+            let logps = sequence_logps(&model, &sequences)?;
+            for (place, sides) in batch.zip(logps.chunks_exact(2)) {
+                if !todo.contains(&place) {
+                    continue;
+                }
+                if !(sides[0] + sides[1]).is_finite() {
+                    return Err(StageError::NotFinite {
+                        model: job.model.into(),
+                        row: pairs[place].name.clone(),
+                    });
+                }
+                let row = LogpRow {
+                    chosen_logps: sides[0],
+                    rejected_logps: sides[1],
+                };
+                output.add(place, row)?;
+                monitor.advance(1, None);
+            }
         }
-        monitor.advance(batch.len() - kept, None);
+        monitor.end();
     }
-    monitor.end();
-    Ok(writer.finish()?)
+    match output.close(interrupted)? {
+        Closed::Interrupted => Err(StageError::Interrupted),
+        _ => Ok(()),
+    }
 }

@@ -10,7 +10,7 @@ use sppo_model::ops::{ModelOps, TrainingOps};
 use super::error::StageError;
 use super::folder::{open_folder, with_folder};
 use super::learning::{Start, learn, model_key, refuse_own_output};
-use crate::cluster::{lead, world};
+use crate::cluster::{self, lead, world};
 use crate::config::{self, OnBadRow, OnNonFinite, Section, parts_for_ranks};
 use crate::cost::Batch;
 use crate::cost::memory::Training;
@@ -264,8 +264,8 @@ fn reference_pass<B: ModelOps>(
         return Ok(Vec::new());
     }
     let logps = reference_logps(
-        reference,
-        model_key,
+        cluster::world(),
+        (reference, model_key),
         pairs,
         cut,
         job.output_dir,

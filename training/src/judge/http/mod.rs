@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::open_rows::OpenRows;
-use super::{Comparisons, Estimate, Judge, JudgeError, JudgeSession};
+use super::{Comparisons, Estimate, Judge, JudgeError, JudgeSession, Sharing};
 use crate::config::{Address, JudgeHttp, OnInvalid};
 use crate::data::{ResponseRow, stable_hash};
 
@@ -233,6 +233,11 @@ impl Judge for HttpJudge {
     fn description(&self) -> Value {
         self.description.clone()
     }
+
+    /// The cache is one process's.
+    fn sharing(&self) -> Sharing {
+        Sharing::OneProcess
+    }
 }
 
 /// Starts up to `wanted` threads and says how many in `workers`, for which they wait. Each of them
@@ -359,7 +364,7 @@ impl UnderWay<'_> {
                 let row = self.rows.get(self.next_row)?;
                 let comparisons = Comparisons::new(&row.responses);
                 let pairs = comparisons.pairs().to_vec();
-                let number = self.open.open(comparisons);
+                let number = self.open.open(Some(comparisons));
                 self.next_row += 1;
                 for (pair, (left, right)) in pairs.into_iter().enumerate() {
                     // The same text on both sides is a tie.
