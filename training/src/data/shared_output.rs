@@ -73,7 +73,10 @@ impl<'w, T: Row> SharedOutput<'w, T> {
     }
 
     fn read_rank_files(&mut self) -> Result<(), DataError> {
-        for path in rank_files(&self.path) {
+        // Also by name: a network's file system may list new ones late.
+        let of_now = (0..self.world.size()).map(|rank| rank_file(&self.path, rank));
+        let files: BTreeSet<PathBuf> = rank_files(&self.path).into_iter().chain(of_now).collect();
+        for path in files {
             let (_, rows) = RowWriter::<Placed<T>>::open(&path)?;
             self.waiting
                 .extend(rows.into_iter().map(|row| (row.place, row.row)));
@@ -208,10 +211,16 @@ impl<'w, T: Row> SharedOutput<'w, T> {
             let (path, problem) = (self.path, "lost rows");
             return Err(OutputError::Changed { path, problem }.into());
         }
-        match self.file {
-            Some(file) if failed.is_empty() => file.finish(),
-            _ => Ok(()),
+        if let Some(file) = self.file
+            && failed.is_empty()
+        {
+            file.finish()?;
+            for rank in 0..self.world.size() {
+                // What was not listed; one that stays does no harm.
+                let _ = std::fs::remove_file(rank_file(&self.path, rank));
+            }
         }
+        Ok(())
     }
 }
 

@@ -42,7 +42,7 @@ pub fn generate<B: ModelOps>(
         row_output(job.out, &[ahead_of(job.out)]).refuse_foreign()
     })?;
     refuse_messages(&job)?;
-    if job.sampling.temperature == 0.0 && job.sampling.samples > 1 {
+    if job.sampling.temperature == 0.0 && job.sampling.samples > 1 && world.leads() {
         tracing::warn!(
             "at temperature 0 the {} responses to a prompt are the same",
             job.sampling.samples
