@@ -24,9 +24,9 @@ pub enum Device {
     /// Vulkan through wgpu: the n-th discrete GPU, or whichever wgpu thinks best.
     #[cfg(feature = "wgpu")]
     Wgpu(Option<usize>),
-    /// The n-th CUDA device.
+    /// The n-th CUDA device, or the first; of many processes each has one of its own.
     #[cfg(feature = "cuda")]
-    Cuda(usize),
+    Cuda(Option<usize>),
 }
 
 /// Generic code that runs on whichever backend was chosen.
@@ -83,7 +83,7 @@ impl Device {
             #[cfg(feature = "wgpu")]
             "wgpu" => Ok(Self::Wgpu(index)),
             #[cfg(feature = "cuda")]
-            "cuda" => Ok(Self::Cuda(index.unwrap_or(0))),
+            "cuda" => Ok(Self::Cuda(index)),
             lacking => {
                 let feature = if lacking == "cpu" { "flex" } else { lacking };
                 Err(user(format!(
@@ -100,6 +100,47 @@ impl Device {
         Ok(!matches!(name, "wgpu" | "cuda"))
     }
 
+    /// Its name without a number.
+    pub fn kind(self) -> &'static str {
+        match self {
+            #[cfg(feature = "flex")]
+            Self::Flex => "flex",
+            #[cfg(feature = "ndarray")]
+            Self::NdArray => "ndarray",
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(_) => "wgpu",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
+    /// The number that was asked for.
+    pub fn number(self) -> Option<usize> {
+        match self {
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(number) => number,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(number) => number,
+            #[cfg(any(feature = "flex", feature = "ndarray"))]
+            _ => None,
+        }
+    }
+
+    /// The same kind with this number, where it has numbers.
+    pub fn with_number(self, number: usize) -> Self {
+        match self {
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(_) => Self::Wgpu(Some(number)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => Self::Cuda(Some(number)),
+            #[cfg(any(feature = "flex", feature = "ndarray"))]
+            cpu => {
+                let _ = number;
+                cpu
+            }
+        }
+    }
+
     /// Whether weights and activations may be bf16 here.
     pub fn has_bf16(self) -> bool {
         match self {
@@ -113,6 +154,29 @@ impl Device {
             Self::Cuda(_) => true,
         }
     }
+}
+
+/// The CUDA cards that this process sees, by UUID.
+#[cfg(feature = "cuda")]
+pub fn cuda_cards() -> Result<Vec<String>, String> {
+    use cudarc::driver::{DriverError, result};
+    let ask = || -> Result<Vec<String>, DriverError> {
+        result::init()?;
+        let uuid = |number| {
+            let uuid = result::device::get_uuid(result::device::get(number)?)?;
+            let bytes = uuid.bytes.iter();
+            Ok(bytes.map(|byte| format!("{byte:02x}")).collect())
+        };
+        (0..result::device::get_count()?).map(uuid).collect()
+    };
+    // It panics where there is no driver.
+    sppo_model::quiet::quietly(ask)?.map_err(|error| error.to_string())
+}
+
+/// The CUDA cards that this process sees; this build knows none.
+#[cfg(not(feature = "cuda"))]
+pub fn cuda_cards() -> Result<Vec<String>, String> {
+    Err("this build has no CUDA".into())
 }
 
 /// Runs the action on the device; a `UserError` where the machine lacks it.
@@ -133,7 +197,7 @@ pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
-            let place = burn_cuda::CudaDevice::new(index);
+            let place = burn_cuda::CudaDevice::new(index.unwrap_or(0));
             let watch = watch_memory::<cubecl::cuda::CudaRuntime>;
             on_gpu::<Autodiff<burn_cuda::Cuda<f32, i32>>, A>("cuda", place, watch, action)
         }

@@ -1,5 +1,6 @@
-//! Ctrl-C and SIGTERM: the first asks the work to save and stop, one that comes a second or more
-//! later exits at once.
+//! Signals. Ctrl-C and SIGTERM: the first asks the work to save and stop, one that comes a second or
+//! more later exits at once; one of many processes has no time to save and ends at once. SIGUSR1 asks
+//! to save and stop, whatever started this process.
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -7,6 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use sppo_training::cluster::launch::launcher;
+
+use crate::job;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -15,8 +19,12 @@ const ANOTHER: Duration = Duration::from_secs(1);
 
 /// Installs the handler for the whole process.
 pub fn install() -> anyhow::Result<()> {
+    save_on_user_signal()?;
     static FIRST: OnceLock<Instant> = OnceLock::new();
     ctrlc::set_handler(|| {
+        if launcher().is_some() {
+            return stop_at_once();
+        }
         let first = *FIRST.get_or_init(Instant::now);
         if REQUESTED.swap(true, Ordering::SeqCst) {
             if first.elapsed() >= ANOTHER {
@@ -28,6 +36,42 @@ pub fn install() -> anyhow::Result<()> {
         let _ = std::io::stderr().write_all(note);
     })
     .context("cannot install the handler of Ctrl-C")
+}
+
+/// A launcher kills its processes a second after it passed the signal on, which is too short to save.
+fn stop_at_once() {
+    if !job::follows() {
+        job::say(
+            "interrupted: a launcher leaves no time to save; run it again to go on from the newest \
+             checkpoint (SIGUSR1 to mpirun, or scancel -s USR1, saves and stops)\n",
+        );
+    }
+    job::fail(130);
+}
+
+/// Lets SIGUSR1, which launchers pass on, save and stop.
+#[cfg(unix)]
+fn save_on_user_signal() -> anyhow::Result<()> {
+    extern "C" fn stop(_: libc::c_int) {
+        REQUESTED.store(true, Ordering::SeqCst);
+    }
+    // SAFETY: the handler stores into an atomic, which a signal may interrupt anywhere; the struct
+    // is valid when zeroed.
+    let set = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = stop as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut())
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()).context("cannot install the handler of SIGUSR1"),
+    }
+}
+
+#[cfg(not(unix))]
+fn save_on_user_signal() -> anyhow::Result<()> {
+    Ok(())
 }
 
 /// Set once a stop was asked for; long work looks at it between steps.

@@ -1,17 +1,24 @@
 //! This process among those of a job: how it joins the others, and how it ends.
 
+use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use sppo_training::cluster::launch::{self, Launcher, launcher};
+use sppo_training::cluster::watchdog::Watchdog;
 use sppo_training::cluster::world;
 use sppo_training::files::host;
 
 use crate::errors::user;
 
-/// How long the others let rank 0 speak first: its end ends them, and what is wrong on all ranks is
-/// said once.
-const LEAD: Duration = Duration::from_millis(300);
+/// How long the others let rank 0 speak first: its end ends them, mpirun's a second later, and what
+/// is wrong on all ranks is said once.
+const LEAD: Duration = Duration::from_millis(1500);
+
+/// The watch over the other ranks, and the folder of its files.
+static WATCH: Mutex<Option<(Watchdog, PathBuf)>> = Mutex::new(None);
 
 /// Joins the processes that a launcher started together with this one; does nothing where it is
 /// alone.
@@ -86,7 +93,21 @@ pub fn say(text: &str) {
 /// MPI would wait for the others.
 pub fn fail(code: u8) {
     if launcher().is_some() {
+        if let Ok(watch) = WATCH.try_lock()
+            && let Some((_, folder)) = watch.as_ref()
+        {
+            // The last one leaves an empty folder.
+            let _ = fs::remove_file(folder.join(world().rank().to_string()));
+            let _ = fs::remove_dir(folder);
+        }
         world().fail(code);
+    }
+}
+
+/// Keeps the watch over the other ranks until this one ends.
+pub fn keep(watchdog: Watchdog, folder: PathBuf) {
+    if let Ok(mut watch) = WATCH.lock() {
+        *watch = Some((watchdog, folder));
     }
 }
 
@@ -95,6 +116,14 @@ pub fn leave() {
     #[cfg(feature = "mpi")]
     if world().size() > 1 {
         world().barrier();
+        let watch = WATCH.lock().ok().and_then(|mut watch| watch.take());
+        if let Some((watchdog, folder)) = watch {
+            drop(watchdog);
+            world().barrier();
+            if world().leads() {
+                let _ = fs::remove_dir_all(folder);
+            }
+        }
         sppo_training::cluster::Mpi::finalize();
     }
 }

@@ -1,13 +1,22 @@
-//! Logs on stderr, chosen by -v, -q or the variable SPPO_LOG.
+//! Logs on stderr, chosen by -v, -q or the variable SPPO_LOG. Of the ranks of a job all but the first
+//! log to files of their own, and to stderr what they warn of.
 
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Mutex;
 
 use anyhow::Context;
+use sppo_training::cluster::launch;
+use sppo_training::files::FileError;
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::debug_fn;
 
 use crate::errors::OrUser;
+use crate::job;
 use crate::progress;
 use crate::terminal::visible;
 
@@ -32,8 +41,8 @@ pub fn init(verbose: u8, quiet: bool) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .fmt_fields(fields)
-        .with_writer(|| Stderr)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .with_writer(Place)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()) && !job::follows())
         .with_target(verbose > 0)
         .log_internal_errors(false)
         .init();
@@ -49,12 +58,79 @@ fn default_directives(verbose: u8, quiet: bool) -> &'static str {
     }
 }
 
-/// Stderr with the progress bars out of the way.
-struct Stderr;
+/// From now on this rank, if it is not the first, logs to `<folder>/<rank>.log`, behind what is there.
+pub fn to_file(folder: &Path, rank: usize) -> Result<(), FileError> {
+    if rank == 0 {
+        return Ok(());
+    }
+    fs::create_dir_all(folder).map_err(FileError::new("make", folder))?;
+    let path = folder.join(format!("{rank}.log"));
+    let file = OpenOptions::new().append(true).create(true).open(&path);
+    let mut file = file.map_err(FileError::new("write", &path))?;
+    if let Ok(mut log) = LOG.lock() {
+        if let Log::Early(lines) = &*log {
+            file.write_all(lines)
+                .map_err(FileError::new("write", &path))?;
+        }
+        *log = Log::File(file);
+    }
+    Ok(())
+}
 
-impl Write for Stderr {
+/// Where a rank that is not the first logs to.
+enum Log {
+    /// Lines from before its file is known.
+    Early(Vec<u8>),
+    File(File),
+}
+
+static LOG: Mutex<Log> = Mutex::new(Log::Early(Vec::new()));
+
+struct Place;
+
+impl<'a> MakeWriter<'a> for Place {
+    type Writer = Writer;
+
+    fn make_writer(&'a self) -> Writer {
+        match job::follows() {
+            true => Writer::Rank { aloud: false },
+            false => Writer::Stderr,
+        }
+    }
+
+    fn make_writer_for(&'a self, about: &Metadata<'_>) -> Writer {
+        match job::follows() {
+            true => Writer::Rank {
+                aloud: *about.level() <= Level::WARN,
+            },
+            false => Writer::Stderr,
+        }
+    }
+}
+
+enum Writer {
+    /// With the progress bars out of the way.
+    Stderr,
+    /// The file of a rank, and stderr for what is to be heard.
+    Rank { aloud: bool },
+}
+
+impl Write for Writer {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        progress::bars().suspend(|| io::stderr().write(line))
+        let Self::Rank { aloud } = self else {
+            return progress::bars().suspend(|| io::stderr().write(line));
+        };
+        if *aloud {
+            let text = [format!("rank {}: ", launch::rank()).as_bytes(), line].concat();
+            let _ = io::stderr().write_all(&text);
+        }
+        if let Ok(mut log) = LOG.lock() {
+            match &mut *log {
+                Log::Early(lines) => lines.extend(line),
+                Log::File(file) => file.write_all(line)?,
+            }
+        }
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod commands;
+mod devices;
 mod errors;
 mod fault;
 mod interrupt;
@@ -10,6 +11,7 @@ mod logging;
 mod memory;
 mod output;
 mod progress;
+mod start;
 mod terminal;
 
 use std::process::ExitCode;

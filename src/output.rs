@@ -7,10 +7,15 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::job;
 use crate::terminal::{visible_json, visible_lines};
 
-/// Prints text and ends the line if it does not. A program that reads it gets it as it is.
+/// Prints text and ends the line if it does not. A program that reads it gets it as it is. Of the
+/// ranks of a job the first prints.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    if job::follows() {
+        return Ok(());
+    }
     let mut stdout = std::io::stdout().lock();
     let text = match stdout.is_terminal() {
         true => Cow::Owned(visible_lines(text)),

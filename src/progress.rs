@@ -9,7 +9,7 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, Progre
 use sppo_training::monitor::{Monitor, resident_peak_bytes};
 
 use crate::terminal::visible;
-use crate::{backend, interrupt};
+use crate::{backend, interrupt, job};
 
 /// Time between two log lines of one progress.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -50,7 +50,8 @@ impl Progress {
     /// Starts at `done` of `total` units (e.g. "prompts"); what was done before does not count
     /// for the rate.
     pub fn new(label: &str, unit: &'static str, done: u64, total: u64) -> Self {
-        let shown = tracing::enabled!(tracing::Level::INFO) && std::io::stderr().is_terminal();
+        let terminal = std::io::stderr().is_terminal() && !job::follows();
+        let shown = tracing::enabled!(tracing::Level::INFO) && terminal;
         Self::with_view(label, unit, done, total, shown)
     }
 
@@ -106,6 +107,18 @@ impl Progress {
                 self.show(&mut lines);
             }
         }
+    }
+
+    /// What is done and how far it is, for those who watch this process.
+    fn place(&self) -> String {
+        let (done, total) = match &self.view {
+            View::Bar(bar, _) => (bar.position(), bar.length().unwrap_or(0)),
+            View::Lines(lines) => {
+                let lines = lock(lines);
+                (lines.done, lines.total)
+            }
+        };
+        format!("{}, {done}/{total} {}", self.label, self.unit)
     }
 
     fn show(&self, lines: &mut Lines) {
@@ -170,7 +183,9 @@ impl Monitor for Console {
     }
 
     fn begin(&self, label: &str, unit: &'static str, done: usize, total: usize) {
-        *lock(&self.0) = Some(Progress::new(label, unit, done as u64, total as u64));
+        let progress = Progress::new(label, unit, done as u64, total as u64);
+        sppo_model::progress::begin(progress.place());
+        *lock(&self.0) = Some(progress);
     }
 
     fn advance(&self, count: usize, note: Option<String>) {
@@ -179,6 +194,7 @@ impl Monitor for Console {
                 progress.note(note);
             }
             progress.advance(count as u64);
+            sppo_model::progress::begin(progress.place());
         }
     }
 
@@ -189,6 +205,7 @@ impl Monitor for Console {
     }
 
     fn end(&self) {
+        sppo_model::progress::begin("");
         *lock(&self.0) = None;
     }
 

@@ -12,6 +12,7 @@ use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Value, json};
 
 use crate::other_formats::{and, not_downloaded, other_weights};
+use crate::progress;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -377,6 +378,7 @@ impl Checkpoint {
         let Some(entry) = self.tensors.get(name) else {
             return Ok(None);
         };
+        progress::advance();
         let (path, map) = &self.files[entry.file];
         let found = match entry.dtype {
             Dtype::F64 => DType::F64,
@@ -453,6 +455,8 @@ impl View for &LazyTensor<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
+        // Written one by one.
+        progress::advance();
         let data = (self.fetch)().convert_dtype(self.dtype);
         Cow::Owned(data.as_bytes().to_vec())
     }

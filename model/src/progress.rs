@@ -1,18 +1,21 @@
-//! What this process is doing, for those who watch it: a label, a count that goes up, and whether
-//! it waits for others.
+//! What this process is doing, for those who watch it: where it is, a count that goes up, and
+//! whether it waits for others.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static WAITING: AtomicBool = AtomicBool::new(false);
 static WRITING: AtomicBool = AtomicBool::new(false);
-static LABEL: Mutex<String> = Mutex::new(String::new());
+/// The part of the job, and the piece of work within it.
+static PLACE: Mutex<[String; 2]> = Mutex::new([String::new(), String::new()]);
 
 /// What a process is doing at a moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Doing {
-    /// Such as `block 17 backward`.
+    /// The part of the job, such as `training, step 12`.
+    pub part: String,
+    /// The piece of work within it, such as `block 17 backward`.
     pub label: String,
     /// Goes up with every piece of work.
     pub count: u64,
@@ -27,9 +30,13 @@ pub fn advance() {
 
 /// Says what is done from now on.
 pub fn doing(label: impl Into<String>) {
-    if let Ok(mut now) = LABEL.lock() {
-        *now = label.into();
-    }
+    place()[1] = label.into();
+    advance();
+}
+
+/// Says which part of the job begins.
+pub fn begin(part: impl Into<String>) {
+    *place() = [part.into(), String::new()];
     advance();
 }
 
@@ -56,9 +63,18 @@ pub fn now() -> Doing {
     if WRITING.load(Ordering::Relaxed) {
         advance();
     }
+    let [part, label] = place().clone();
     Doing {
-        label: LABEL.lock().map(|label| label.clone()).unwrap_or_default(),
+        part,
+        label,
         count: COUNT.load(Ordering::Relaxed),
         waiting: WAITING.load(Ordering::Relaxed),
     }
+}
+
+/// The words stay right even if a thread panicked while it held them.
+fn place() -> MutexGuard<'static, [String; 2]> {
+    PLACE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

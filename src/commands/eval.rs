@@ -19,6 +19,7 @@ use crate::backend::{WithBackend, dispatch};
 use crate::errors::{OrUser, user};
 use crate::output;
 use crate::progress::Console;
+use crate::start::{Place, Start, inputs, start};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -59,6 +60,15 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("generate", config.generate.precision, device)?;
     let mut judging = config.judge.clone();
     let policy = resolve_model(&args.model)?;
+    let against = resolve_model(&args.against)?;
+    let mut read = inputs(&config, [("the prompts", Some(&file))]);
+    read.extend([("the model", policy.clone()), ("the other model", against)]);
+    let device = start(Start {
+        output: Place::Folder(&folder),
+        config: Some(&config),
+        inputs: read,
+        device,
+    })?;
     let template = config.model.template();
     let cache = || folder.join("judge-cache.jsonl");
     judging.http.cache.get_or_insert_with(cache);

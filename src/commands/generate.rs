@@ -16,6 +16,7 @@ use crate::backend::{WithBackend, dispatch};
 use crate::errors::OrUser;
 use crate::output;
 use crate::progress::Console;
+use crate::start::{Place, Start, start};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -63,6 +64,15 @@ pub struct Args {
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16_flag(args.sampling.precision, args.device.device)?;
     let model = resolve_model(&args.model)?;
+    let device = start(Start {
+        output: Place::File(&args.out),
+        config: None,
+        inputs: vec![
+            ("the model", model.clone()),
+            ("the prompts", args.prompts.clone()),
+        ],
+        device: args.device.device,
+    })?;
     let skip_bad = args.limits.bad.on_bad_row.skips();
     let mut prompts = RowFile::<PromptRow>::read(&args.prompts, skip_bad).or_user()?;
     if let Some(shard) = args.shard {
@@ -88,7 +98,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         label: "generating",
         existing: args.overwrite.existing(),
     };
-    dispatch(args.device.device, Generate(job))??;
+    dispatch(device, Generate(job))??;
     output::made(&args.out, json)
 }
 

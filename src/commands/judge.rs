@@ -15,6 +15,7 @@ use crate::backend::{WithBackend, dispatch};
 use crate::errors::user;
 use crate::output;
 use crate::progress::Console;
+use crate::start::{Place, Start, inputs, start};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -105,21 +106,24 @@ impl Args {
 
 /// Judges responses.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let Config {
-        judge,
-        model,
-        on_bad_row,
-        ..
-    } = args.config()?;
+    let config = args.config()?;
+    let Config { judge, model, .. } = &config;
+    let on_bad_row = config.on_bad_row;
     if args.dry_run {
-        return look(&args, &judge, on_bad_row, json);
+        return look(&args, judge, on_bad_row, json);
     }
     refuse_bf16("judge", judge.precision, args.device.device)?;
+    let device = start(Start {
+        output: Place::File(&args.out),
+        config: Some(&config),
+        inputs: inputs(&config, [("the responses", Some(&args.responses))]),
+        device: args.device.device,
+    })?;
     dispatch(
-        args.device.device,
+        device,
         JudgeResponses {
             args: &args,
-            config: &judge,
+            config: judge,
             date: model.date,
             on_bad_row,
         },

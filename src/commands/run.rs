@@ -12,6 +12,7 @@ use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
+use crate::start::{Place, Start, inputs, start};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -34,6 +35,17 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("train", config.train.precision, device)?;
     refuse_bf16("judge", config.judge.precision, device)?;
     refuse_bf16("generate", config.generate.precision, device)?;
+    let files = [
+        ("sft.data", config.sft.data.as_ref()),
+        ("prompts.train", config.prompts.train.as_ref()),
+        ("prompts.heldout", config.prompts.heldout.as_ref()),
+    ];
+    let device = start(Start {
+        output: Place::Folder(&config.output_dir),
+        config: Some(&config),
+        inputs: inputs(&config, files),
+        device,
+    })?;
     let report = dispatch(device, Run(&config, args.overwrite.overwrite))??;
     output::print(&report.table())?;
     match json {

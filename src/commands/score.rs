@@ -11,6 +11,7 @@ use super::args::{BadRowArg, DateArg, DeviceArg, OverwriteArg, TemplateArg, coun
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
+use crate::start::{Place, Start, start};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -67,7 +68,16 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         existing: args.overwrite.existing(),
         date: args.date.date.map(|date| date.0),
     };
-    dispatch(args.device.device, Score(job))??;
+    let device = start(Start {
+        output: Place::File(&args.out),
+        config: None,
+        inputs: vec![
+            ("the model", model.clone()),
+            ("the pairs", args.data.clone()),
+        ],
+        device: args.device.device,
+    })?;
+    dispatch(device, Score(job))??;
     output::made(&args.out, json)
 }
 

@@ -12,6 +12,7 @@ use super::args::{ConfigArgs, OverwriteArg};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
+use crate::start::{Place, Start, inputs, start};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -28,6 +29,12 @@ pub struct Args {
 /// Fine-tunes; the model is at `<output_dir>/model`.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
+    let device = start(Start {
+        output: Place::Folder(&config.output_dir),
+        config: Some(&config),
+        inputs: inputs(&config, [("sft.data", config.sft.data.as_ref())]),
+        device,
+    })?;
     let model = dispatch(device, FineTune(&config, &args.overwrite))??;
     output::made(&model, json)
 }

@@ -12,6 +12,7 @@ use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::output;
 use crate::progress::Console;
+use crate::start::{Place, Start, inputs, start};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -31,6 +32,16 @@ pub struct Args {
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
     refuse_bf16("train", config.train.precision, device)?;
+    let files = [
+        ("train.data", config.train.data.as_ref()),
+        ("train.eval_data", config.train.eval_data.as_ref()),
+    ];
+    let device = start(Start {
+        output: Place::Folder(&config.output_dir),
+        config: Some(&config),
+        inputs: inputs(&config, files),
+        device,
+    })?;
     let model = dispatch(device, Training(&config, &args.overwrite))??;
     output::made(&model, json)
 }

@@ -147,6 +147,7 @@ impl<B: ModelOps> Worker<B> {
         slots: usize,
     ) -> Result<Vec<Drawn>, GenerateError> {
         let mut drawn = Vec::new();
+        crate::progress::advance();
         self.enter(decoder, slots, &mut drawn)?;
         self.close_gaps();
         if self.rows.is_empty() {

@@ -7,8 +7,10 @@
 pub mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
+pub mod start;
 #[cfg(test)]
 pub(crate) mod threads;
+pub mod watchdog;
 
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
@@ -20,7 +22,7 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
-pub use sppo_model::progress::{Doing, advance, doing, now, waiting, writing};
+pub use sppo_model::progress::{Doing, advance, begin, doing, now, waiting, writing};
 
 /// The processes of a job. Every method but those that only tell is collective: all ranks call it,
 /// in the same order.

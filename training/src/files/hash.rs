@@ -8,6 +8,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
+use sppo_model::progress::advance;
 
 use super::error::FileError;
 
@@ -78,6 +79,11 @@ fn files_fingerprint(dir: &Path, counts: impl Fn(&str) -> bool) -> Result<String
 }
 
 /// SHA-256 of a file's content, in hex.
+pub fn file_fingerprint(path: &Path) -> Result<String, FileError> {
+    digest(path)
+}
+
+/// SHA-256 of a file's content, in hex.
 ///
 /// A run asks for a model's many times: a file that this process hashed before, and that has the
 /// size and time of then, is not read again.
@@ -111,6 +117,7 @@ pub(super) fn digest(path: &Path) -> Result<String, FileError> {
             break;
         }
         hash.update(&buffer[..count]);
+        advance();
     }
     let digest = hex(&hash.finalize());
     // Within the clock's grain a file may change and keep its time.

@@ -178,9 +178,8 @@ pub(super) fn plan<B: ModelOps>(
     let context = config.max_position_embeddings;
     let tokens = requests.iter().map(|(_, r)| r.most_tokens(context)).max();
     let workers = match B::ON_HOST {
-        // The cores of a host are shared by its ranks.
-        true if cluster::world().local_size() > 1 => rayon::current_num_threads(),
-        true => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        // The ranks of a host share its cores.
+        true => rayon::current_num_threads(),
         false => 1,
     };
     // A worker of fewer rows reads its weights for too little.

@@ -30,7 +30,7 @@ pub use resume::{Begun, Saved, base_of_adapters, claim_training, training_output
 pub use settings::{Adapters, ModelFiles, TrainSettings};
 pub use supervised::SupervisedObjective;
 
-use crate::cluster::{any, doing, gather};
+use crate::cluster::{any, begin, gather};
 use crate::learner::{Learner, StepReport};
 use crate::monitor::Monitor;
 use metrics::MetricsFile;
@@ -65,7 +65,7 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
     let sync = |metrics: &Option<MetricsFile>| metrics.iter().try_for_each(MetricsFile::sync);
     let mut saved = start;
     for step in start..steps {
-        doing(format!("step {}", step + 1));
+        begin(format!("training, step {}", step + 1));
         if any(world, monitor.interrupted()) {
             sync(&metrics)?;
             if step > saved {

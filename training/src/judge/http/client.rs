@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sppo_model::progress::advance;
 use sppo_model::quiet::quietly;
 
 use super::answer::Words;
@@ -226,6 +227,8 @@ fn wait(pause: Duration, stop: &AtomicBool) -> Result<(), AskError> {
         if left.is_zero() {
             return Ok(());
         }
+        // The server asked for it: nobody stands still.
+        advance();
         std::thread::sleep(left.min(Duration::from_millis(50)));
     }
 }
