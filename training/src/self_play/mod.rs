@@ -30,8 +30,7 @@ use crate::stages::{
     Comparison, Evaluation, FineTuned, FineTuning, Generation, Judging, Merging, PairTraining,
     PromptCounts, PromptLimits, Sampling, StageError, build_judge, build_judge_of, check_prompts,
     compare_answers, date_of, fine_tune, generate, judge_responses, lock_folder, make_pairs,
-    merge_adapters,
-    start_model, train_pairs,
+    merge_adapters, start_model, train_pairs,
 };
 
 /// Runs the whole loop of `config`, or the rest of it. What was made from other things is set aside
@@ -45,7 +44,7 @@ pub fn run<B: TrainingOps>(
     let train_file = required(&config.prompts.train, "prompts.train")?;
     let heldout_file = required(&config.prompts.heldout, "prompts.heldout")?;
     // All that can be refused is refused before the first model is loaded.
-    let ranks = world().size();
+    let ranks = cluster::world().size();
     let (train, sft) = (&config.train, &config.sft);
     parts_for_ranks(
         "train",
