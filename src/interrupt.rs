@@ -42,8 +42,8 @@ pub fn install() -> anyhow::Result<()> {
 fn stop_at_once() {
     if !job::follows() {
         job::say(
-            "interrupted: a launcher leaves no time to save; run it again to go on from the newest \
-             checkpoint (SIGUSR1 to mpirun, or scancel -s USR1, saves and stops)\n",
+            "ended by a signal through its launcher, which leaves no time to save; run it again to go on \
+             from the newest checkpoint (SIGUSR1 to mpirun, or scancel -s USR1, saves and stops)\n",
         );
     }
     job::fail(130);

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::Context;
@@ -63,16 +63,15 @@ pub fn to_file(folder: &Path, rank: usize) -> Result<(), FileError> {
     if rank == 0 {
         return Ok(());
     }
-    fs::create_dir_all(folder).map_err(FileError::new("make", folder))?;
-    let path = folder.join(format!("{rank}.log"));
-    let file = OpenOptions::new().append(true).create(true).open(&path);
-    let mut file = file.map_err(FileError::new("write", &path))?;
     if let Ok(mut log) = LOG.lock() {
-        if let Log::Early(lines) = &*log {
-            file.write_all(lines)
-                .map_err(FileError::new("write", &path))?;
+        let path = folder.join(format!("{rank}.log"));
+        let early = std::mem::replace(&mut *log, Log::At(path.clone()));
+        if let Log::Early(lines) = early
+            && !lines.is_empty()
+        {
+            let written = log.write(&lines);
+            written.map_err(FileError::new("write", &path))?;
         }
-        *log = Log::File(file);
     }
     Ok(())
 }
@@ -81,7 +80,25 @@ pub fn to_file(folder: &Path, rank: usize) -> Result<(), FileError> {
 enum Log {
     /// Lines from before its file is known.
     Early(Vec<u8>),
+    /// A file that the first line makes.
+    At(PathBuf),
     File(File),
+}
+
+impl Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        if let Self::At(path) = self {
+            fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            let file = OpenOptions::new().append(true).create(true).open(path)?;
+            *self = Self::File(file);
+        }
+        match self {
+            Self::Early(lines) => lines.extend(line),
+            Self::File(file) => file.write_all(line)?,
+            Self::At(_) => {}
+        }
+        Ok(())
+    }
 }
 
 static LOG: Mutex<Log> = Mutex::new(Log::Early(Vec::new()));
@@ -125,10 +142,7 @@ impl Write for Writer {
             let _ = io::stderr().write_all(&text);
         }
         if let Ok(mut log) = LOG.lock() {
-            match &mut *log {
-                Log::Early(lines) => lines.extend(line),
-                Log::File(file) => file.write_all(line)?,
-            }
+            log.write(line)?;
         }
         Ok(line.len())
     }

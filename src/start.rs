@@ -88,8 +88,11 @@ pub fn start(start: Start<'_>) -> anyhow::Result<Device> {
         return Ok(start.device);
     }
     watch(&start)?;
-    if let Some(difference) = difference(world(), facts(&start)) {
-        return Err(user(difference));
+    doing("comparing what the ranks begin with");
+    for facts in [facts, fingerprints] {
+        if let Some(difference) = difference(world(), facts(&start)) {
+            return Err(user(difference));
+        }
     }
     devices::share_cores();
     devices::of_rank(start.device)
@@ -143,9 +146,8 @@ fn clear(folder: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// What has to be the same on all ranks.
+/// What has to be the same on all ranks, and costs nothing to compare.
 fn facts(start: &Start<'_>) -> Vec<Fact> {
-    doing("comparing what the ranks begin with");
     let text = |config: &Config| config.to_toml();
     // An address may hold secrets, which nobody prints.
     let shown = |argument: String| match argument.contains(['?', '@']) {
@@ -156,26 +158,29 @@ fn facts(start: &Start<'_>) -> Vec<Fact> {
     let arguments: Vec<String> = arguments
         .map(|a| shown(a.to_string_lossy().into_owned()))
         .collect();
-    let mut facts: Vec<Fact> = [
+    let config = start.config.map(text).unwrap_or_default();
+    let facts = [
         ("the version of sppo", env!("CARGO_PKG_VERSION").to_string()),
         ("the command line", arguments.join(" ")),
-        (
-            "the configuration",
-            start.config.map(text).unwrap_or_default(),
-        ),
+        ("the configuration", config),
         ("the device", start.device.kind().into()),
-    ]
-    .map(|(name, value)| (name.to_string(), Some(value)))
-    .into();
-    for (name, path) in &start.inputs {
-        // Once a host: what the others would read is the same.
-        let hashes = world().local_rank() == 0;
-        facts.push((
+    ];
+    facts
+        .map(|(name, value)| (name.to_string(), Some(value)))
+        .into()
+}
+
+/// Fingerprints of what is read, made once a host: what its other ranks would read is the same.
+fn fingerprints(start: &Start<'_>) -> Vec<Fact> {
+    let hashes = world().local_rank() == 0;
+    let inputs = start.inputs.iter();
+    let facts = inputs.map(|(name, path)| {
+        (
             format!("{name} {}", path.display()),
             hashes.then(|| hash(path)),
-        ));
-    }
-    facts
+        )
+    });
+    facts.collect()
 }
 
 /// A fingerprint, or why there is none: whoever needs what is missing says more of it later.

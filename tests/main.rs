@@ -3,6 +3,8 @@
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cli;
 mod close;
+#[cfg(all(unix, any(feature = "ndarray", feature = "flex")))]
+mod cluster;
 mod golden;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod regression;
