@@ -1,5 +1,7 @@
 //! What many processes cannot do, and what they must have in common.
 
+use std::process::Command;
+
 use super::run::{job, mpirun_is_there};
 use crate::cli::Place;
 use crate::cli::train::{TRAIN, place};
@@ -66,19 +68,20 @@ fn a_launcher_of_another_mpi() {
     );
 }
 
+/// Each rank works in a copy of the folder.
+const OWN_FOLDER: &str = "mkdir $RANK; cp -r llama train.toml pairs.jsonl $RANK; cd $RANK";
+
+fn in_one_output(place: &Place) -> String {
+    format!("{TRAIN} --set output_dir={}", place.path("out").display())
+}
+
 #[test]
 fn a_folder_that_not_all_see() {
     if !mpirun_is_there() {
         return;
     }
-    let place = place();
-    let each = "mkdir $RANK; cp -r llama train.toml pairs.jsonl $RANK; cd $RANK";
-    refused(
-        &place,
-        each,
-        TRAIN,
-        &["output_dir out is not seen by rank 1 ("],
-    );
+    let parts = ["output_dir out is not seen by rank 1 ("];
+    refused(&place(), OWN_FOLDER, TRAIN, &parts);
 }
 
 #[test]
@@ -87,43 +90,37 @@ fn what_differs_between_the_ranks() {
         return;
     }
     let place = place();
-    let (command, setting) = ("the command line differs from rank 0's: ", "train.epochs=1");
-    let args = format!("{TRAIN} --set train.epochs=$RANK");
-    let expected = format!("train --config train.toml --set {setting} / train --config");
-    // Zero epochs would be refused by rank 0 alone.
-    let each = "RANK=$((RANK + 1))";
-    let expected = expected.replace(setting, "train.epochs=2");
-    refused(&place, each, &args, &["rank 1 (", command, &expected]);
-    let each = "cp train.toml $RANK.toml; [ $RANK = 0 ] || echo 'shuffle_seed = 7' >> $RANK.toml; \
-                mkdir $RANK; mv $RANK.toml $RANK/train.toml; cp -r llama pairs.jsonl $RANK; cd $RANK";
-    let args = format!("{TRAIN} --set output_dir={}", place.path("out").display());
-    let each = each.replace("shuffle_seed = 7", "max_length = 77");
+    let args = format!("{TRAIN} --set train.epochs=$((RANK + 1))");
     let parts = [
         "rank 1 (",
-        "the configuration differs from rank 0's: max_length = 77 / ",
+        "the command line differs from rank 0's: train --config train.toml --set train.epochs=2 / train",
     ];
-    refused(&place, &each, &args, &parts);
+    refused(&place, "", &args, &parts);
+    let each = format!("{OWN_FOLDER}; [ $RANK = 0 ] || echo max_length = 777 >> train.toml");
+    let parts = [
+        "rank 1 (",
+        "the configuration differs from rank 0's: max_length = 777 / ",
+    ];
+    refused(&place, &each, &in_one_output(&place), &parts);
 }
 
-/// Each rank on a host of its own, as far as it can see.
+/// Each rank is on a host of its own, as far as it can see.
 #[test]
 fn files_that_differ_between_hosts() {
-    let unshare = std::process::Command::new("unshare")
-        .args(["--uts", "hostname", "here"])
-        .output();
-    if !mpirun_is_there() || !unshare.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: hosts need unshare --uts");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--uts", "hostname", "here"]);
+    let unshared = unshare.output().is_ok_and(|output| output.status.success());
+    if !mpirun_is_there() || !unshared {
+        eprintln!("SKIPPED: a host's name of one's own needs unshare --uts");
         return;
     }
     let place = place();
-    let each = "mkdir $RANK; cp -r llama train.toml pairs.jsonl $RANK; cd $RANK\n\
-                [ $RANK = 0 ] || echo '{}' >> pairs.jsonl\n\
-                exec unshare --uts sh -c \"hostname node$RANK; exec $0 $*\" ||";
-    let bin = env!("CARGO_BIN_EXE_sppo");
-    let args = format!("{TRAIN} --set output_dir={}", place.path("out").display());
-    let each = each
-        .replace("$0 $*", &format!("{bin} {args}"))
-        .replace("\" ||", "\"");
+    let args = in_one_output(&place);
+    let each = format!(
+        "{OWN_FOLDER}; [ $RANK = 0 ] || echo '{{}}' >> pairs.jsonl\n\
+         exec unshare --uts sh -c \"hostname node$RANK; exec {} {args}\"",
+        env!("CARGO_BIN_EXE_sppo")
+    );
     let parts = ["rank 1 (node1): train.data pairs.jsonl differs from rank 0's: "];
     refused(&place, &each, &args, &parts);
 }
