@@ -3,6 +3,7 @@
 //! Every operation is started without blocking and then polled: a rank that waits is seen to wait,
 //! takes no core from those that compute, and ends with the process.
 
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use ::mpi::ffi;
@@ -17,7 +18,12 @@ pub struct Mpi {
     size: usize,
     local_rank: usize,
     local_size: usize,
+    /// All-to-all operations so far.
+    operations: AtomicI32,
 }
+
+/// Tags that every MPI has.
+const TAGS: i32 = 1 << 15;
 
 impl Mpi {
     /// Initialises MPI. `None` where that was done before.
@@ -36,6 +42,7 @@ impl Mpi {
             size: size as usize,
             local_rank: 0,
             local_size: 1,
+            operations: AtomicI32::new(0),
         };
         let host = crate::files::host();
         let hosts = world.all_gather(host.as_bytes());
@@ -53,65 +60,76 @@ impl Mpi {
         }
     }
 
-    fn start<T: Element>(
-        &self,
-        send: Vec<T>,
-        to: &[usize],
-        from: &[usize],
-        all_to_all: bool,
-    ) -> Pending<T> {
-        let received = vec![T::default(); from.iter().sum()];
-        let mut pending = Pending {
-            request: null_request(),
-            counts: [counts(to), counts(from)],
-            offsets: [offsets(to), offsets(from)],
-            send,
-            received,
-            finished: false,
-        };
-        let Pending {
-            request,
-            counts: [to_counts, from_counts],
-            offsets: [to_offsets, from_offsets],
-            send,
-            received,
-            ..
-        } = &mut pending;
-        debug_assert!(!all_to_all || send.len() == to.iter().sum::<usize>());
-        // SAFETY: the buffers and lists live in `pending` on the heap, which is only taken apart
-        // once the request is complete, and hold as many elements as the lists say.
+    fn all_gather_of<T: Element>(&self, send: Vec<T>, from: &[usize]) -> Pending<T> {
+        let mut pending = Pending::new(send, from.iter().sum());
+        pending.lists = [counts(from), offsets(from)];
+        let [counts, offsets] = &pending.lists;
+        let mut request = null_request();
+        // SAFETY: buffers and lists are on the heap, where `pending` keeps them until the request
+        // is complete, and hold as many elements as the lists say.
         unsafe {
-            match all_to_all {
-                true => ffi::MPI_Ialltoallv(
-                    send.as_ptr().cast(),
-                    to_counts.as_ptr(),
-                    to_offsets.as_ptr(),
-                    T::datatype(),
-                    received.as_mut_ptr().cast(),
-                    from_counts.as_ptr(),
-                    from_offsets.as_ptr(),
-                    T::datatype(),
-                    comm(),
-                    request,
-                ),
-                false => ffi::MPI_Iallgatherv(
-                    send.as_ptr().cast(),
-                    count(send.len()),
-                    T::datatype(),
-                    received.as_mut_ptr().cast(),
-                    from_counts.as_ptr(),
-                    from_offsets.as_ptr(),
-                    T::datatype(),
-                    comm(),
-                    request,
-                ),
-            };
+            ffi::MPI_Iallgatherv(
+                pending.send.as_ptr().cast(),
+                count(pending.send.len()),
+                T::datatype(),
+                pending.received.as_mut_ptr().cast(),
+                counts.as_ptr(),
+                offsets.as_ptr(),
+                T::datatype(),
+                comm(),
+                &mut request,
+            );
         }
+        pending.requests.push(request);
         pending
     }
 
-    fn all_gather_of<T: Element>(&self, send: Vec<T>, from: &[usize]) -> Pending<T> {
-        self.start(send, &[], from, false)
+    /// Message by message: Open MPI's `MPI_Ialltoallv` (4.1) loses count of its operations where
+    /// one leaves some ranks without anything to send or receive, and hangs in the next.
+    fn all_to_all_of<T: Element>(&self, send: Vec<T>, to: &[usize], from: &[usize]) -> Pending<T> {
+        let tag = self.operations.fetch_add(1, Ordering::Relaxed) % TAGS;
+        let mut pending = Pending::new(send, from.iter().sum());
+        let (mut sent, mut received) = (0, 0);
+        for rank in 0..self.size {
+            let (out, back) = (
+                &pending.send[sent..sent + to[rank]],
+                received..received + from[rank],
+            );
+            (sent, received) = (sent + to[rank], back.end);
+            if rank == self.rank {
+                pending.received[back].copy_from_slice(out);
+                continue;
+            }
+            let place = &mut pending.received[back];
+            let mut requests = [null_request(); 2];
+            // SAFETY: as above; the slices are as long as is said.
+            unsafe {
+                if !place.is_empty() {
+                    ffi::MPI_Irecv(
+                        place.as_mut_ptr().cast(),
+                        count(place.len()),
+                        T::datatype(),
+                        rank as i32,
+                        tag,
+                        comm(),
+                        &mut requests[0],
+                    );
+                }
+                if !out.is_empty() {
+                    ffi::MPI_Isend(
+                        out.as_ptr().cast(),
+                        count(out.len()),
+                        T::datatype(),
+                        rank as i32,
+                        tag,
+                        comm(),
+                        &mut requests[1],
+                    );
+                }
+            }
+            pending.requests.extend(requests);
+        }
+        pending
     }
 }
 
@@ -169,7 +187,7 @@ impl Communicator for Mpi {
     }
 
     fn all_to_all(&self, send: Vec<f32>, to: &[usize], from: &[usize]) -> Box<dyn Transfer<f32>> {
-        Box::new(self.start(send, to, from, true))
+        Box::new(self.all_to_all_of(send, to, from))
     }
 
     fn all_gather_f32(&self, send: Vec<f32>, from: &[usize]) -> Box<dyn Transfer<f32>> {
@@ -188,20 +206,28 @@ impl Communicator for Mpi {
 
 /// An operation under way, with all that MPI reads and writes meanwhile.
 struct Pending<T> {
-    request: ffi::MPI_Request,
-    counts: [Vec<i32>; 2],
-    offsets: [Vec<i32>; 2],
+    requests: Vec<ffi::MPI_Request>,
+    /// Counts and offsets.
+    lists: [Vec<i32>; 2],
     send: Vec<T>,
     received: Vec<T>,
-    finished: bool,
+}
+
+impl<T: Element> Pending<T> {
+    fn new(send: Vec<T>, received: usize) -> Self {
+        Self {
+            requests: Vec::new(),
+            lists: [Vec::new(), Vec::new()],
+            send,
+            received: vec![T::default(); received],
+        }
+    }
 }
 
 impl<T> Transfer<T> for Pending<T> {
     fn progress(&mut self) -> bool {
-        if !self.finished {
-            self.finished = test(&mut self.request);
-        }
-        self.finished
+        self.requests.retain_mut(|request| !test(request));
+        self.requests.is_empty()
     }
 
     fn wait(mut self: Box<Self>) -> Vec<T> {
@@ -212,8 +238,9 @@ impl<T> Transfer<T> for Pending<T> {
 
 impl<T> Drop for Pending<T> {
     fn drop(&mut self) {
-        if !self.finished {
-            // MPI may still write into it.
+        if !self.requests.is_empty() {
+            // MPI may still read and write them.
+            std::mem::forget(std::mem::take(&mut self.lists));
             std::mem::forget(std::mem::take(&mut self.received));
             std::mem::forget(std::mem::take(&mut self.send));
         }
