@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Place;
 use super::signals::{Moments, interrupt, kill, wait_until};
 
-const RUN: &str = "run --config run.toml";
+pub const RUN: &str = "run --config run.toml";
 
 const CONFIG: &str = r#"
 seed = 3

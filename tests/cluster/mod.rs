@@ -9,3 +9,5 @@ mod failures;
 mod refused;
 #[cfg(feature = "mpi")]
 mod run;
+#[cfg(feature = "mpi")]
+mod training;

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,6 +21,22 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// Bytes of a rank's file: written over in place and in one go, which a full disk allows.
 const RECORD: usize = 1024;
+
+/// The step of the newest checkpoint of the training under way.
+static SAVED: AtomicUsize = AtomicUsize::new(0);
+
+/// Says that a checkpoint behind `step` steps was saved.
+pub fn saved(step: usize) {
+    SAVED.store(step, Ordering::Relaxed);
+}
+
+/// What to do about a job that ended.
+fn again() -> String {
+    match SAVED.load(Ordering::Relaxed) {
+        0 => "run it again to go on".into(),
+        step => format!("run it again to go on from step {step}"),
+    }
+}
 
 /// What a rank says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,17 +197,17 @@ impl Watch {
         if let Some((rank, seen)) = ranks.find(|(_, seen)| seen.stands_still(stall)) {
             let Record { host, pid, .. } = &seen.record;
             return Some(format!(
-                "rank {rank} ({host}, pid {pid}) stands still since {seconds} s{}; the job ends; \
-                 run it again to go on",
-                seen.record.place()
+                "rank {rank} ({host}, pid {pid}) stands still since {seconds} s{}; the job ends; {}",
+                seen.record.place(),
+                again()
             ));
         }
         let all = |seen: &Seen| seen.record.waiting && seen.idle >= stall;
         self.ranks.iter().all(all).then(|| {
             format!(
-                "all ranks wait for each other since {seconds} s{}; the job ends; run it again to \
-                 go on",
-                self.ranks[self.rank].record.place()
+                "all ranks wait for each other since {seconds} s{}; the job ends; {}",
+                self.ranks[self.rank].record.place(),
+                again()
             )
         })
     }

@@ -61,7 +61,7 @@ pub fn fine_tune<B: TrainingOps>(
     let (batch_size, parts) = (config.batch_size, config.gradient_accumulation);
     parts_for_ranks("sft", batch_size, parts, world().size())?;
     refuse_own_output(job.model, job.output_dir)?;
-    training_output(job.output_dir).refuse_foreign()?;
+    lead(world(), || training_output(job.output_dir).refuse_foreign())?;
     let file = RowFile::<SftRow>::read(job.data, job.on_bad_row.skips())?;
     let made_from = MadeFrom::new("sft")
         .setting("seed", job.seed)

@@ -9,7 +9,7 @@ use sppo_model::llama::{Llama, LlamaConfig};
 use sppo_model::ops::TrainingOps;
 
 use super::error::StageError;
-use crate::cluster::world;
+use crate::cluster::{watchdog, world};
 use crate::config::Recompute;
 use crate::files::{FileError, MadeFrom, fingerprint, model_fingerprint};
 use crate::learner::Learner;
@@ -60,6 +60,7 @@ pub(super) fn learn<B: TrainingOps, O: Objective<B>>(
     if let Some((dir, saved)) = &start.resumed {
         restore(&mut learner, dir, saved)?;
         first = saved.step;
+        watchdog::saved(first);
     }
     let files = ModelFiles {
         config,

@@ -67,7 +67,7 @@ pub fn train_pairs<B: TrainingOps>(
     let (batch_size, parts) = (config.batch_size, config.gradient_accumulation);
     parts_for_ranks("train", batch_size, parts, world().size())?;
     refuse_own_output(job.model, job.output_dir)?;
-    training_output(job.output_dir).refuse_foreign()?;
+    lead(world(), || training_output(job.output_dir).refuse_foreign())?;
     warn_unfinished(job.data);
     let file = read_pairs(job.data, job)?;
     let model_key = model_key(job.model, job.template)?;

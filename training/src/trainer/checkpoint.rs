@@ -15,7 +15,7 @@ use super::error::TrainError;
 use super::optimizer_state;
 use super::resume::{STATE, Saved, step_folder, step_folders};
 use super::settings::{Adapters, ModelFiles, TrainSettings};
-use crate::cluster::{lead, writing};
+use crate::cluster::{lead, watchdog, writing};
 use crate::config::model_name;
 use crate::files::{FileError, IN_FOLDER, Mark, Seal, begin_folder, put_folder, write_mark};
 use crate::learner::Learner;
@@ -52,6 +52,7 @@ pub(super) fn save<B: TrainingOps>(
     together(learner, &target, Some("trainer"), fill, |dir| {
         write_saved(dir, STATE, learner, settings, files, step)
     })?;
+    watchdog::saved(step);
     if !learner.world().leads() {
         return Ok(());
     }
