@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn_autodiff::Autodiff;
 use sppo_model::ops::TrainingOps;
+use sppo_training::config::Cluster;
 
 use crate::errors::user;
+use crate::nccl;
 
 /// Every device name, whether this build has it or not.
 const NAMES: [&str; 5] = ["cpu", "flex", "ndarray", "wgpu", "cuda"];
@@ -201,6 +203,38 @@ pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::
             let watch = watch_memory::<cubecl::cuda::CudaRuntime>;
             on_gpu::<Autodiff<burn_cuda::Cuda<f32, i32>>, A>("cuda", place, watch, action)
         }
+    }
+}
+
+/// Runs an action that trains, as one rank of many: their cards are connected first, where that is
+/// wanted.
+pub fn dispatch_connected<A: WithBackend>(
+    device: Device,
+    cluster: &Cluster,
+    action: A,
+) -> anyhow::Result<A::Output> {
+    #[cfg(feature = "cuda")]
+    if matches!(device, Device::Cuda(_)) {
+        return dispatch(device, Connected(cluster, action))?;
+    }
+    nccl::refuse(cluster)?;
+    dispatch(device, action)
+}
+
+/// Connects the cards before the action.
+#[cfg(feature = "cuda")]
+struct Connected<'a, A>(&'a Cluster, A);
+
+#[cfg(feature = "cuda")]
+impl<A: WithBackend> WithBackend for Connected<'_, A> {
+    type Output = anyhow::Result<A::Output>;
+
+    fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
+        let any: &dyn std::any::Any = &device;
+        if let Some(card) = any.downcast_ref() {
+            nccl::connect(self.0, card)?;
+        }
+        Ok(self.1.run::<B>(device))
     }
 }
 

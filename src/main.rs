@@ -9,6 +9,7 @@ mod interrupt;
 mod job;
 mod logging;
 mod memory;
+mod nccl;
 mod output;
 mod progress;
 mod start;

@@ -1,11 +1,12 @@
 //! What this process is doing, for those who watch it: where it is, a count that goes up, and
 //! whether it waits for others.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
-static WAITING: AtomicBool = AtomicBool::new(false);
+/// How many threads wait for other ranks.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
 static WRITING: AtomicBool = AtomicBool::new(false);
 /// The part of the job, and the piece of work within it.
 static PLACE: Mutex<[String; 2]> = Mutex::new([String::new(), String::new()]);
@@ -42,9 +43,9 @@ pub fn begin(part: impl Into<String>) {
 
 /// Waits for others in `wait`.
 pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
-    WAITING.store(true, Ordering::Relaxed);
+    WAITING.fetch_add(1, Ordering::Relaxed);
     let result = wait();
-    WAITING.store(false, Ordering::Relaxed);
+    WAITING.fetch_sub(1, Ordering::Relaxed);
     advance();
     result
 }
@@ -68,7 +69,7 @@ pub fn now() -> Doing {
         part,
         label,
         count: COUNT.load(Ordering::Relaxed),
-        waiting: WAITING.load(Ordering::Relaxed),
+        waiting: WAITING.load(Ordering::Relaxed) > 0,
     }
 }
 

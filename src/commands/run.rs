@@ -9,7 +9,7 @@ use sppo_training::self_play::{self, Report};
 use sppo_training::stages::StageError;
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
-use crate::backend::{WithBackend, dispatch};
+use crate::backend::{WithBackend, dispatch_connected};
 use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
@@ -46,7 +46,11 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, files),
         device,
     })?;
-    let report = dispatch(device, Run(&config, args.overwrite.overwrite))??;
+    let report = dispatch_connected(
+        device,
+        &config.cluster,
+        Run(&config, args.overwrite.overwrite),
+    )??;
     output::print(&report.table())?;
     match json {
         true => output::json(&Line::new(&report)),

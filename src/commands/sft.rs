@@ -9,7 +9,7 @@ use sppo_training::stages::{FineTuning, StageError, fine_tune, lock_folder, star
 use sppo_training::trainer::training_output;
 
 use super::args::{ConfigArgs, OverwriteArg};
-use crate::backend::{WithBackend, dispatch};
+use crate::backend::{WithBackend, dispatch_connected};
 use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
@@ -35,7 +35,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, [("sft.data", config.sft.data.as_ref())]),
         device,
     })?;
-    let model = dispatch(device, FineTune(&config, &args.overwrite))??;
+    let model = dispatch_connected(device, &config.cluster, FineTune(&config, &args.overwrite))??;
     output::made(&model, json)
 }
 

@@ -9,7 +9,7 @@ use sppo_training::stages::{PairTraining, StageError, lock_folder, start_model, 
 use sppo_training::trainer::training_output;
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
-use crate::backend::{WithBackend, dispatch};
+use crate::backend::{WithBackend, dispatch_connected};
 use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
@@ -42,7 +42,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, files),
         device,
     })?;
-    let model = dispatch(device, Training(&config, &args.overwrite))??;
+    let model = dispatch_connected(device, &config.cluster, Training(&config, &args.overwrite))??;
     output::made(&model, json)
 }
 

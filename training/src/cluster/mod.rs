@@ -208,14 +208,19 @@ pub fn gather_f64(world: &dyn Communicator, own: &[f64]) -> Vec<Vec<f64>> {
     world.all_gather(&bytes).into_iter().map(read).collect()
 }
 
-/// Sends tensors between the devices of the ranks without a way through the host. Collective.
+/// Sends tensors between the devices of the ranks without a way through the host. Collective; what
+/// is called first is done first.
 pub trait DeviceTransport<B: Backend>: Send + Sync {
-    /// `flat` is `[ranks · n]`; gives the n elements that are this rank's, summed over the ranks.
-    fn reduce_scatter(&self, flat: Tensor<B, 1>) -> Tensor<B, 1>;
+    /// `flat` is `[ranks · n]`; starts to give the n elements that are this rank's, summed over the
+    /// ranks.
+    fn reduce_scatter(&self, flat: Tensor<B, 1>) -> Arriving<B>;
 
-    /// `own` is `[n]`, on every rank; gives `[ranks · n]`, in the order of ranks.
-    fn all_gather(&self, own: Tensor<B, 1>) -> Tensor<B, 1>;
+    /// `own` is `[n]`, on every rank; starts to give `[ranks · n]`, in the order of ranks.
+    fn all_gather(&self, own: Tensor<B, 1>) -> Arriving<B>;
 }
+
+/// A tensor on its way between devices; the call waits for it, or makes the device wait.
+pub type Arriving<B> = Box<dyn FnOnce() -> Tensor<B, 1>>;
 
 static TRANSPORT: OnceLock<Box<dyn Any + Send + Sync>> = OnceLock::new();
 

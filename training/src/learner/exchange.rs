@@ -11,7 +11,7 @@ use sppo_model::llama::parameters::Group;
 use sppo_model::ops::{DeviceError, ModelOps, to_host};
 
 use super::shards::ShardedGroup;
-use crate::cluster::{Communicator, DeviceTransport, Transfer, transport};
+use crate::cluster::{Arriving, Communicator, DeviceTransport, Transfer, transport};
 
 /// The processes of the job.
 pub type World = &'static dyn Communicator;
@@ -34,14 +34,24 @@ pub(super) struct Exchange<B: Backend> {
     /// What went wrong while a backward pass handed on its gradients.
     pub failed: Option<DeviceError>,
     transport: Option<Arc<dyn DeviceTransport<B>>>,
-    under_way: VecDeque<UnderWay>,
+    under_way: VecDeque<(Group, UnderWay<B>)>,
 }
 
-struct UnderWay {
-    group: Group,
-    /// What each sender's slice comes to.
-    own: usize,
-    transfer: Box<dyn Transfer<f32>>,
+enum UnderWay<B: Backend> {
+    Host {
+        /// What each sender's slice comes to.
+        own: usize,
+        transfer: Box<dyn Transfer<f32>>,
+    },
+    Device(Arriving<B>),
+}
+
+/// What this rank owns of a group.
+pub(super) enum Received<B: Backend> {
+    /// The slice of each part, in their order.
+    Slices(Vec<Vec<f32>>),
+    /// The sum of all parts.
+    Sum(Tensor<B, 1>),
 }
 
 /// Groups whose buffers are there at a time; the next block is computed meanwhile.
@@ -64,10 +74,26 @@ impl<B: ModelOps> Exchange<B> {
     }
 
     /// Sends a group's gradients to their owners; none where this rank has no part.
-    pub fn start(&mut self, group: &ShardedGroup, part: Vec<Option<Tensor<B, 1>>>) {
+    pub fn start(
+        &mut self,
+        group: &ShardedGroup,
+        part: Vec<Option<Tensor<B, 1>>>,
+        device: &B::Device,
+    ) {
         let begun = Instant::now();
-        for under_way in &mut self.under_way {
-            under_way.transfer.progress();
+        let under_way = match self.transport.clone() {
+            Some(transport) => self.on_device(&*transport, group, part, device),
+            None => self.on_host(group, part),
+        };
+        self.under_way.push_back((group.group, under_way));
+        self.traffic.seconds += begun.elapsed().as_secs_f64();
+    }
+
+    fn on_host(&mut self, group: &ShardedGroup, part: Vec<Option<Tensor<B, 1>>>) -> UnderWay<B> {
+        for (_, under_way) in &mut self.under_way {
+            if let UnderWay::Host { transfer, .. } = under_way {
+                transfer.progress();
+            }
         }
         let sizes = group.sizes();
         let has_part = self.world.rank() < self.parts;
@@ -82,12 +108,8 @@ impl<B: ModelOps> Exchange<B> {
         if has_part {
             self.traffic.bytes += 4 * (group.len() - own) as u64;
         }
-        self.under_way.push_back(UnderWay {
-            group: group.group,
-            own,
-            transfer: self.world.all_to_all(send, &to, &from),
-        });
-        self.traffic.seconds += begun.elapsed().as_secs_f64();
+        let transfer = self.world.all_to_all(send, &to, &from);
+        UnderWay::Host { own, transfer }
     }
 
     /// A group's gradients end to end on the host.
@@ -105,50 +127,46 @@ impl<B: ModelOps> Exchange<B> {
         flat
     }
 
-    /// Waits for the group that was sent first: its name, and the slice of each part in their order.
-    pub fn receive(&mut self) -> Option<(Group, Vec<Vec<f32>>)> {
-        let UnderWay {
-            group,
-            own,
-            transfer,
-        } = self.under_way.pop_front()?;
+    /// Waits for the group that was sent first.
+    pub fn receive(&mut self) -> Option<(Group, Received<B>)> {
+        let (group, under_way) = self.under_way.pop_front()?;
         let begun = Instant::now();
-        let received = transfer.wait();
+        let received = match under_way {
+            UnderWay::Device(arriving) => Received::Sum(arriving()),
+            UnderWay::Host { own, transfer } => {
+                let received = transfer.wait();
+                let slices = received.chunks_exact(own.max(1)).map(<[f32]>::to_vec);
+                Received::Slices(slices.collect())
+            }
+        };
         self.traffic.seconds += begun.elapsed().as_secs_f64();
-        let slices = received.chunks_exact(own.max(1)).map(<[f32]>::to_vec);
-        Some((group, slices.collect()))
+        Some((group, received))
     }
 
-    /// The sum over the ranks of what this one owns of a group, from device to device; `None` where
-    /// there is no such way.
-    pub fn on_device(
+    /// The shards of a group are sent from device to device, all of one length.
+    fn on_device(
         &mut self,
+        transport: &dyn DeviceTransport<B>,
         group: &ShardedGroup,
-        part: &[Option<Tensor<B, 1>>],
+        part: Vec<Option<Tensor<B, 1>>>,
         device: &B::Device,
-    ) -> Option<Tensor<B, 1>> {
-        let transport = self.transport.clone()?;
-        let begun = Instant::now();
-        let grads: Vec<Tensor<B, 1>> = group
-            .parameters
-            .iter()
-            .zip(part)
-            .map(|((_, range), grad)| match grad {
-                Some(grad) => grad.clone(),
-                None => Tensor::zeros([range.len()], (device, DType::F32)),
-            })
-            .collect();
-        let flat = Tensor::cat(grads, 0);
+    ) -> UnderWay<B> {
+        let grads = group.parameters.iter().zip(part);
+        let grads = grads.map(|((_, range), grad)| match grad {
+            Some(grad) => grad,
+            None => Tensor::zeros([range.len()], (device, DType::F32)),
+        });
+        let flat = Tensor::cat(grads.collect(), 0);
         let longest = longest(group);
         let slices = group.owned.iter().map(|owned| {
             let slice = flat.clone().slice(owned.clone());
             padded(slice, longest)
         });
-        let own = transport.reduce_scatter(Tensor::cat(slices.collect(), 0));
-        let kept = group.sizes()[self.world.rank()];
+        let slices = Tensor::cat(slices.collect(), 0);
         self.traffic.bytes += 4 * (longest * (self.world.size() - 1)) as u64;
-        self.traffic.seconds += begun.elapsed().as_secs_f64();
-        Some(own.slice(0..kept))
+        let arriving = transport.reduce_scatter(slices);
+        let kept = group.sizes()[self.world.rank()];
+        UnderWay::Device(Box::new(move || arriving().slice(0..kept)))
     }
 
     /// Gives all ranks the new weights of a group: `own` is what this rank owns of it, flat, in the
@@ -172,12 +190,15 @@ impl<B: ModelOps> Exchange<B> {
         let gathering = match (&self.transport, dtype) {
             (Some(transport), _) => {
                 let longest = longest(group);
-                let all = transport.all_gather(padded(own, longest));
-                let slices = sizes.iter().enumerate().map(|(rank, &size)| {
-                    let start = rank * longest;
-                    all.clone().slice(start..start + size)
-                });
-                Gathering::There(Tensor::cat(slices.collect(), 0))
+                let arriving = transport.all_gather(padded(own, longest));
+                Gathering::Device(Box::new(move || {
+                    let all = arriving();
+                    let slices = sizes.iter().enumerate().map(|(rank, &size)| {
+                        let start = rank * longest;
+                        all.clone().slice(start..start + size)
+                    });
+                    Tensor::cat(slices.collect(), 0)
+                }))
             }
             (None, DType::BF16) => {
                 let data = own
@@ -198,7 +219,7 @@ impl<B: ModelOps> Exchange<B> {
     pub fn gathered(&mut self, gathering: Gathering<B>, device: &B::Device) -> Tensor<B, 1> {
         let begun = Instant::now();
         let flat = match gathering {
-            Gathering::There(flat) => flat,
+            Gathering::Device(arriving) => arriving(),
             Gathering::F32(transfer) => {
                 let values = transfer.wait();
                 let count = values.len();
@@ -217,7 +238,7 @@ impl<B: ModelOps> Exchange<B> {
 
 /// New weights of a group on their way.
 pub(super) enum Gathering<B: Backend> {
-    There(Tensor<B, 1>),
+    Device(Arriving<B>),
     F32(Box<dyn Transfer<f32>>),
     Bf16(Box<dyn Transfer<u16>>),
 }

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend, backend:
 use sppo_model::llama::parameters::{Group, ParameterTable, ParameterVisitor, visit_parameters};
 use sppo_model::ops::{DeviceError, GRAIN, ModelOps, to_f32};
 
-use super::exchange::{Exchange, Traffic, World};
+use super::exchange::{Exchange, Received, Traffic, World};
 use super::shards::Shards;
 use crate::cluster::{doing, gather_f64};
 
@@ -106,13 +106,25 @@ impl<B: ModelOps> Gradients<B> {
 
     /// Adds the exchange that was begun first; false where none is under way.
     fn receive(&mut self) -> bool {
-        let Some((group, slices)) = self.exchange.receive() else {
+        let Some((group, received)) = self.exchange.receive() else {
             return false;
         };
         let Some(group) = self.shards.group(group).cloned() else {
             return true;
         };
         let rank = self.exchange.world.rank();
+        let slices = match received {
+            Received::Slices(slices) => slices,
+            Received::Sum(sum) => {
+                let mut next = 0;
+                for (index, part) in group.parts(rank) {
+                    let behind = next + part.len();
+                    self.add(index, sum.clone().slice(next..behind));
+                    next = behind;
+                }
+                return true;
+            }
+        };
         for slice in slices {
             let mut rest = slice.as_slice();
             for (index, part) in group.parts(rank) {
@@ -195,16 +207,7 @@ impl<B: ModelOps> GradientReceiver<B> for Gradients<B> {
             }
             return;
         }
-        if let Some(own) = self.exchange.on_device(&sharded, &part, &self.device) {
-            let mut next = 0;
-            for (index, part) in sharded.parts(self.exchange.world.rank()) {
-                let behind = next + part.len();
-                self.add(index, own.clone().slice(next..behind));
-                next = behind;
-            }
-            return;
-        }
-        self.exchange.start(&sharded, part);
+        self.exchange.start(&sharded, part, &self.device);
         while self.exchange.is_full() {
             self.receive();
         }
