@@ -33,7 +33,8 @@ pub(super) struct Exchange<B: Backend> {
     pub traffic: Traffic,
     /// What went wrong while a backward pass handed on its gradients.
     pub failed: Option<DeviceError>,
-    transport: Option<Arc<dyn DeviceTransport<B>>>,
+    /// How tensors go from device to device, where they do.
+    pub transport: Option<Arc<dyn DeviceTransport<B>>>,
     under_way: VecDeque<(Group, UnderWay<B>)>,
 }
 
@@ -159,8 +160,8 @@ impl<B: ModelOps> Exchange<B> {
         let flat = Tensor::cat(grads.collect(), 0);
         let longest = longest(group);
         let slices = group.owned.iter().map(|owned| {
-            let slice = flat.clone().slice(owned.clone());
-            padded(slice, longest)
+            let owned = (!owned.is_empty()).then(|| flat.clone().slice(owned.clone()));
+            padded(owned, longest, DType::F32, device)
         });
         let slices = Tensor::cat(slices.collect(), 0);
         self.traffic.bytes += 4 * (longest * (self.world.size() - 1)) as u64;
@@ -180,20 +181,21 @@ impl<B: ModelOps> Exchange<B> {
     ) -> Result<Gathering<B>, DeviceError> {
         let begun = Instant::now();
         let sizes = group.sizes();
-        let kept = sizes[self.world.rank()];
-        let others = (self.world.size() - 1) as u64;
-        self.traffic.bytes += others * (kept * dtype.size()) as u64;
-        let own = match own.is_empty() {
-            true => Tensor::zeros([0], (device, dtype)),
-            false => Tensor::cat(own, 0),
+        let sent = match &self.transport {
+            Some(_) => longest(group),
+            None => sizes[self.world.rank()],
         };
+        let others = (self.world.size() - 1) as u64;
+        self.traffic.bytes += others * (sent * dtype.size()) as u64;
+        let own = (!own.is_empty()).then(|| Tensor::cat(own, 0));
         let gathering = match (&self.transport, dtype) {
             (Some(transport), _) => {
                 let longest = longest(group);
-                let arriving = transport.all_gather(padded(own, longest));
+                let arriving = transport.all_gather(padded(own, longest, dtype, device));
                 Gathering::Device(Box::new(move || {
                     let all = arriving();
-                    let slices = sizes.iter().enumerate().map(|(rank, &size)| {
+                    let sizes = sizes.into_iter().enumerate();
+                    let slices = sizes.filter(|(_, size)| *size > 0).map(|(rank, size)| {
                         let start = rank * longest;
                         all.clone().slice(start..start + size)
                     });
@@ -201,15 +203,17 @@ impl<B: ModelOps> Exchange<B> {
                 }))
             }
             (None, DType::BF16) => {
-                let data = own
-                    .try_into_data()
-                    .map_err(|e| DeviceError(e.to_string()))?;
-                let values = data.into_vec::<bf16>();
+                let data = own.map(Tensor::try_into_data).transpose();
+                let data = data.map_err(|e| DeviceError(e.to_string()))?;
+                let values = data.map(TensorData::into_vec::<bf16>).transpose();
                 let values = values.map_err(|e| DeviceError(format!("{e:?}")))?;
-                let send = values.reinterpret_into();
+                let send = values.unwrap_or_default().reinterpret_into();
                 Gathering::Bf16(self.world.all_gather_u16(send, &sizes))
             }
-            (None, _) => Gathering::F32(self.world.all_gather_f32(to_host(own)?, &sizes)),
+            (None, _) => {
+                let values = own.map(to_host).transpose()?.unwrap_or_default();
+                Gathering::F32(self.world.all_gather_f32(values, &sizes))
+            }
         };
         self.traffic.seconds += begun.elapsed().as_secs_f64();
         Ok(gathering)
@@ -248,13 +252,14 @@ fn longest(group: &ShardedGroup) -> usize {
     group.sizes().into_iter().max().unwrap_or(0)
 }
 
-fn padded<B: Backend>(slice: Tensor<B, 1>, length: usize) -> Tensor<B, 1> {
-    let [count] = slice.dims();
-    match length - count {
-        0 => slice,
-        lacking => {
-            let zeros = Tensor::zeros([lacking], (&slice.device(), slice.dtype()));
-            Tensor::cat(vec![slice, zeros], 0)
-        }
-    }
+/// A slice with zeros behind it; `None` is one without elements, which a device cannot hold.
+fn padded<B: Backend>(
+    slice: Option<Tensor<B, 1>>,
+    length: usize,
+    dtype: DType,
+    device: &B::Device,
+) -> Tensor<B, 1> {
+    let count = slice.as_ref().map_or(0, |slice| slice.dims()[0]);
+    let zeros = (count < length).then(|| Tensor::zeros([length - count], (device, dtype)));
+    Tensor::cat(slice.into_iter().chain(zeros).collect(), 0)
 }
