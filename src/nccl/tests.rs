@@ -223,7 +223,10 @@ mod between_ranks {
             command.arg(std::env::current_exe().unwrap());
             let test = format!("nccl::tests::between_ranks::{test}");
             command.args(["--exact", &test, "--ignored", "--nocapture"]);
-            command.env("LD_LIBRARY_PATH", self.0.path().join(driver));
+            let mut places = vec![self.0.path().join(driver)];
+            let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+            places.extend(std::env::split_paths(&others));
+            command.env("LD_LIBRARY_PATH", std::env::join_paths(places).unwrap());
             command.env(VARIABLE, self.0.path().join("nccl.so"));
             command.env("FAKE_NCCL_FAILS", fails);
             command.output().unwrap()
