@@ -12,7 +12,7 @@ use sppo_model::llama::parameters::{
     Group, Kind, ParameterMapper, map_parameters, visit_parameters,
 };
 use sppo_model::llama::{Llama, LlamaConfig, Lora};
-use sppo_model::ops::to_host;
+use sppo_model::ops::{to_f32, to_host};
 
 use super::logps::SMALL_CHUNKS;
 use super::oracle::{Exact, exact};
@@ -240,7 +240,7 @@ fn gradients_arrive_group_by_group() {
 type Bits = (Vec<Vec<u32>>, Vec<Vec<Vec<u32>>>);
 
 fn bits<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<u32> {
-    let values = sppo_model::ops::to_f32(x.reshape([-1])).into_data();
+    let values = to_f32(x.reshape([-1])).into_data();
     let values: Vec<f32> = values.to_vec().unwrap();
     values.into_iter().map(f32::to_bits).collect()
 }
@@ -275,7 +275,7 @@ impl<B: sppo_model::ops::ModelOps> DeviceTransport<B> for ThroughHost {
 
     fn all_gather(&self, own: Tensor<B, 1>) -> Arriving<B> {
         let (dtype, device) = (own.dtype(), own.device());
-        let values = to_host(own).unwrap();
+        let values = to_host(to_f32(own)).unwrap();
         let counts = vec![values.len(); self.0.size()];
         let all = self.0.all_gather_f32(values, &counts);
         Box::new(move || {
