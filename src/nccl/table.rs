@@ -45,9 +45,12 @@ pub(super) use table;
 pub fn open(name: &OsStr) -> Result<&'static Library, String> {
     // SAFETY: libraries of drivers and of NCCL may be loaded at any time; the user names no others.
     let library = unsafe { Library::new(name) };
-    library
-        .map(|library| &*Box::leak(Box::new(library)))
-        .map_err(|error| error.to_string())
+    let library = library.map_err(|error| {
+        // The loader's own words come behind.
+        let cause = std::error::Error::source(&error);
+        cause.map_or(error.to_string(), ToString::to_string)
+    })?;
+    Ok(Box::leak(Box::new(library)))
 }
 
 /// A function of a library.

@@ -74,6 +74,7 @@ fn a_missing_library_is_said_with_where_it_was_given() {
     let said = said_of_path(Path::new("/nowhere/libnccl.so.2"));
     let expected = "SPPO_NCCL: /nowhere/libnccl.so.2 cannot be loaded: ";
     assert!(said.starts_with(expected), "{said}");
+    assert!(said.contains("No such file"), "{said}");
     let folder = TempDir::new().unwrap();
     let text = folder.path().join("libnccl.so");
     std::fs::write(&text, "no library").unwrap();

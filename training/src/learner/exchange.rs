@@ -51,7 +51,7 @@ enum UnderWay<B: Backend> {
 pub(super) enum Received<B: Backend> {
     /// The slice of each part, in their order.
     Slices(Vec<Vec<f32>>),
-    /// The sum of all parts.
+    /// The sum of all parts, with zeros behind it up to the longest shard.
     Sum(Tensor<B, 1>),
 }
 
@@ -165,9 +165,7 @@ impl<B: ModelOps> Exchange<B> {
         });
         let slices = Tensor::cat(slices.collect(), 0);
         self.traffic.bytes += 4 * (longest * (self.world.size() - 1)) as u64;
-        let arriving = transport.reduce_scatter(slices);
-        let kept = group.sizes()[self.world.rank()];
-        UnderWay::Device(Box::new(move || arriving().slice(0..kept)))
+        UnderWay::Device(transport.reduce_scatter(slices))
     }
 
     /// Gives all ranks the new weights of a group: `own` is what this rank owns of it, flat, in the
