@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{DType, Tensor, TensorData};
@@ -117,13 +118,12 @@ impl Pieces {
             let file =
                 Checkpoint::open_file(&path).map_err(|e| TrainError::Checkpoint(e.into()))?;
             for (name, shape) in file.shapes() {
-                let (of, start) = match name.rsplit_once('@') {
-                    Some((of, start)) => (of, start.parse().unwrap_or(0)),
-                    None => (name, 0),
-                };
+                let split = name.rsplit_once('@');
+                let split = split.and_then(|(of, start)| Some((of, start.parse().ok()?)));
+                let (of, start): (&str, usize) = split.unwrap_or((name, 0));
                 by_name.entry(of.into()).or_default().push(Piece {
                     start,
-                    end: start + shape.iter().product::<usize>(),
+                    end: start.saturating_add(shape.iter().product()),
                     file: files.len(),
                     name: name.into(),
                 });
@@ -137,11 +137,7 @@ impl Pieces {
     }
 
     /// A range of a flat tensor, or `None` where some of it is not there.
-    fn load(
-        &self,
-        name: &str,
-        range: std::ops::Range<usize>,
-    ) -> Result<Option<Vec<f32>>, TrainError> {
+    fn load(&self, name: &str, range: Range<usize>) -> Result<Option<Vec<f32>>, TrainError> {
         let mut values = Vec::with_capacity(range.len());
         for piece in self.by_name.get(name).into_iter().flatten() {
             let next = range.start + values.len();
@@ -155,5 +151,62 @@ impl Pieces {
             values.extend(found.unwrap_or_default());
         }
         Ok(Some(values).filter(|values| values.len() == range.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, tensors: &[(&str, Vec<f32>)]) {
+        let tensors: Vec<LazyTensor<'_>> = tensors
+            .iter()
+            .map(|(name, values)| LazyTensor {
+                name: name.to_string(),
+                shape: vec![values.len()],
+                dtype: DType::F32,
+                fetch: Box::new(|| TensorData::new(values.clone(), [values.len()])),
+            })
+            .collect();
+        write_file(path, &tensors.iter().collect::<Vec<_>>()).unwrap();
+    }
+
+    #[test]
+    fn pieces_of_any_number_of_ranks_make_any_range() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        write(
+            &file("optimizer-0-of-3.safetensors"),
+            &[("a.slot0@0", vec![0.0, 1.0]), ("b.slot0@0", vec![7.0])],
+        );
+        write(
+            &file("optimizer-2-of-3.safetensors"),
+            &[("a.slot0@3", vec![3.0, 4.0])],
+        );
+        let open = || Pieces::open(dir.path()).unwrap();
+        let load = |name, range| open().load(name, range).unwrap();
+        assert_eq!(load("a.slot0", 0..2), Some(vec![0.0, 1.0]));
+        assert_eq!(load("a.slot0", 4..5), Some(vec![4.0]));
+        assert_eq!(load("a.slot0", 1..4), None, "some is missing");
+        assert_eq!(load("a.master", 0..1), None);
+        write(
+            &file("optimizer-1-of-3.safetensors"),
+            &[("a.slot0@2", vec![2.0])],
+        );
+        assert_eq!(load("a.slot0", 1..4), Some(vec![1.0, 2.0, 3.0]));
+        assert_eq!(
+            load("a.slot0", 0..6),
+            None,
+            "it is longer than what is there"
+        );
+    }
+
+    #[test]
+    fn the_file_of_earlier_builds_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let values = vec![5.0, 6.0, 7.0];
+        write(&dir.path().join(ALONE), &[("a.master", values)]);
+        let found = Pieces::open(dir.path()).unwrap().load("a.master", 1..3);
+        assert_eq!(found.unwrap(), Some(vec![6.0, 7.0]));
     }
 }
