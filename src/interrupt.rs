@@ -17,6 +17,9 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 /// `timeout` and terminals send a signal to a process and to its group: twice within a millisecond.
 const ANOTHER: Duration = Duration::from_secs(1);
 
+/// Until a launcher has passed on what was said; it kills after a second.
+const SAID: Duration = Duration::from_millis(300);
+
 /// Installs the handler for the whole process.
 pub fn install() -> anyhow::Result<()> {
     save_on_user_signal()?;
@@ -46,6 +49,8 @@ fn stop_at_once() {
              from the newest checkpoint (SIGUSR1 to mpirun, or scancel -s USR1, saves and stops)\n",
         );
     }
+    // A launcher that ends passes on what was said a moment ago, and the end of one rank ends it.
+    std::thread::sleep(SAID);
     job::fail(130);
 }
 

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::run::{is_alive, mpirun_is_there, signal, start};
+use super::run::{are_left, mpirun_is_there, signal, start};
 use crate::cli::train::{TRAIN, place};
 use crate::cli::{Place, Ran, golden_pairs};
 
@@ -46,7 +46,7 @@ fn disturbed(
     let begun = Instant::now();
     let ran = job.ended();
     assert!(begun.elapsed() < Duration::from_secs(12), "{}", ran.stderr);
-    assert!(!pids.iter().any(|&pid| is_alive(pid)), "{}", ran.stderr);
+    assert!(!are_left(&pids), "{}", ran.stderr);
     ran
 }
 

@@ -110,8 +110,18 @@ pub fn signal(name: &str, pid: u32) {
     );
 }
 
-/// Whether a process is there, a dead one that nobody waited for aside.
-pub fn is_alive(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    status.is_ok_and(|text| !text.contains(") Z "))
+/// Whether some of the processes are there a second later, dead ones that nobody waited for aside.
+pub fn are_left(pids: &[u32]) -> bool {
+    let alive = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        status.is_ok_and(|text| !text.contains(") Z "))
+    };
+    let begun = Instant::now();
+    while pids.iter().any(alive) {
+        if begun.elapsed() > Duration::from_secs(1) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 
-use super::run::{Job, is_alive, job, mpirun_is_there, signal, start};
+use super::run::{Job, are_left, job, mpirun_is_there, signal, start};
 use crate::cli::signals::Moments;
 use crate::cli::train::{TRAIN, place};
 use crate::cli::{Place, run};
@@ -237,7 +237,7 @@ fn ended_by_a_rank_it_goes_on_with_another_number() {
             hits += 1;
             assert_eq!(ran.code, Some(code), "{name}: {}", ran.stderr);
             assert!(begun.elapsed() < Duration::from_secs(12), "{}", ran.stderr);
-            assert!(!pids.iter().any(|&pid| is_alive(pid)), "{}", ran.stderr);
+            assert!(!are_left(&pids), "{}", ran.stderr);
             if name == "STOP" {
                 let rank = format!("error: rank {} (", round % ranks);
                 assert!(ran.stderr.contains(&rank), "{}", ran.stderr);

@@ -112,8 +112,11 @@ fn together<B: TrainingOps>(
         }
     });
     if filled.is_err() {
-        // Half a folder is of no use and may be what filled the disk.
-        let _ = fs::remove_dir_all(&aside);
+        // Half a folder is of no use and may be what filled the disk. Others that still write into
+        // it would fail for no cause of theirs; the next start removes it then.
+        if world.size() == 1 {
+            let _ = fs::remove_dir_all(&aside);
+        }
         return filled;
     }
     world.barrier();
