@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Element, Tensor, TensorData, backend::Backend};
 use half::bf16;
 use half::vec::{HalfBitsVecExt, HalfFloatVecExt};
 use sppo_model::llama::parameters::Group;
@@ -49,8 +49,12 @@ enum UnderWay<B: Backend> {
 
 /// What this rank owns of a group.
 pub(super) enum Received<B: Backend> {
-    /// The slice of each part, in their order.
-    Slices(Vec<Vec<f32>>),
+    /// The slices of the parts, in their order.
+    Slices {
+        /// How long each is.
+        own: usize,
+        values: Vec<f32>,
+    },
     /// The sum of all parts, with zeros behind it up to the longest shard.
     Sum(Tensor<B, 1>),
 }
@@ -135,9 +139,8 @@ impl<B: ModelOps> Exchange<B> {
         let received = match under_way {
             UnderWay::Device(arriving) => Received::Sum(arriving()),
             UnderWay::Host { own, transfer } => {
-                let received = transfer.wait();
-                let slices = received.chunks_exact(own.max(1)).map(<[f32]>::to_vec);
-                Received::Slices(slices.collect())
+                let values = transfer.wait();
+                Received::Slices { own, values }
             }
         };
         self.traffic.seconds += begun.elapsed().as_secs_f64();
@@ -217,25 +220,44 @@ impl<B: ModelOps> Exchange<B> {
         Ok(gathering)
     }
 
-    /// Waits for the weights of a group: `[n]`, flat.
-    pub fn gathered(&mut self, gathering: Gathering<B>, device: &B::Device) -> Tensor<B, 1> {
+    /// Waits for the weights of a group: `[n]` for each of its parameters, in memory of its own.
+    pub fn gathered(
+        &mut self,
+        group: &ShardedGroup,
+        gathering: Gathering<B>,
+        device: &B::Device,
+    ) -> Vec<Tensor<B, 1>> {
         let begun = Instant::now();
-        let flat = match gathering {
-            Gathering::Device(arriving) => arriving(),
+        let ranges = group.parameters.iter().map(|(_, range)| range.clone());
+        let weights = match gathering {
+            Gathering::Device(arriving) => {
+                let flat = arriving();
+                ranges.map(|range| flat.clone().slice(range)).collect()
+            }
             Gathering::F32(transfer) => {
                 let values = transfer.wait();
-                let count = values.len();
-                Tensor::from_data(TensorData::new(values, [count]), (device, DType::F32))
+                let tensor = |range| from_slice(&values[range], DType::F32, device);
+                ranges.map(tensor).collect()
             }
             Gathering::Bf16(transfer) => {
                 let values: Vec<bf16> = transfer.wait().reinterpret_into();
-                let count = values.len();
-                Tensor::from_data(TensorData::new(values, [count]), (device, DType::BF16))
+                let tensor = |range| from_slice(&values[range], DType::BF16, device);
+                ranges.map(tensor).collect()
             }
         };
         self.traffic.seconds += begun.elapsed().as_secs_f64();
-        flat
+        weights
     }
+}
+
+/// A tensor of values on the host.
+pub(super) fn from_slice<B: Backend, E: Element>(
+    values: &[E],
+    dtype: DType,
+    device: &B::Device,
+) -> Tensor<B, 1> {
+    let data = TensorData::new(values.to_vec(), [values.len()]);
+    Tensor::from_data(data, (device, dtype))
 }
 
 /// New weights of a group on their way.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::AutodiffBackend, backend::Backend};
 use sppo_model::llama::parameters::{Group, ParameterTable, ParameterVisitor, visit_parameters};
 use sppo_model::ops::{DeviceError, GRAIN, ModelOps, to_f32};
 
-use super::exchange::{Exchange, Received, Traffic, World};
+use super::exchange::{Exchange, Received, Traffic, World, from_slice};
 use super::shards::Shards;
 use crate::cluster::{doing, gather_f64};
 
@@ -113,8 +113,8 @@ impl<B: ModelOps> Gradients<B> {
             return true;
         };
         let rank = self.exchange.world.rank();
-        let slices = match received {
-            Received::Slices(slices) => slices,
+        let (own, values) = match received {
+            Received::Slices { own, values } => (own, values),
             Received::Sum(sum) => {
                 let mut next = 0;
                 for (index, part) in group.parts(rank) {
@@ -125,13 +125,11 @@ impl<B: ModelOps> Gradients<B> {
                 return true;
             }
         };
-        for slice in slices {
-            let mut rest = slice.as_slice();
+        for mut rest in values.chunks_exact(own.max(1)) {
             for (index, part) in group.parts(rank) {
                 let (values, behind) = rest.split_at(part.len());
                 rest = behind;
-                let values = TensorData::new(values.to_vec(), [part.len()]);
-                self.add(index, Tensor::from_data(values, (&self.device, DType::F32)));
+                self.add(index, from_slice(values, DType::F32, &self.device));
             }
         }
         true

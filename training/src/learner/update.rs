@@ -96,8 +96,9 @@ impl<B: TrainingOps> Learner<B> {
         gathering: Gathering<B::InnerBackend>,
         device: &B::Device,
     ) {
-        let flat = self.gradients.exchange().gathered(gathering, device);
-        let mut replace = Replace { group, flat };
+        let exchange = self.gradients.exchange();
+        let weights = exchange.gathered(group, gathering, device);
+        let mut replace = Replace { group, weights };
         map_group(&mut self.model, group.group, &mut replace);
     }
 
@@ -236,10 +237,10 @@ fn updated<I: ModelOps>(
     (ParamState { master, slots }, cast(updated, dtype))
 }
 
-/// Puts the weights of a flat group into its parameters.
+/// Puts weights, flat, into the parameters of a group.
 struct Replace<'a, I: Backend> {
     group: &'a ShardedGroup,
-    flat: Tensor<I, 1>,
+    weights: Vec<Tensor<I, 1>>,
 }
 
 impl<B: AutodiffBackend<InnerBackend: ModelOps>> ParameterMapper<B>
@@ -251,11 +252,11 @@ impl<B: AutodiffBackend<InnerBackend: ModelOps>> ParameterMapper<B>
         parameter: Param<Tensor<B, D>>,
     ) -> Param<Tensor<B, D>> {
         let mut parameters = self.group.parameters.iter();
-        let Some((_, range)) = parameters.find(|(i, _)| *i == index) else {
+        let Some(place) = parameters.position(|(i, _)| *i == index) else {
             return parameter;
         };
         let (id, tensor, mapper) = parameter.consume();
-        let value = self.flat.clone().slice(range.clone());
+        let value = self.weights[place].clone();
         let value = Tensor::from_inner(value.reshape::<D, _>(tensor.shape())).require_grad();
         Param::from_mapped_value(id, value, mapper)
     }
