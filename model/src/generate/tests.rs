@@ -1,5 +1,6 @@
 //! The engine against itself: whatever comes when, every response is what it is alone.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,16 +95,31 @@ fn one_by_one<B: ModelOps>(decoder: &Arc<Decoder<B>>, requests: &[Request]) -> V
     requests.iter().map(alone).collect()
 }
 
-/// To the last bit where caches are laid out for it; else log-probabilities may be rounded.
-fn assert_same(found: &Sample, expected: &Sample, writes: Writes) {
-    let mut found = found.clone();
-    if writes == Writes::Additions {
-        for (a, b) in found.logprobs.iter_mut().zip(&expected.logprobs) {
-            assert!((*a - b).abs() < 1e-5, "{a} is not {b}");
-            *a = *b;
-        }
+/// To the last bit where caches are laid out for it. Else log-probabilities may be rounded, and a
+/// draw that falls where two tokens meet takes the other one, with other tokens behind it: false then.
+fn is_same(found: &Sample, expected: &Sample, writes: Writes) -> bool {
+    if writes == Writes::Copies {
+        assert_eq!(found, expected);
+        return true;
     }
-    assert_eq!(&found, expected);
+    let both = found.tokens.iter().zip(&expected.tokens);
+    let common = both.take_while(|(a, b)| a == b).count();
+    let logprobs = found.logprobs.iter().zip(&expected.logprobs);
+    for (a, b) in logprobs.take(common) {
+        assert!((a - b).abs() < 1e-5, "{a} is not {b}");
+    }
+    if common < expected.tokens.len() {
+        return false;
+    }
+    let logprobs = expected.logprobs.clone();
+    assert_eq!(
+        &Sample {
+            logprobs,
+            ..found.clone()
+        },
+        expected
+    );
+    true
 }
 
 #[derive(Debug, Clone)]
@@ -123,14 +139,16 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
     vec(action, 0..60)
 }
 
-/// What is finished must be `expected`, whenever requests arrive and are cancelled.
+/// What is finished must be `expected`, whenever requests arrive and are cancelled. Gives the number
+/// of samples, and of those that were drawn otherwise.
 fn any_interleaving<B: ModelOps>(
     engine: &mut Engine<B>,
     requests: &[Request],
     expected: &[Vec<Sample>],
     actions: Vec<Action>,
     writes: Writes,
-) {
+) -> (usize, usize) {
+    let mut otherwise = 0;
     let mut waiting: Vec<usize> = (0..requests.len()).rev().collect();
     let mut open = BTreeMap::new();
     let mut streamed: BTreeMap<SampleId, String> = BTreeMap::new();
@@ -172,7 +190,8 @@ fn any_interleaving<B: ModelOps>(
                 }
                 Event::Finished { of, text, sample } => {
                     let number = open[&of.request];
-                    assert_same(&sample, &expected[number][of.sample], writes);
+                    let same = is_same(&sample, &expected[number][of.sample], writes);
+                    otherwise += usize::from(!same);
                     if let Some(whole) = &sample.text {
                         let heard = streamed.remove(&of).unwrap_or_default() + &text;
                         assert_eq!(&heard, whole);
@@ -188,12 +207,14 @@ fn any_interleaving<B: ModelOps>(
         finished <= all && finished + cancelled >= all,
         "{finished} + {cancelled} of {all}"
     );
+    (finished, otherwise)
 }
 
 fn interleavings<B: ModelOps>(writes: Writes, cases: u32) {
     let decoder = decoder::<B>();
     let strategy = (vec(request(), 1..10), actions(), 1..9usize, 1..4usize);
     let config = ProptestConfig::with_cases(cases);
+    let counts = Cell::new((0, 0));
     let found =
         TestRunner::new(config).run(&strategy, |(mut requests, actions, slots, workers)| {
             // Seeds are per prompt id.
@@ -203,12 +224,17 @@ fn interleavings<B: ModelOps>(writes: Writes, cases: u32) {
             let expected = one_by_one(&decoder, &requests);
             let plan = plan(&decoder.config, slots, workers);
             let mut engine = Engine::with_writes(decoder.clone(), plan, Some(tokenizer()), writes);
-            any_interleaving(&mut engine, &requests, &expected, actions, writes);
+            let more = any_interleaving(&mut engine, &requests, &expected, actions, writes);
+            let (samples, otherwise) = counts.get();
+            counts.set((samples + more.0, otherwise + more.1));
             Ok(())
         });
     if let Err(error) = found {
         panic!("{error}");
     }
+    // Seen: one in some thousand samples.
+    let (samples, otherwise) = counts.get();
+    assert!(otherwise <= 2 + samples / 100, "{otherwise} of {samples}");
 }
 
 #[test]
@@ -386,7 +412,7 @@ fn failures_stay_alone<B: ModelOps>(writes: Writes, value: f32) {
                     Event::Token { .. } => continue,
                     Event::Finished { of, sample, .. } => {
                         assert!(number % 2 == 1, "{of:?} is not finite");
-                        assert_same(&sample, whole, writes);
+                        assert!(is_same(&sample, whole, writes));
                     }
                     Event::Failed { id, .. } => {
                         assert_eq!(id, requests[number].id);
