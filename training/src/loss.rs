@@ -76,15 +76,6 @@ impl PairLogps {
         (scale(chosen), scale(rejected))
     }
 
-    /// Appends the rows of another batch.
-    pub fn extend(&mut self, other: Self) {
-        self.policy_chosen.extend(other.policy_chosen);
-        self.policy_rejected.extend(other.policy_rejected);
-        self.reference_chosen.extend(other.reference_chosen);
-        self.reference_rejected.extend(other.reference_rejected);
-        self.probabilities.extend(other.probabilities);
-    }
-
     /// The loss of this batch.
     ///
     /// `sppo`: ½[(Δw − η(p_win(w) − ½))² + (Δl − η(p_win(l) − ½))²] with η = 1/β; `sppo_single`:

@@ -73,12 +73,7 @@ impl<B: ModelOps> Gradients<B> {
         self.sums.iter_mut().for_each(|sum| *sum = None);
     }
 
-    /// The summed gradient of what this rank owns of a parameter, where there is one.
-    pub fn get(&self, index: usize) -> Option<&Tensor<B, 1>> {
-        self.sums.get(index)?.as_ref()
-    }
-
-    /// The same, taken out.
+    /// Takes out the summed gradient of what this rank owns of a parameter, where there is one.
     pub fn remove(&mut self, index: usize) -> Option<Tensor<B, 1>> {
         self.sums.get_mut(index)?.take()
     }

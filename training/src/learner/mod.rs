@@ -137,11 +137,6 @@ impl<B: TrainingOps> Learner<B> {
         self.gradients.clear();
     }
 
-    /// The gradients gathered since the last step.
-    pub fn gradients(&self) -> &Gradients<B::InnerBackend> {
-        &self.gradients
-    }
-
     /// Optimizer state by place in the table.
     pub fn state(&self) -> &[Option<ParamState<B::InnerBackend>>] {
         &self.state

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use sppo_model::ops::TrainingOps;
+use sppo_model::ops::{DeviceError, TrainingOps};
 
 use super::error::TrainError;
 use super::metrics::PairMetrics;
@@ -111,6 +111,27 @@ impl Cut {
         }
         parts
     }
+}
+
+/// Takes the parts of a step in rounds of one a rank: `backward` computes a part (places in the
+/// window) and gives `width` numbers for each of its rows. Gives those of all rows in the order of
+/// the window. Collective.
+pub(super) fn backward_parts<B: TrainingOps>(
+    learner: &mut Learner<B>,
+    parts: &[Vec<usize>],
+    width: usize,
+    mut backward: impl FnMut(&mut Learner<B>, &[usize]) -> Result<Vec<f64>, DeviceError>,
+) -> Result<Vec<f64>, DeviceError> {
+    let world = learner.world();
+    let mut own = Vec::new();
+    for round in parts.chunks(world.size()) {
+        learner.begin_round(round.len());
+        match round.get(world.rank()) {
+            Some(part) => own.extend(backward(learner, part)?),
+            None => learner.idle(),
+        }
+    }
+    Ok(of_all_parts(world, parts, &own, width))
 }
 
 /// Numbers that ranks computed for their parts, part p on rank p mod n: `own` are those of this

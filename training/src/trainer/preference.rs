@@ -6,7 +6,7 @@ use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
 use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport, lost_of, of_all_parts};
+use super::objective::{Cut, Objective, WindowReport, backward_parts, lost_of, of_all_parts};
 use crate::cluster::advance;
 use crate::config::Loss;
 use crate::cost::Batch;
@@ -154,18 +154,11 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
             }
             false => None,
         };
-        let world = learner.world();
-        let mut own = Vec::new();
-        for round in parts.chunks(world.size()) {
-            learner.begin_round(round.len());
-            let Some(part) = round.get(world.rank()) else {
-                learner.idle();
-                continue;
-            };
+        let policy = backward_parts(learner, &parts, 2, |learner, part| {
             let rows: Vec<usize> = part.iter().map(|&at| window[at]).collect();
             let sequences = Self::sequences(&self.pairs, &rows);
             let share = rows.len() as f64 / window.len() as f64;
-            own.extend(learner.backward(&sequences, |policy| match &whole {
+            learner.backward(&sequences, |policy| match &whole {
                 Some(output) => {
                     let of_part =
                         |grad: &[f64]| part.iter().map(|&at| grad[at]).collect::<Vec<_>>();
@@ -176,9 +169,8 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
                     let output = batch(&rows, policy).loss(loss, beta);
                     by_pair(&output.grad_chosen, &output.grad_rejected, share)
                 }
-            })?);
-        }
-        let policy = of_all_parts(world, &parts, &own, 2);
+            })
+        })?;
         let all = batch(window, &policy);
         let sequences = Self::sequences(&self.pairs, window);
         let tokens = sequences.iter().map(|s| s.ids.len()).sum();

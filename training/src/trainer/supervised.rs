@@ -6,7 +6,7 @@ use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
 use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport, lost_of, of_all_parts};
+use super::objective::{Cut, Objective, WindowReport, backward_parts, lost_of};
 use crate::cost::Batch;
 use crate::learner::Learner;
 use crate::tokenise::{TokenisedSequence, Truncation};
@@ -62,18 +62,10 @@ impl<B: TrainingOps> Objective<B> for SupervisedObjective {
             |rows: &[usize]| rows.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
         let batch = |part: Range<usize>| Batch::of(&sequences(&window[part]));
         let parts = cut.deal(window.len(), batch);
-        let world = learner.world();
-        let mut own = Vec::new();
-        for round in parts.chunks(world.size()) {
-            learner.begin_round(round.len());
-            let Some(part) = round.get(world.rank()) else {
-                learner.idle();
-                continue;
-            };
+        let logps = backward_parts(learner, &parts, 1, |learner, part| {
             let rows: Vec<usize> = part.iter().map(|&at| window[at]).collect();
-            own.extend(learner.backward(&sequences(&rows), |logps| vec![-share; logps.len()])?);
-        }
-        let logps = of_all_parts(world, &parts, &own, 1);
+            learner.backward(&sequences(&rows), |logps| vec![-share; logps.len()])
+        })?;
         report.tokens = sequences(window).iter().map(|s| s.ids.len()).sum();
         report.loss = -logps.iter().sum::<f64>() * share;
         let bad = window.iter().zip(&logps);
