@@ -127,6 +127,7 @@ fn greedy_tokens<B: ModelOps>(device: &B::Device) {
         max_new_tokens: 24,
         stop_ids: vec![],
         seed: 0,
+        ..SamplingParams::default()
     };
     let requests: Vec<Request> = cases()
         .into_iter()
@@ -153,6 +154,7 @@ fn sampled_tokens<B: ModelOps>(device: &B::Device) {
         max_new_tokens: 3,
         stop_ids: vec![],
         seed: 4,
+        ..SamplingParams::default()
     };
     let cases = cases();
     let request = |(i, (prompt, _)): (usize, &(Vec<u32>, Vec<f32>))| {
@@ -191,6 +193,7 @@ fn short_prompts_do_not_drag_a_long_one_past_the_context<B: ModelOps>(device: &B
         max_new_tokens: 40,
         stop_ids: vec![],
         seed: 0,
+        ..SamplingParams::default()
     };
     let lengths = [context - 5, 3, 3, 3, 3, 3];
     let requests: Vec<Request> = lengths

@@ -237,6 +237,7 @@ mod tests {
             max_new_tokens: 1,
             stop_ids: vec![],
             seed: 0,
+            ..SamplingParams::default()
         };
         assert_eq!(agreement::<B>(30.0, &params(0.0, 1.0, 0)), 1.0);
         assert_eq!(agreement::<B>(30.0, &params(0.7, 0.9, 0)), 1.0);
@@ -273,6 +274,7 @@ mod tests {
             max_new_tokens: 1,
             stop_ids: vec![],
             seed: 0,
+            ..SamplingParams::default()
         };
         assert_eq!(candidates.sample(&params, 0.05), Some((2.0, 9)));
         assert_eq!(candidates.sample(&params, 0.12), None);

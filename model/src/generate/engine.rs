@@ -33,6 +33,23 @@ pub struct Engine<B: Backend> {
     next: u64,
 }
 
+/// What an engine has done and does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// Sequences under way.
+    pub running: u64,
+    /// Prompt tokens that were computed.
+    pub computed: u64,
+    /// Prompt tokens that were there already.
+    pub cached: u64,
+    /// Tokens drawn.
+    pub drawn: u64,
+    /// Bytes of keys and values in use.
+    pub cache_used: u64,
+    /// Bytes of keys and values that there may be.
+    pub cache_bytes: u64,
+}
+
 /// A request whose samples are not all finished.
 struct Open {
     request: Arc<Request>,
@@ -122,7 +139,7 @@ impl<B: ModelOps> Engine<B> {
                 }
             }
         }
-        self.ready.retain(|event| event.of().request != id);
+        self.ready.retain(|event| event.request() != id);
     }
 
     /// Whether nothing is left to do.
@@ -133,6 +150,19 @@ impl<B: ModelOps> Engine<B> {
     /// Requests that are accepted and not finished.
     pub fn pending(&self) -> usize {
         self.open.len()
+    }
+
+    /// Whether a request that is submitted now begins soon.
+    pub fn has_room(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// What it has done and does.
+    pub fn counts(&self) -> EngineCounts {
+        EngineCounts {
+            cache_bytes: self.plan.bytes,
+            ..EngineCounts::default()
+        }
     }
 
     /// Draws a token for every sequence under way; what happened, by workers and slots.
@@ -233,7 +263,12 @@ impl<B: ModelOps> Engine<B> {
                 open.texts.remove(&of.sample);
             }
         }
-        events.push(Event::Token { of, token, text });
+        events.push(Event::Token {
+            of,
+            token,
+            score: None,
+            text,
+        });
         if let Some(sample) = finished {
             open.left -= 1;
             if open.left == 0 {
@@ -319,7 +354,7 @@ pub fn answer_all<B: ModelOps>(
             let (of, sample) = match event {
                 Event::Finished { of, sample, .. } => (of, sample),
                 Event::Failed { id, .. } => return Err(GenerateError::NonFinite { id }),
-                Event::Token { .. } => continue,
+                Event::Prompt { .. } | Event::Token { .. } => continue,
             };
             if let Some(&number) = numbers.get(&of.request) {
                 found[number][of.sample] = Some(sample);

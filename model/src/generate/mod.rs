@@ -6,6 +6,7 @@ mod engine;
 mod plan;
 mod request;
 pub mod sampling;
+mod service;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,10 @@ mod worker;
 pub use defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use engine::{Engine, answer_all, check_prompt};
 pub use plan::CachePlan;
-pub use request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
+pub use request::{
+    Event, FinishReason, GenerateError, MOST_LIKELIEST, Request, RequestId, Sample, SampleId,
+    TokenScore,
+};
 pub use sampling::SamplingParams;
+pub use service::{Counts, EngineHandle, EngineQueue, EventSink, Job, NotAccepted, engine_queue};
 pub use stop::TextStream;

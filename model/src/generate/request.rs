@@ -20,7 +20,16 @@ pub struct Request {
     pub stream: bool,
     /// Whether samples carry log-probabilities.
     pub logprobs: bool,
+    /// How many of the likeliest tokens come with each drawn one, with their log-probabilities; at
+    /// most [`MOST_LIKELIEST`].
+    pub likeliest: usize,
+    /// Scores the prompt's tokens, with so many of the likeliest tokens at each place (at most
+    /// [`MOST_LIKELIEST`]); they come before the first sample's tokens, which may be none.
+    pub prompt_logprobs: Option<usize>,
 }
+
+/// Most tokens whose log-probabilities are given for one place.
+pub const MOST_LIKELIEST: usize = 20;
 
 impl Request {
     /// A request without stop strings, text or log-probabilities.
@@ -33,6 +42,8 @@ impl Request {
             stop: Vec::new(),
             stream: false,
             logprobs: false,
+            likeliest: 0,
+            prompt_logprobs: None,
         }
     }
 
@@ -92,6 +103,19 @@ impl Sample {
     }
 }
 
+/// A token's log-probability under the model, in nats: of the whole distribution, without
+/// temperature, cuts, bias or penalties.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens at its place and theirs, likeliest first, ties by id: as many as were
+    /// asked for. The token itself has the same bits here and there.
+    pub likeliest: Vec<(u32, f32)>,
+}
+
 /// Number of a request within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(super) u64);
@@ -108,12 +132,24 @@ pub struct SampleId {
 /// What a step of the engine brought.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A request's prompt is computed; comes once, before its tokens.
+    Prompt {
+        /// The request.
+        request: RequestId,
+        /// How many of its tokens were there already, from prompts that began alike.
+        cached: usize,
+        /// Of its tokens but the first, which nothing comes before, where the request asks for them.
+        scores: Vec<TokenScore>,
+    },
     /// A token was drawn.
     Token {
         /// The sample it belongs to.
         of: SampleId,
         /// Its id.
         token: u32,
+        /// Its log-probability, where the request asks for log-probabilities or the likeliest
+        /// tokens.
+        score: Option<TokenScore>,
         /// Text that is final now, for requests that stream; often empty.
         text: String,
     },
@@ -137,10 +173,13 @@ pub enum Event {
 }
 
 impl Event {
-    /// The sample that it tells of.
-    pub fn of(&self) -> SampleId {
+    /// The request that it tells of.
+    pub fn request(&self) -> RequestId {
         match self {
-            Self::Token { of, .. } | Self::Finished { of, .. } | Self::Failed { of, .. } => *of,
+            Self::Prompt { request, .. } => *request,
+            Self::Token { of, .. } | Self::Finished { of, .. } | Self::Failed { of, .. } => {
+                of.request
+            }
         }
     }
 }

@@ -5,7 +5,8 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha12Rng;
 use sha2::{Digest, Sha256};
 
-/// How tokens are chosen; the order is transformers': temperature, top-k, top-p.
+/// How tokens are chosen. The order is vLLM's: tokens that must wait (`min_tokens`), `logit_bias`,
+/// penalties; temperature, min-p, top-k, top-p. A greedy choice comes before the temperature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// 0 is greedy.
@@ -14,12 +15,58 @@ pub struct SamplingParams {
     pub top_p: f64,
     /// Only the likeliest so many tokens; 0 keeps all.
     pub top_k: usize,
+    /// Only tokens that are at least this much as likely as the likeliest one; 0 keeps all.
+    pub min_p: f64,
     /// Most tokens of one response.
     pub max_new_tokens: usize,
-    /// Ids that end a response.
+    /// Fewest tokens of one response: nothing ends it before, the length aside.
+    pub min_tokens: usize,
+    /// The model's ids that end a response.
     pub stop_ids: Vec<u32>,
+    /// Whether `stop_ids` end nothing.
+    pub ignore_eos: bool,
+    /// Ids of the request that end its response, `ignore_eos` or not.
+    pub stop_token_ids: Vec<u32>,
+    /// What is added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Taken from the logits of tokens that are in the response.
+    pub presence_penalty: f64,
+    /// Taken from the logits of tokens as many times as they are in the response.
+    pub frequency_penalty: f64,
+    /// What divides the logits of tokens that are in the prompt or the response, where they are
+    /// above 0, and multiplies them below; 1 changes nothing.
+    pub repetition_penalty: f64,
     /// Seed of the random numbers; the same one gives the same responses.
     pub seed: u64,
+}
+
+/// The whole distribution, without a stop token or a length.
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            max_new_tokens: usize::MAX,
+            min_tokens: 0,
+            stop_ids: Vec::new(),
+            ignore_eos: false,
+            stop_token_ids: Vec::new(),
+            logit_bias: Vec::new(),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Whether `token` ends a response.
+    pub fn ends(&self, token: u32) -> bool {
+        !self.ignore_eos && self.stop_ids.contains(&token) || self.stop_token_ids.contains(&token)
+    }
 }
 
 /// The random numbers of one response: a function of (seed, prompt id, sample, position) alone.
@@ -233,6 +280,7 @@ mod tests {
             max_new_tokens: 1,
             stop_ids: vec![],
             seed: 0,
+            ..SamplingParams::default()
         }
     }
 

@@ -50,6 +50,7 @@ fn params(max_new_tokens: usize, seed: u64) -> SamplingParams {
         max_new_tokens,
         stop_ids: vec![7, 30],
         seed,
+        ..SamplingParams::default()
     }
 }
 
@@ -181,6 +182,7 @@ fn any_interleaving<B: ModelOps>(
         }
         for event in engine.step().unwrap() {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { of, text, .. } => {
                     assert!(
                         open.contains_key(&of.request),
@@ -406,15 +408,15 @@ fn failures_stay_alone<B: ModelOps>(writes: Writes, value: f32) {
         let mut heard = 0;
         while !engine.is_idle() {
             for event in engine.step().unwrap() {
-                let number = numbers[&event.of().request];
-                let whole = &expected[number][event.of().sample];
+                let number = numbers[&event.request()];
                 match event {
-                    Event::Token { .. } => continue,
+                    Event::Prompt { .. } | Event::Token { .. } => continue,
                     Event::Finished { of, sample, .. } => {
                         assert!(number % 2 == 1, "{of:?} is not finite");
-                        assert!(is_same(&sample, whole, writes));
+                        assert!(is_same(&sample, &expected[number][of.sample], writes));
                     }
-                    Event::Failed { id, .. } => {
+                    Event::Failed { of, id } => {
+                        let whole = &expected[number][of.sample];
                         assert_eq!(id, requests[number].id);
                         failed_in_prompt += usize::from(number % 2 == 0);
                         assert!(number % 2 == 0 || whole.tokens.contains(&POISON));

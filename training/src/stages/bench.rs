@@ -297,6 +297,7 @@ fn time_generation<B: TrainingOps>(
             max_new_tokens: new,
             stop_ids: Vec::new(),
             seed: 0,
+            ..SamplingParams::default()
         };
         let prompt = random_ids(&mut generator, job.prompt, vocab);
         Request::new(number.to_string(), prompt, 1, params)

@@ -222,6 +222,7 @@ impl<B: ModelOps> Run<'_, B> {
                     self.tokens += 1;
                     continue;
                 }
+                Event::Prompt { .. } => continue,
                 Event::Failed { of, .. } => {
                     // A row without one of its responses is none.
                     self.engine.cancel(of.request);
@@ -373,6 +374,7 @@ fn requests(
         max_new_tokens: job.sampling.max_new_tokens,
         stop_ids: stops.ids.clone(),
         seed: job.seed,
+        ..SamplingParams::default()
     };
     let request = |number: usize| {
         let id = job.prompts[number].prompt_id.clone();

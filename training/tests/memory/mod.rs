@@ -254,6 +254,7 @@ fn plans_of_generation() {
                 max_new_tokens: new,
                 stop_ids: Vec::new(),
                 seed: 0,
+                ..SamplingParams::default()
             };
             let request = Request::new(number.to_string(), ids.collect(), 1, params);
             engine.submit(request).unwrap();
