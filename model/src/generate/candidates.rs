@@ -3,13 +3,14 @@
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
-use super::request::GenerateError;
-use super::sampling::{Sampler, SamplingParams, exp, log_probability};
+use super::request::{GenerateError, Request};
+use super::sampling::{Sampler, SamplingParams, exp};
+use super::scores::{Score, is_finite, score_on_host};
 use crate::ops::ModelOps;
 
 /// Tokens of a row that cross to the host. Most nuclei of a trained model are smaller; a device
 /// keeps so many beside each other in registers.
-const COUNT: usize = 32;
+pub(super) const COUNT: usize = 32;
 
 /// The logits of one step, f32 `[rows, vocab]`.
 pub(super) enum StepLogits<B: Backend> {
@@ -47,50 +48,83 @@ impl<B: ModelOps> StepLogits<B> {
         }
     }
 
-    /// The token of `row` at `draw`, and its log-probability where asked for; `None` where the
-    /// logits are not finite.
+    /// The token of `row` at a turn, and its score where asked for; `None` where the logits are not
+    /// finite.
     pub fn draw(
         &self,
         row: usize,
-        params: &SamplingParams,
-        draw: f64,
-        logprob: bool,
+        turn: &Turn<'_>,
         sampler: &mut Sampler,
-    ) -> Result<Option<(usize, Option<f64>)>, GenerateError> {
-        match self {
+    ) -> Result<Option<Drawn>, GenerateError> {
+        let (logits, found) = match self {
             Self::Host { values, vocab } => {
                 let logits = &values[row * vocab..(row + 1) * vocab];
-                Ok(draw_on_host(logits, params, draw, logprob, sampler))
+                return Ok(turn.draw(logits, sampler));
             }
-            Self::Device(logits, found) => {
-                let candidates = &found[row];
-                if !(candidates.sum + candidates.plain_sum).is_finite() {
-                    return Ok(None);
-                }
-                if let Some((logit, token)) = candidates.sample(params, draw) {
-                    let logp = logprob.then(|| candidates.log_probability(logit));
-                    return Ok(Some((token as usize, logp)));
-                }
-                let logits = read(logits.clone().narrow(0, row, 1))?;
-                Ok(draw_on_host(&logits, params, draw, logprob, sampler))
-            }
+            Self::Device(logits, found) => (logits, &found[row]),
+        };
+        if !found.is_finite() {
+            return Ok(None);
+        }
+        let params = &turn.request.params;
+        let known = match params.changes_logits() {
+            true => None,
+            false => found.sample(params, turn.draw),
+        };
+        if let Some((logit, token)) = known {
+            let score = |likeliest| found.score(logit, likeliest);
+            let score = turn.likeliest().map(score);
+            return Ok(Some((token as usize, score)));
+        }
+        let logits = read(logits.clone().narrow(0, row, 1))?;
+        Ok(turn.draw(&logits, sampler))
+    }
+
+    /// Whether the logits of `row` are finite.
+    pub fn is_finite(&self, row: usize) -> bool {
+        match self {
+            Self::Host { values, vocab } => is_finite(&values[row * vocab..(row + 1) * vocab]),
+            Self::Device(_, found) => found[row].is_finite(),
         }
     }
 }
 
-/// The same from a whole row `[vocab]`.
-pub(super) fn draw_on_host(
-    logits: &[f32],
-    params: &SamplingParams,
-    draw: f64,
-    logprob: bool,
-    sampler: &mut Sampler,
-) -> Option<(usize, Option<f64>)> {
-    if !logits.iter().fold(0.0, |sum, x| sum + x * 0.0).eq(&0.0) {
-        return None;
+/// A token and, where asked for, its score.
+pub(super) type Drawn = (usize, Option<Score>);
+
+/// What a token is drawn for.
+pub(super) struct Turn<'a> {
+    pub request: &'a Request,
+    /// Tokens drawn before.
+    pub response: &'a [u32],
+    /// In `[0, 1)`.
+    pub draw: f64,
+}
+
+impl Turn<'_> {
+    /// How many of the likeliest tokens are asked for, where a score is.
+    fn likeliest(&self) -> Option<usize> {
+        let request = self.request;
+        (request.logprobs || request.likeliest > 0).then_some(request.likeliest)
     }
-    let token = sampler.sample(logits, params, draw);
-    Some((token, logprob.then(|| log_probability(logits, token))))
+
+    /// From a whole row `[vocab]`.
+    fn draw(&self, logits: &[f32], sampler: &mut Sampler) -> Option<Drawn> {
+        if !is_finite(logits) {
+            return None;
+        }
+        let params = &self.request.params;
+        let token = match params.changes_logits() {
+            false => sampler.sample(logits, params, self.draw),
+            true => {
+                let mut changed = logits.to_vec();
+                params.change(&mut changed, &self.request.prompt, self.response);
+                sampler.sample(&changed, params, self.draw)
+            }
+        };
+        let score = |likeliest| score_on_host(logits, token, likeliest);
+        Some((token, self.likeliest().map(score)))
+    }
 }
 
 /// A float tensor on the host.
@@ -104,7 +138,7 @@ pub(super) fn read<B: Backend>(logits: Tensor<B, 2>) -> Result<Vec<f32>, Generat
 
 impl Candidates {
     /// Of every row of `logits` `[rows, vocab]`; `params` may be fewer than the rows.
-    fn find<B: ModelOps>(
+    pub fn find<B: ModelOps>(
         logits: &Tensor<B, 2>,
         params: &[&SamplingParams],
     ) -> Result<Vec<Self>, GenerateError> {
@@ -141,6 +175,22 @@ impl Candidates {
             .collect())
     }
 
+    /// Whether the row's logits are.
+    pub fn is_finite(&self) -> bool {
+        (self.sum + self.plain_sum).is_finite()
+    }
+
+    /// The score of a token with this logit.
+    pub fn score(&self, logit: f32, likeliest: usize) -> Score {
+        let best = self.best.iter().take(likeliest);
+        Score {
+            logprob: self.log_probability(logit),
+            likeliest: best
+                .map(|&(logit, token)| (token, self.log_probability(logit) as f32))
+                .collect(),
+        }
+    }
+
     /// The logit and token that [`Sampler::sample`] finds at `draw`; `None` where the candidates
     /// do not tell.
     fn sample(&self, params: &SamplingParams, draw: f64) -> Option<(f32, u32)> {
@@ -152,15 +202,30 @@ impl Candidates {
         }
         let scale = (1.0 / params.temperature) as f32;
         let mut sum = 0.0;
-        let walked: Vec<(f64, (f32, u32))> = known
+        let weight = |logit: f32| exp((logit - largest) * scale);
+        let mut walked: Vec<(f64, (f32, u32))> = known
             .map(|candidate| {
-                sum += exp((candidate.0 - largest) * scale) as f64;
+                sum += weight(candidate.0) as f64;
                 (sum, candidate)
             })
             .collect();
         let mut kept = self.sum;
+        let cut = params.min_p > 0.0;
+        if cut {
+            let least = params.min_p as f32;
+            if weight(last) >= least {
+                return None;
+            }
+            let inside = walked.partition_point(|(_, candidate)| weight(candidate.0) >= least);
+            walked.truncate(inside);
+            kept = walked.last()?.0;
+        }
         if params.top_k > 0 {
-            kept = walked.get(params.top_k - 1)?.0;
+            match walked.get(params.top_k - 1) {
+                Some((sum, _)) => kept = *sum,
+                None if cut => {}
+                None => return None,
+            }
         }
         if params.top_p < 1.0 {
             let reached = walked.iter().find(|(sum, _)| *sum >= params.top_p * kept)?;
@@ -222,7 +287,8 @@ mod tests {
                     token == expected || nudged.contains(&token),
                     "{params:?}: {token}, not {expected}, at {draw}"
                 );
-                let gap = candidates.log_probability(logit) - log_probability(logits, token);
+                let gap =
+                    candidates.log_probability(logit) - score_on_host(logits, token, 0).logprob;
                 assert!(gap.abs() < 1e-5, "{gap}");
             }
         }
@@ -243,6 +309,13 @@ mod tests {
         assert_eq!(agreement::<B>(30.0, &params(0.7, 0.9, 0)), 1.0);
         assert_eq!(agreement::<B>(30.0, &params(1.0, 1.0, 5)), 1.0);
         assert_eq!(agreement::<B>(30.0, &params(1.0, 0.5, 20)), 1.0);
+        let min_p = |top_p, top_k, min_p| SamplingParams {
+            min_p,
+            ..params(1.0, top_p, top_k)
+        };
+        assert_eq!(agreement::<B>(30.0, &min_p(1.0, 0, 0.1)), 1.0);
+        assert_eq!(agreement::<B>(30.0, &min_p(0.7, 3, 0.01)), 1.0);
+        assert!(agreement::<B>(0.1, &min_p(1.0, 0, 0.5)) < 0.2);
         assert!(agreement::<B>(30.0, &params(1.0, 1.0, 0)) > 0.9);
         // Flat: nearly all is left to the host, and what is not agrees.
         assert!(agreement::<B>(0.1, &params(1.0, 1.0, 0)) < 0.2);

@@ -2,19 +2,23 @@
 //! sequence in a slot.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
 use super::plan::CachePlan;
+use super::prefixes::{Prefixes, shared};
 use super::request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
 use super::stop::TextStream;
 use super::worker::{Drawn, Worker};
-use crate::llama::slot_cache::Writes;
+use crate::llama::slot_cache::{Writes, bytes_per_token};
 use crate::llama::{Decoder, LlamaConfig};
 use crate::ops::ModelOps;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// How many requests of each worker are remembered, to give it those that begin alike.
+const LATELY: usize = 8;
 
 /// Answers requests with a fixed number of slots.
 ///
@@ -31,6 +35,27 @@ pub struct Engine<B: Backend> {
     tokenizer: Option<Arc<Tokenizer>>,
     ready: Vec<Event>,
     next: u64,
+    /// The requests that each worker was given last, newest first, where prompts are kept.
+    lately: Vec<VecDeque<Arc<Request>>>,
+    /// What prompts begin with, for all workers.
+    kept: Mutex<Prefixes<B>>,
+    /// Bytes of keys and values that a token takes.
+    token_bytes: u64,
+    /// Bytes of an output that is kept with them.
+    output_bytes: u64,
+}
+
+/// What a token makes of a text.
+#[derive(Default)]
+struct Texts {
+    /// Final now.
+    now: String,
+    /// What was held back, at the end.
+    rest: String,
+    /// All of it, at the end.
+    whole: String,
+    /// Whether a stop string was written.
+    stopped: bool,
 }
 
 /// What an engine has done and does.
@@ -75,6 +100,8 @@ impl<B: ModelOps> Engine<B> {
         tokenizer: Option<Arc<Tokenizer>>,
         writes: Writes,
     ) -> Self {
+        let token_bytes = bytes_per_token(&decoder.config, decoder.dtype());
+        let output_bytes = (decoder.config.hidden_size * decoder.dtype().size()) as u64;
         let workers = (0..plan.workers)
             .map(|number| Worker::new(&decoder, &plan, number, writes))
             .collect();
@@ -87,12 +114,25 @@ impl<B: ModelOps> Engine<B> {
             tokenizer,
             ready: Vec::new(),
             next: 0,
+            lately: vec![VecDeque::new(); plan.workers],
+            kept: Mutex::new(Prefixes::new(0)),
+            token_bytes,
+            output_bytes,
         }
+    }
+
+    /// Keeps up to `bytes` of keys, values and outputs of prompts for later ones that begin alike. On
+    /// a CPU that changes no result.
+    pub fn keep_prefixes(mut self, bytes: u64) -> Self {
+        let tokens = bytes / (self.token_bytes + self.output_bytes).max(1);
+        self.kept = Mutex::new(Prefixes::new(tokens as usize));
+        self
     }
 
     /// Accepts a request, or says why it can never be answered.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, GenerateError> {
-        check_prompt(&self.decoder.config, &request.id, &request.prompt)?;
+        let room = request.params.max_new_tokens.min(1);
+        check_prompt_with(&self.decoder.config, &request.id, &request.prompt, room)?;
         let needed = request.most_tokens(self.decoder.config.max_position_embeddings);
         if needed > self.plan.tokens {
             return Err(GenerateError::SlotTooSmall {
@@ -109,7 +149,7 @@ impl<B: ModelOps> Engine<B> {
         }
         let id = RequestId(self.next);
         self.next += 1;
-        if request.params.max_new_tokens == 0 {
+        if request.params.max_new_tokens == 0 && request.prompt_logprobs.is_none() {
             self.answer_with_nothing(id, &request);
             return Ok(id);
         }
@@ -154,23 +194,38 @@ impl<B: ModelOps> Engine<B> {
 
     /// Whether a request that is submitted now begins soon.
     pub fn has_room(&self) -> bool {
-        self.queue.is_empty()
+        let queued: usize = self.queue.iter().map(|(_, request)| request.samples).sum();
+        let held: usize = self.workers.iter().map(Worker::load).sum();
+        queued + held < self.plan.slots
     }
 
     /// What it has done and does.
     pub fn counts(&self) -> EngineCounts {
-        EngineCounts {
-            cache_bytes: self.plan.bytes,
-            ..EngineCounts::default()
+        let mut counts = EngineCounts::default();
+        let mut tokens = 0;
+        for worker in &self.workers {
+            let done = worker.done();
+            counts.computed += done.computed;
+            counts.cached += done.cached;
+            counts.drawn += done.drawn;
+            let (sequences, held) = worker.under_way();
+            counts.running += sequences as u64;
+            tokens += held as u64;
         }
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept_bytes = self.token_bytes + self.output_bytes;
+        counts.cache_used = tokens * self.token_bytes + kept.tokens() as u64 * kept_bytes;
+        counts.cache_bytes = self.plan.bytes + kept.room() as u64 * kept_bytes;
+        counts
     }
 
     /// Draws a token for every sequence under way; what happened, by workers and slots.
     pub fn step(&mut self) -> Result<Vec<Event>, GenerateError> {
         self.assign();
-        let (decoder, plan) = (&self.decoder, &self.plan);
-        let step =
-            |(number, worker): (usize, &mut Worker<B>)| worker.step(decoder, plan.slots_of(number));
+        let (decoder, plan, kept) = (&self.decoder, &self.plan, &self.kept);
+        let step = |(number, worker): (usize, &mut Worker<B>)| {
+            worker.step(decoder, plan.slots_of(number), kept)
+        };
         let drawn: Vec<Vec<Drawn>> = match self.workers.len() {
             // A device is driven from one thread only.
             1 => self
@@ -188,107 +243,169 @@ impl<B: ModelOps> Engine<B> {
         };
         let mut events = std::mem::take(&mut self.ready);
         for one in drawn.into_iter().flatten() {
-            self.report(one, &mut events)?;
+            self.report(one, &mut events);
         }
         Ok(events)
     }
 
-    /// Gives queued requests to the workers with the most room; only as many as begin soon, so that
+    /// Gives queued requests to workers that have room: to the one that has most, but where another
+    /// was given a prompt lately that begins alike, to that one. Only as many as begin soon, so that
     /// workers that finish early get more.
     fn assign(&mut self) {
         while let Some((id, request)) = self.queue.pop_front() {
-            let room = |worker: usize| {
-                self.plan.slots_of(worker) as isize - self.workers[worker].load() as isize
+            let Some(worker) = self.worker_for(&request) else {
+                self.queue.push_front((id, request));
+                return;
             };
-            let best = (0..self.workers.len())
-                .max_by_key(|&worker| (room(worker), std::cmp::Reverse(worker)));
-            match best.filter(|&worker| room(worker) > 0) {
-                Some(worker) => {
-                    self.workers[worker].push(id, request);
-                    if let Some(open) = self.open.get_mut(&id) {
-                        open.worker = Some(worker);
-                    }
-                }
-                None => {
-                    self.queue.push_front((id, request));
-                    return;
-                }
+            if self.shares() {
+                let lately = &mut self.lately[worker];
+                lately.truncate(LATELY - 1);
+                lately.push_front(request.clone());
+            }
+            self.workers[worker].push(id, request);
+            if let Some(open) = self.open.get_mut(&id) {
+                open.worker = Some(worker);
             }
         }
     }
 
-    fn report(&mut self, drawn: Drawn, events: &mut Vec<Event>) -> Result<(), GenerateError> {
-        let (of, token, finished) = match drawn {
+    fn worker_for(&self, request: &Request) -> Option<usize> {
+        let room = |worker: usize| {
+            self.plan.slots_of(worker) as isize - self.workers[worker].load() as isize
+        };
+        let common = |worker: usize| {
+            let lately = self.lately[worker].iter();
+            let shares = lately.map(|other| shared(&other.prompt, &request.prompt));
+            // Less than half is not worth another core's idling.
+            shares
+                .max()
+                .filter(|&most| 2 * most >= request.prompt.len())
+        };
+        (0..self.workers.len())
+            .filter(|&worker| room(worker) > 0)
+            .max_by_key(|&worker| (common(worker), room(worker), std::cmp::Reverse(worker)))
+    }
+
+    fn shares(&self) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.room() > 0
+    }
+
+    fn report(&mut self, drawn: Drawn, events: &mut Vec<Event>) {
+        let Some(open) = self.open.get(&drawn.request()) else {
+            return;
+        };
+        let (of, token, score, finished) = match drawn {
+            Drawn::Prompt {
+                request,
+                cached,
+                scores,
+            } => {
+                return events.push(Event::Prompt {
+                    request,
+                    cached,
+                    scores,
+                });
+            }
             Drawn::Token {
                 of,
                 token,
+                score,
                 finished,
-            } => (of, token, finished),
+            } => (of, token, score, finished),
+            Drawn::Nothing { of } => {
+                let text = open.request.needs_text().then(String::new);
+                events.push(nothing(of, text));
+                return self.close(of);
+            }
             Drawn::NonFinite { of } => {
-                self.fail(of, events);
-                return Ok(());
+                let id = open.request.id.clone();
+                return self.fail(of, GenerateError::NonFinite { id }, events);
             }
         };
-        let Some(open) = self.open.get_mut(&of.request) else {
-            return Ok(());
+        let texts = match self.texts_of(of, token, finished.as_ref()) {
+            Ok(texts) => texts,
+            Err(error) => {
+                self.drop_sample(of);
+                self.fail(of, error, events);
+                return;
+            }
         };
         let mut finished = finished;
         let (mut text, mut rest) = (String::new(), String::new());
-        if let Some(tokenizer) = self
-            .tokenizer
-            .as_ref()
-            .filter(|_| open.request.needs_text())
-        {
-            let failed = |source| GenerateError::Text {
-                id: open.request.id.clone(),
-                source,
-            };
-            let stream = open.texts.entry(of.sample);
-            let stream = stream.or_insert_with(|| TextStream::new(open.request.stop.clone()));
-            if !finished.as_ref().is_some_and(|sample| sample.stop_token) {
-                text = stream.push(tokenizer, token).map_err(failed)?;
-            }
-            if finished.is_some() {
-                rest = stream.finish(tokenizer).map_err(failed)?;
-            }
-            if stream.stopped() && finished.is_none() {
-                let worker = open.worker.and_then(|worker| self.workers.get_mut(worker));
-                finished = worker.and_then(|worker| worker.stop(of));
+        if let Some(texts) = texts {
+            if texts.stopped && finished.is_none() {
+                finished = self.drop_sample(of);
             }
             if let Some(sample) = &mut finished {
-                if stream.stopped() {
+                if texts.stopped {
                     sample.finish = FinishReason::Stop;
                 }
-                sample.text = Some(stream.text().to_string());
-                open.texts.remove(&of.sample);
+                sample.text = Some(texts.whole);
             }
+            (text, rest) = (texts.now, texts.rest);
         }
         events.push(Event::Token {
             of,
             token,
-            score: None,
+            score,
             text,
         });
         if let Some(sample) = finished {
-            open.left -= 1;
-            if open.left == 0 {
-                self.open.remove(&of.request);
-            }
+            self.close(of);
             events.push(Event::Finished {
                 of,
                 text: rest,
                 sample,
             });
         }
-        Ok(())
     }
 
-    fn fail(&mut self, of: SampleId, events: &mut Vec<Event>) {
+    /// What a token makes of a sample's text, where that is asked for.
+    fn texts_of(
+        &mut self,
+        of: SampleId,
+        token: u32,
+        finished: Option<&Sample>,
+    ) -> Result<Option<Texts>, GenerateError> {
+        let Some((tokenizer, open)) = self.tokenizer.as_ref().zip(self.open.get_mut(&of.request))
+        else {
+            return Ok(None);
+        };
+        if !open.request.needs_text() {
+            return Ok(None);
+        }
+        let failed = |source: TokenizerError| GenerateError::Text {
+            id: open.request.id.clone(),
+            source,
+        };
+        let new = || TextStream::new(open.request.stop.clone(), open.request.params.min_tokens);
+        let stream = open.texts.entry(of.sample).or_insert_with(new);
+        let mut texts = Texts::default();
+        if !finished.is_some_and(|sample| sample.stop_token) {
+            texts.now = stream.push(tokenizer, token).map_err(failed)?;
+        }
+        if finished.is_some() {
+            texts.rest = stream.finish(tokenizer).map_err(failed)?;
+        }
+        texts.stopped = stream.stopped();
+        if texts.stopped || finished.is_some() {
+            texts.whole = stream.text().to_string();
+        }
+        Ok(Some(texts))
+    }
+
+    /// Takes a sample that is under way out of its slot.
+    fn drop_sample(&mut self, of: SampleId) -> Option<Sample> {
+        let worker = self.open.get(&of.request)?.worker?;
+        self.workers.get_mut(worker)?.stop(of)
+    }
+
+    /// Counts a sample of a request as done.
+    fn close(&mut self, of: SampleId) {
         let Some(open) = self.open.get_mut(&of.request) else {
             return;
         };
-        let id = open.request.id.clone();
-        events.push(Event::Failed { of, id });
         open.texts.remove(&of.sample);
         open.left -= 1;
         if open.left == 0 {
@@ -296,32 +413,54 @@ impl<B: ModelOps> Engine<B> {
         }
     }
 
+    fn fail(&mut self, of: SampleId, error: GenerateError, events: &mut Vec<Event>) {
+        events.push(Event::Failed { of, error });
+        self.close(of);
+    }
+
     fn answer_with_nothing(&mut self, id: RequestId, request: &Request) {
-        let events = (0..request.samples).map(|sample| Event::Finished {
-            of: SampleId {
-                request: id,
-                sample,
-            },
-            text: String::new(),
-            sample: Sample {
-                tokens: Vec::new(),
-                finish: FinishReason::Length,
-                stop_token: false,
-                logprobs: Vec::new(),
-                text: request.needs_text().then(String::new),
-            },
-        });
+        let of = |sample| SampleId {
+            request: id,
+            sample,
+        };
+        let text = request.needs_text().then(String::new);
+        let events = (0..request.samples).map(|sample| nothing(of(sample), text.clone()));
         self.ready.extend(events);
+    }
+}
+
+/// The end of a sample without a token.
+fn nothing(of: SampleId, text: Option<String>) -> Event {
+    Event::Finished {
+        of,
+        text: String::new(),
+        sample: Sample {
+            tokens: Vec::new(),
+            finish: FinishReason::Length,
+            stop_token: false,
+            logprobs: Vec::new(),
+            text,
+        },
     }
 }
 
 /// Refuses a prompt that the model cannot answer.
 pub fn check_prompt(config: &LlamaConfig, id: &str, prompt: &[u32]) -> Result<(), GenerateError> {
+    check_prompt_with(config, id, prompt, 1)
+}
+
+/// The same with `room` tokens behind it.
+fn check_prompt_with(
+    config: &LlamaConfig,
+    id: &str,
+    prompt: &[u32],
+    room: usize,
+) -> Result<(), GenerateError> {
     let id = id.to_string();
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt { id });
     }
-    if prompt.len() >= config.max_position_embeddings {
+    if prompt.len() + room > config.max_position_embeddings {
         return Err(GenerateError::PromptTooLong {
             id,
             tokens: prompt.len(),
@@ -353,7 +492,7 @@ pub fn answer_all<B: ModelOps>(
         for event in engine.step()? {
             let (of, sample) = match event {
                 Event::Finished { of, sample, .. } => (of, sample),
-                Event::Failed { id, .. } => return Err(GenerateError::NonFinite { id }),
+                Event::Failed { error, .. } => return Err(error),
                 Event::Prompt { .. } | Event::Token { .. } => continue,
             };
             if let Some(&number) = numbers.get(&of.request) {

@@ -3,9 +3,13 @@
 mod candidates;
 mod defaults;
 mod engine;
+mod entering;
 mod plan;
+mod prefixes;
+mod prompt_scores;
 mod request;
 pub mod sampling;
+mod scores;
 mod service;
 mod stop;
 #[cfg(test)]

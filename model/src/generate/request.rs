@@ -130,9 +130,10 @@ pub struct SampleId {
 }
 
 /// What a step of the engine brought.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Event {
-    /// A request's prompt is computed; comes once, before its tokens.
+    /// A request's prompt is computed; comes once, before its tokens. What needs no prompt, since
+    /// neither tokens nor scores are asked for, has none.
     Prompt {
         /// The request.
         request: RequestId,
@@ -162,13 +163,13 @@ pub enum Event {
         /// The whole response.
         sample: Sample,
     },
-    /// The model's logits for a response are not finite, so that it cannot go on; nothing more is
-    /// heard of it. The others do go on.
+    /// A response cannot go on: the model's logits for it are not finite, or its tokens are no text;
+    /// nothing more is heard of it. The others do go on.
     Failed {
         /// The sample that is dropped.
         of: SampleId,
-        /// The name of its prompt.
-        id: String,
+        /// Why, with the name of its prompt.
+        error: GenerateError,
     },
 }
 

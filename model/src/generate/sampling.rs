@@ -1,5 +1,7 @@
 //! From logits to a token: temperature, top-k, top-p, and a draw that belongs to its place.
 
+use std::collections::BTreeMap;
+
 use rand::Rng;
 use rand::SeedableRng;
 use rand::rngs::ChaCha12Rng;
@@ -63,6 +65,54 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// Whether logits are changed before a token is drawn of them.
+    pub fn changes_logits(&self) -> bool {
+        self.min_tokens > 0 || !self.logit_bias.is_empty() || self.looks_back()
+    }
+
+    /// Whether what was said before changes them.
+    fn looks_back(&self) -> bool {
+        self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+            || self.repetition_penalty != 1.0
+    }
+
+    /// Changes `logits` `[vocab]` for the token behind `prompt` and `response`. Ids that the model
+    /// does not have change nothing.
+    pub fn change(&self, logits: &mut [f32], prompt: &[u32], response: &[u32]) {
+        let mut set = |token: u32, to: &dyn Fn(f32) -> f32| {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = to(*logit);
+            }
+        };
+        if response.len() < self.min_tokens {
+            let stops = self.stop_ids.iter().chain(&self.stop_token_ids);
+            stops.for_each(|&token| set(token, &|_| f32::NEG_INFINITY));
+        }
+        for &(token, bias) in &self.logit_bias {
+            set(token, &|logit| logit + bias);
+        }
+        if !self.looks_back() {
+            return;
+        }
+        let mut times: BTreeMap<u32, u32> = prompt.iter().map(|&token| (token, 0)).collect();
+        for &token in response {
+            *times.entry(token).or_default() += 1;
+        }
+        let repetition = self.repetition_penalty as f32;
+        for (token, times) in times {
+            let here = f64::from(u8::from(times > 0));
+            let less = self.frequency_penalty * f64::from(times) + self.presence_penalty * here;
+            set(token, &|logit| {
+                let scaled = match logit > 0.0 {
+                    true => logit / repetition,
+                    false => logit * repetition,
+                };
+                scaled - less as f32
+            });
+        }
+    }
+
     /// Whether `token` ends a response.
     pub fn ends(&self, token: u32) -> bool {
         !self.ignore_eos && self.stop_ids.contains(&token) || self.stop_token_ids.contains(&token)
@@ -103,13 +153,6 @@ pub fn argmax(logits: &[f32]) -> usize {
         }
     }
     best
-}
-
-/// `ln p` of `token` under the softmax of `logits` `[vocab]`, in nats.
-pub fn log_probability(logits: &[f32], token: usize) -> f64 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| exp(x - largest) as f64).sum();
-    (logits[token] - largest) as f64 - sum.ln()
 }
 
 /// eˣ for x ≤ 0, within 2 units of the last place; plain arithmetic, so that a loop over it is
@@ -156,6 +199,11 @@ impl Sampler {
         self.weights.clear();
         let weights = logits.iter().map(|&x| exp((x - largest) * scale));
         self.weights.extend(weights);
+        if params.min_p > 0.0 {
+            let least = params.min_p as f32;
+            let unlikely = self.weights.iter_mut().filter(|weight| **weight < least);
+            unlikely.for_each(|weight| *weight = 0.0);
+        }
         self.buckets.count(&self.weights);
         let mut kept = self.buckets.total();
         if params.top_k > 0 && params.top_k < logits.len() {
@@ -289,6 +337,7 @@ mod tests {
         let weight = |x: f32| ((x - logits[argmax(logits)]) as f64 / params.temperature).exp();
         let mut all: Vec<(usize, f64)> = logits.iter().map(|&x| weight(x)).enumerate().collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        all.retain(|c| c.1 >= params.min_p);
         if params.top_k > 0 {
             all.truncate(params.top_k);
         }
@@ -332,11 +381,16 @@ mod tests {
             spread in select(vec![0.0, 0.1, 1.0, 5.0, 30.0]),
             temperature in 0.3..2.0f64,
             (top_p, top_k) in select(vec![(1.0, 0), (0.9, 0), (0.5, 10), (1.0, 3), (0.01, 0)]),
+            min_p in select(vec![0.0, 0.0, 0.05, 0.6, 1.0]),
         ) {
             // A flat nucleus ends where rounding says.
             prop_assume!(spread > 0.0 || top_p == 1.0);
             let logits: Vec<f32> = values.iter().map(|x| x * spread).collect();
-            assert_exact(&logits, &params(temperature, top_p, top_k));
+            // Where f32 and f64 see a token on other sides of the edge, both are right.
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weight = |x: f32| ((x - largest) as f64 / temperature).exp();
+            prop_assume!(min_p == 0.0 || min_p == 1.0 || logits.iter().all(|&x| (weight(x) / min_p - 1.0).abs() > 1e-5));
+            assert_exact(&logits, &SamplingParams { min_p, ..params(temperature, top_p, top_k) });
         }
     }
 
@@ -353,10 +407,43 @@ mod tests {
         );
     }
 
+    /// What vLLM does, in its order: tokens that must wait, bias, repetition, frequency, presence.
     #[test]
-    fn log_probabilities() {
-        let logits = [0.0, (2.0f32).ln(), (5.0f32).ln()];
-        assert!((log_probability(&logits, 1) - (0.25f64).ln()).abs() < 1e-7);
+    fn logits_are_changed_as_vllm_does() {
+        let params = SamplingParams {
+            stop_ids: vec![0],
+            stop_token_ids: vec![1, 99],
+            min_tokens: 3,
+            logit_bias: vec![(2, 1.5), (3, -100.0), (77, 1.0)],
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            repetition_penalty: 2.0,
+            ..SamplingParams::default()
+        };
+        assert!(params.changes_logits());
+        let logits = [1.0, 1.0, 1.0, 1.0, 4.0, -4.0, 4.0, -4.0];
+        let mut found = logits;
+        // 2 and 5 are in the prompt, 6 once and 7 twice in the response.
+        params.change(&mut found, &[2, 5, 2, 500], &[6, 7, 7]);
+        let waited = [1.0, 1.0];
+        let expected = [1.25, -99.0, 4.0, -8.0, 2.0 - 0.75, -8.0 - 1.0];
+        assert_eq!(found, *[&waited[..], &expected[..]].concat());
+        let mut found = logits;
+        params.change(&mut found, &[], &[6, 7]);
+        assert_eq!(found[..2], [f32::NEG_INFINITY; 2]);
+        assert!(!SamplingParams::default().changes_logits());
+    }
+
+    #[test]
+    fn end_tokens_can_be_ignored_and_those_of_the_request_not() {
+        let mut params = SamplingParams {
+            stop_ids: vec![1],
+            stop_token_ids: vec![2],
+            ..SamplingParams::default()
+        };
+        assert!(params.ends(1) && params.ends(2) && !params.ends(3));
+        params.ignore_eos = true;
+        assert!(!params.ends(1) && params.ends(2));
     }
 
     #[test]

@@ -12,17 +12,21 @@ pub struct TextStream {
     /// Given out.
     text: String,
     stopped: bool,
+    /// Tokens that come before a stop string counts.
+    before: usize,
 }
 
 impl TextStream {
-    /// An empty text that ends before the first of `stop` (none of them empty).
-    pub fn new(stop: Vec<String>) -> Self {
+    /// An empty text that ends before the first of `stop` (none of them empty) that is written after
+    /// the first `min_tokens` tokens.
+    pub fn new(stop: Vec<String>, min_tokens: usize) -> Self {
         Self {
             decoder: StreamDecoder::new(true),
             stop,
             held: String::new(),
             text: String::new(),
             stopped: false,
+            before: min_tokens,
         }
     }
 
@@ -32,6 +36,11 @@ impl TextStream {
             return Ok(String::new());
         }
         let new = self.decoder.push(tokenizer, token)?;
+        if self.before > 0 {
+            self.before -= 1;
+            self.text += &new;
+            return Ok(new);
+        }
         Ok(self.add(&new))
     }
 
@@ -88,7 +97,7 @@ mod tests {
     use super::*;
 
     fn run(stop: &[&str], parts: &[&str]) -> (Vec<String>, TextStream) {
-        let mut stream = TextStream::new(stop.iter().map(|s| s.to_string()).collect());
+        let mut stream = TextStream::new(stop.iter().map(|s| s.to_string()).collect(), 0);
         let given = parts.iter().map(|p| stream.add(p)).collect();
         (given, stream)
     }

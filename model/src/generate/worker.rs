@@ -1,35 +1,53 @@
 //! One group of slots: prompts enter in chunks, every sequence under way gets a token a step.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::backend::Backend;
 
-use super::candidates::StepLogits;
+use super::candidates::{StepLogits, Turn};
+use super::entering::Entering;
 use super::plan::CachePlan;
-use super::request::{FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
+use super::prefixes::Prefixes;
+use super::request::{
+    FinishReason, GenerateError, Request, RequestId, Sample, SampleId, TokenScore,
+};
 use super::sampling::{Draws, Sampler, SamplingParams};
 use crate::llama::Decoder;
-use crate::llama::slot_cache::{Prefix, SlotCache, Writes};
+use crate::llama::decoder::PREFILL_CHUNK;
+use crate::llama::slot_cache::{SlotCache, Writes};
 use crate::ops::ModelOps;
-
-/// Tokens of a prompt that run together, always cut at multiples of this: a prompt's keys and
-/// values then depend on nothing else in the engine. Also the prompt tokens of one step.
-const CHUNK: usize = 256;
 
 /// What a step did for one sample.
 pub(super) enum Drawn {
+    /// A prompt was computed.
+    Prompt {
+        request: RequestId,
+        cached: usize,
+        scores: Vec<TokenScore>,
+    },
     /// A token was drawn; with the sample where that ended it.
     Token {
         of: SampleId,
         token: u32,
+        score: Option<TokenScore>,
         finished: Option<Sample>,
     },
+    /// A sample that was to have no token.
+    Nothing { of: SampleId },
     /// Its logits are not finite: it is dropped.
     NonFinite { of: SampleId },
 }
 
 impl Drawn {
+    /// The request that it tells of.
+    pub fn request(&self) -> RequestId {
+        match self {
+            Self::Prompt { request, .. } => *request,
+            Self::Token { of, .. } | Self::Nothing { of } | Self::NonFinite { of } => of.request,
+        }
+    }
+
     /// Whether the sample goes on.
     fn goes_on(&self) -> bool {
         matches!(self, Self::Token { finished: None, .. })
@@ -46,18 +64,18 @@ pub(super) struct Worker<B: Backend> {
     sampler: Sampler,
     /// Whether logits stay on the device but for the likeliest.
     on_device: bool,
+    done: Done,
 }
 
-/// A prompt that is prefilled, then handed to its samples.
-struct Entering<B: Backend> {
-    id: RequestId,
-    request: Arc<Request>,
-    prefix: Prefix<B>,
-    done: usize,
-    /// Logits behind the prompt `[1, vocab]`, once it is done.
-    logits: Option<StepLogits<B>>,
-    /// Samples that have not started, in order.
-    samples: VecDeque<usize>,
+/// What a worker has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Done {
+    /// Prompt tokens that were computed.
+    pub computed: u64,
+    /// Prompt tokens that were there already.
+    pub cached: u64,
+    /// Tokens drawn.
+    pub drawn: u64,
 }
 
 /// A response under way.
@@ -90,7 +108,24 @@ impl<B: ModelOps> Worker<B> {
             entering: None,
             sampler: Sampler::default(),
             on_device: writes == Writes::Additions,
+            done: Done::default(),
         }
+    }
+
+    /// What it has done.
+    pub fn done(&self) -> Done {
+        self.done
+    }
+
+    /// Sequences under way, a prompt that enters among them, and their tokens.
+    pub fn under_way(&self) -> (usize, usize) {
+        let rows = self.rows.iter().flatten();
+        let tokens: usize = rows.clone().map(|row| row.length).sum();
+        let entering = self.entering.as_ref();
+        (
+            rows.count() + usize::from(entering.is_some()),
+            tokens + entering.map_or(0, Entering::tokens),
+        )
     }
 
     /// Samples that are here, under way or not.
@@ -145,10 +180,11 @@ impl<B: ModelOps> Worker<B> {
         &mut self,
         decoder: &Decoder<B>,
         slots: usize,
+        kept: &Mutex<Prefixes<B>>,
     ) -> Result<Vec<Drawn>, GenerateError> {
         let mut drawn = Vec::new();
         crate::progress::advance();
-        self.enter(decoder, slots, &mut drawn)?;
+        self.enter(decoder, slots, kept, &mut drawn)?;
         self.close_gaps();
         if self.rows.is_empty() {
             return Ok(drawn);
@@ -170,6 +206,7 @@ impl<B: ModelOps> Worker<B> {
             if let Some(row) = slot {
                 row.length += 1;
                 let one = row.draw(&logits, number, &mut self.sampler, decoder)?;
+                self.done.drawn += 1;
                 if !one.goes_on() {
                     *slot = None;
                 }
@@ -183,36 +220,43 @@ impl<B: ModelOps> Worker<B> {
         Ok(drawn)
     }
 
-    /// Prefills about [`CHUNK`] tokens while there are free slots for samples, and starts those.
+    /// Prefills about [`PREFILL_CHUNK`] tokens while there are free slots for samples, and starts
+    /// those.
     fn enter(
         &mut self,
         decoder: &Decoder<B>,
         slots: usize,
+        kept: &Mutex<Prefixes<B>>,
         drawn: &mut Vec<Drawn>,
     ) -> Result<(), GenerateError> {
-        let mut budget = CHUNK;
-        loop {
-            let under_way = self.rows.iter().flatten().count();
-            if under_way >= slots {
-                return Ok(());
-            }
-            let mut entering = match (self.entering.take(), self.waiting.pop_front()) {
-                (Some(entering), None) => entering,
-                (Some(entering), Some(next)) => {
-                    self.waiting.push_front(next);
-                    entering
-                }
-                (None, Some((id, request))) => Entering::new(id, request),
-                (None, None) => return Ok(()),
+        let mut budget = PREFILL_CHUNK;
+        while self.rows.iter().flatten().count() < slots {
+            let mut entering = match self.entering.take() {
+                Some(entering) => entering,
+                None => match self.waiting.pop_front() {
+                    Some((id, request)) => Entering::new(id, request, kept),
+                    None => return Ok(()),
+                },
             };
-            if entering.logits.is_none() {
+            if !entering.is_ready() {
                 if budget == 0 {
                     self.entering = Some(entering);
                     return Ok(());
                 }
-                budget = budget.saturating_sub(entering.prefill(decoder, self.on_device)?);
+                let computed = entering.prefill(decoder, self.on_device)?;
+                self.done.computed += computed as u64;
+                budget = budget.saturating_sub(computed);
+                if entering.is_ready() {
+                    self.done.cached += entering.cached as u64;
+                    entering.keep(kept);
+                    drawn.push(Drawn::Prompt {
+                        request: entering.id,
+                        cached: entering.cached,
+                        scores: entering.scores(),
+                    });
+                }
             }
-            if entering.logits.is_some() {
+            if entering.is_ready() {
                 while let Some(slot) = self.free_slot(slots) {
                     let Some(sample) = entering.samples.pop_front() else {
                         break;
@@ -224,6 +268,7 @@ impl<B: ModelOps> Worker<B> {
                 self.entering = Some(entering);
             }
         }
+        Ok(())
     }
 
     fn free_slot(&self, slots: usize) -> Option<usize> {
@@ -251,13 +296,20 @@ impl<B: ModelOps> Worker<B> {
             logprobs: Vec::new(),
             request,
         };
-        let Some(logits) = &entering.logits else {
+        let of = row.of;
+        let Some(logits) = entering.logits() else {
+            drawn.push(Drawn::NonFinite { of });
             return Ok(());
         };
+        if row.params().max_new_tokens == 0 {
+            drawn.push(Drawn::Nothing { of });
+            return Ok(());
+        }
         let one = row.draw(logits, 0, &mut self.sampler, decoder)?;
+        self.done.drawn += 1;
         if one.goes_on() {
             self.cache.reserve(row.length + 1, &decoder.device());
-            self.cache.fill(slot, &entering.prefix);
+            self.cache.fill(slot, entering.prefix());
             match self.rows.get_mut(slot) {
                 Some(place) => *place = Some(row),
                 None => self.rows.push(Some(row)),
@@ -284,33 +336,6 @@ impl<B: ModelOps> Worker<B> {
     }
 }
 
-impl<B: ModelOps> Entering<B> {
-    fn new(id: RequestId, request: Arc<Request>) -> Self {
-        Self {
-            id,
-            prefix: Vec::new(),
-            done: 0,
-            logits: None,
-            samples: (0..request.samples).collect(),
-            request,
-        }
-    }
-
-    /// Runs the next chunk; how many tokens that were.
-    fn prefill(&mut self, decoder: &Decoder<B>, on_device: bool) -> Result<usize, GenerateError> {
-        let prompt = &self.request.prompt;
-        let end = (self.done + CHUNK).min(prompt.len());
-        let logits = decoder.prefill(&prompt[self.done..end], &mut self.prefix);
-        let count = end - self.done;
-        self.done = end;
-        if end == prompt.len() {
-            let params = [&self.request.params];
-            self.logits = Some(StepLogits::new(logits, &params, on_device)?);
-        }
-        Ok(count)
-    }
-}
-
 impl Row {
     fn params(&self) -> &SamplingParams {
         &self.request.params
@@ -325,15 +350,21 @@ impl Row {
         decoder: &Decoder<B>,
     ) -> Result<Drawn, GenerateError> {
         let params = &self.request.params;
-        let draw = self.draws.at(self.tokens.len());
-        let found = logits.draw(number, params, draw, self.request.logprobs, sampler)?;
-        let Some((token, logprob)) = found else {
+        let turn = Turn {
+            request: &self.request,
+            response: &self.tokens,
+            draw: self.draws.at(self.tokens.len()),
+        };
+        let Some((token, score)) = logits.draw(number, &turn, sampler)? else {
             return Ok(Drawn::NonFinite { of: self.of });
         };
-        self.logprobs.extend(logprob);
         let token = token as u32;
+        if self.request.logprobs {
+            self.logprobs
+                .extend(score.as_ref().map(|score| score.logprob));
+        }
         self.tokens.push(token);
-        let stop_token = params.stop_ids.contains(&token);
+        let stop_token = params.ends(token);
         let full = self.tokens.len() >= params.max_new_tokens
             || self.request.prompt.len() + self.tokens.len()
                 >= decoder.config.max_position_embeddings;
@@ -352,6 +383,7 @@ impl Row {
         Ok(Drawn::Token {
             of: self.of,
             token,
+            score: score.map(|score| score.of(token)),
             finished,
         })
     }

@@ -122,7 +122,7 @@ impl<B: Backend> SlotCache<B> {
     }
 
     /// Puts a prompt at the start of a slot.
-    pub fn fill(&mut self, slot: usize, prefix: &Prefix<B>) {
+    pub fn fill(&mut self, slot: usize, prefix: &[(Tensor<B, 3>, Tensor<B, 3>)]) {
         let writes = self.writes;
         for (layer, (keys, values)) in self.layers.iter_mut().zip(prefix) {
             let mut keys = keys.clone();

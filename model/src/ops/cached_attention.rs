@@ -67,5 +67,36 @@ pub(super) fn forward_on_host<B: HostMemory>(
     let weights = map(scores, |scores| {
         softmax_used(scores, columns, |row| visible.columns(row, heads * rows));
     });
-    weights.matmul(v)
+    match visible {
+        Visible::Causal { .. } => in_blocks(weights, v),
+        Visible::Behind(_) => weights.matmul(v),
+    }
+}
+
+/// Columns of a prompt that are summed up in one go. The matrix products of CPUs cut longer sums
+/// where the shape of the whole product says, and shapes depend on where a prompt is cut.
+const BLOCK: usize = 512;
+
+/// Sums of fewer columns are other routines' work.
+const LEAST: usize = 4;
+
+/// The columns that a prompt's attention over `used` takes, those behind them zeros, so that its
+/// sums are the same wherever the prompt is cut.
+pub fn columns_on_host(used: usize) -> usize {
+    match used % BLOCK {
+        short @ 1..LEAST => used + LEAST - short,
+        _ => used,
+    }
+}
+
+fn in_blocks<B: HostMemory>(weights: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
+    let columns = v.dims()[2];
+    let block = |start: usize| {
+        let count = BLOCK.min(columns - start);
+        let weights = weights.clone().narrow(3, start, count);
+        weights.matmul(v.clone().narrow(2, start, count))
+    };
+    let first = block(0);
+    let others = (BLOCK..columns).step_by(BLOCK);
+    others.fold(first, |sum, start| sum + block(start))
 }

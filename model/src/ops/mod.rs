@@ -33,7 +33,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor};
 
 pub use attention::{Attended, Heads, PackedAttention};
-pub use cached_attention::Visible;
+pub use cached_attention::{Visible, columns_on_host};
 pub(crate) use device::ints;
 pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;

@@ -9,7 +9,9 @@ use burn::tensor::backend::Backend;
 use sppo_model::chat_template::TemplateSource;
 use sppo_model::chat_text::ChatText;
 use sppo_model::end_of_turn::Stop;
-use sppo_model::generate::{CachePlan, Engine, Event, Request, RequestId, Sample, SamplingParams};
+use sppo_model::generate::{
+    CachePlan, Engine, Event, GenerateError, Request, RequestId, Sample, SamplingParams,
+};
 use sppo_model::llama::{Decoder, LlamaConfig};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
@@ -223,7 +225,10 @@ impl<B: ModelOps> Run<'_, B> {
                     continue;
                 }
                 Event::Prompt { .. } => continue,
-                Event::Failed { of, .. } => {
+                Event::Failed { of, error } => {
+                    if !matches!(error, GenerateError::NonFinite { .. }) {
+                        return Err(error.into());
+                    }
                     // A row without one of its responses is none.
                     self.engine.cancel(of.request);
                     let open = self.open.remove(&of.request);
