@@ -20,6 +20,12 @@ template = os.path.join(folder, "judge.txt")
 with open(template, "w") as file:
     file.write("<|im_start|>system\nWhich is better?\n<|im_end|>\n<|im_start|>user\n{instruction}\n"
                "m: {output_1}\nM: {output_2}\n<|im_end|>")
+# A model of random weights does not answer m or M: its two likeliest answers stand for them.
+first = openai.OpenAI(base_url=url).chat.completions.create(
+    model=model, max_tokens=1, logprobs=True, top_logprobs=5,
+    messages=[{"role": "system", "content": "Which is better?"},
+              {"role": "user", "content": "rate 0\nm: b 0\nM: a 0"}])
+tokens = [token.token for token in first.choices[0].logprobs.content[0].top_logprobs[:2]]
 config = os.path.join(folder, "configs.yaml")
 with open(config, "w") as file:
     json.dump({"judge": {
@@ -27,7 +33,7 @@ with open(config, "w") as file:
         "completions_kwargs": {"model_name": model, "max_tokens": 1, "temperature": 1, "logprobs": True,
                                "top_logprobs": 5, "requires_chatml": True, "num_procs": 1},
         "fn_completion_parser": "logprob_parser",
-        "completion_parser_kwargs": {"numerator_token": "m", "denominator_tokens": ["m", "M"],
+        "completion_parser_kwargs": {"numerator_token": tokens[0], "denominator_tokens": tokens,
                                      "is_binarize": False},
         "completion_key": "completions_all", "batch_size": 1}}, file)
 rows = lambda name: [{"dataset": "x", "instruction": f"rate {i}", "output": f"{name} {i}", "generator": name}

@@ -33,8 +33,10 @@ def start(sppo, model, *more):
     raise SystemExit("the server does not get healthy")
 
 
-def metrics(place):
-    text = urllib.request.urlopen(f"http://{place[0]}:{place[1]}/metrics").read().decode()
+def metrics(place, key):
+    request = urllib.request.Request(f"http://{place[0]}:{place[1]}/metrics",
+                                     headers={"Authorization": f"Bearer {key}"})
+    text = urllib.request.urlopen(request).read().decode()
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
 
@@ -72,6 +74,9 @@ def main():
                                check=True, env=dict(os.environ, OPENAI_API_BASE=url))
                 kept["alpaca_eval"] = recorder.take()
             if "lm_eval" in only:
+                lm_eval_check.check_shared_context(args.model, url.removesuffix("/v1"), work,
+                                                   lambda: metrics(place, key))
+                recorder.take()
                 kept["lm_eval"] = lm_eval_check.check(args.model, url.removesuffix("/v1"), work, recorder)
             if args.record:
                 os.makedirs(args.record, exist_ok=True)

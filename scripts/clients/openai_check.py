@@ -47,11 +47,6 @@ def check_chat(client, model):
     assert parts[0].choices[0].delta.role == "assistant"
     text = "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
     assert text == choice.message.content and parts[-1].choices[0].finish_reason == choice.finish_reason
-    with client.chat.completions.stream(model=model, messages=chat("rate"), max_tokens=12,
-                                        temperature=0) as stream:
-        for _ in stream:
-            pass
-        assert stream.get_final_completion().choices[0].message.content == text
     n = client.chat.completions.create(model=model, messages=chat("rate"), max_tokens=4, n=3, seed=1,
                                        temperature=1.0)
     assert sorted(c.index for c in n.choices) == [0, 1, 2]
@@ -62,6 +57,12 @@ def check_chat(client, model):
                                              temperature=0, stop=[stop, "never"])
     assert stopped.choices[0].message.content == text[: text.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
+    # The helper raises where an answer ends by its length.
+    with client.chat.completions.stream(model=model, messages=chat("rate"), max_tokens=12,
+                                        temperature=0, stop=[stop]) as stream:
+        events = [event.type for event in stream]
+        assert "content.delta" in events and "content.done" in events
+        assert stream.get_final_completion().choices[0].message.content == stopped.choices[0].message.content
 
 
 def check_errors(client, model, url):
