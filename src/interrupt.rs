@@ -20,6 +20,9 @@ const ANOTHER: Duration = Duration::from_secs(1);
 /// Until a launcher has passed on what was said; it kills after a second.
 const SAID: Duration = Duration::from_millis(300);
 
+/// What the work does on the first signal, where it has nothing to save.
+static SAYING: OnceLock<&str> = OnceLock::new();
+
 /// Installs the handler for the whole process.
 pub fn install() -> anyhow::Result<()> {
     save_on_user_signal()?;
@@ -35,8 +38,9 @@ pub fn install() -> anyhow::Result<()> {
             }
             return;
         }
-        let note = b"interrupted: saving; once more stops at once\n";
-        let _ = std::io::stderr().write_all(note);
+        let what = SAYING.get().unwrap_or(&"saving");
+        let note = format!("interrupted: {what}; once more stops at once\n");
+        let _ = std::io::stderr().write_all(note.as_bytes());
     })
     .context("cannot install the handler of Ctrl-C")
 }
@@ -77,6 +81,12 @@ fn save_on_user_signal() -> anyhow::Result<()> {
 #[cfg(not(unix))]
 fn save_on_user_signal() -> anyhow::Result<()> {
     Ok(())
+}
+
+/// Says what the work does on the first signal, in place of saving.
+#[cfg(feature = "serve")]
+pub fn say(what: &'static str) {
+    let _ = SAYING.set(what);
 }
 
 /// Set once a stop was asked for; long work looks at it between steps.

@@ -12,6 +12,8 @@ mod memory;
 mod nccl;
 mod output;
 mod progress;
+#[cfg(feature = "serve")]
+mod serve;
 mod start;
 mod terminal;
 

@@ -160,7 +160,12 @@ impl ChatText {
 
     /// Ids to generate from: the prompt and the header of the answer.
     pub fn prompt_ids(&self, prompt: &[Message]) -> Result<Vec<u32>, ChatTextError> {
-        self.encode(&self.template.render_prompt(prompt)?)
+        self.encode(&self.prompt(prompt)?)
+    }
+
+    /// The text of a prompt and the header of its answer.
+    pub fn prompt(&self, prompt: &[Message]) -> Result<String, ChatTextError> {
+        Ok(self.template.render_prompt(prompt)?)
     }
 
     /// The text of whole turns, without the header of another one.

@@ -24,6 +24,7 @@ pub mod packed_batch;
 pub mod pairrm;
 pub mod progress;
 pub mod quiet;
+mod token_bytes;
 pub mod tokenizer;
 mod tokenizer_check;
 #[cfg(test)]

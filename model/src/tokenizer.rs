@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::other_formats::not_downloaded;
 use crate::quiet::quietly;
+use crate::token_bytes::Alphabet;
 use crate::tokenizer_check;
 
 /// What can go wrong with the tokenizer files of a model folder.
@@ -173,6 +174,7 @@ pub fn special_tokens(dir: &Path) -> Result<BTreeMap<&'static str, String>, Toke
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
+    alphabet: Alphabet,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
@@ -215,11 +217,14 @@ impl Tokenizer {
             id_of("eos_token")?,
             id_of("pad_token")?,
         );
+        let decoder = inner.get_decoder().map(serde_json::to_value);
+        let alphabet = Alphabet::of(&decoder.and_then(Result::ok).unwrap_or_default());
         let highest = inner.get_vocab(true).into_values().max();
         let vocab_size = highest.map_or(0, |id| id as usize + 1);
         Ok(Self {
             inner,
             vocab_size,
+            alphabet,
             bos,
             eos,
             pad,
@@ -272,6 +277,18 @@ impl Tokenizer {
     /// The token of an id, as the vocabulary writes it.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// The bytes that a token stands for by itself; none for an id without a token. An added token
+    /// stands for its name.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.inner.id_to_token(id) else {
+            return Vec::new();
+        };
+        match self.is_added(id) {
+            true => token.into_bytes(),
+            false => self.alphabet.bytes(&token),
+        }
     }
 
     /// Whether `id` is an added token marked special (never part of ordinary text).

@@ -12,6 +12,9 @@ mod pairs;
 mod plan;
 mod run;
 mod score;
+mod serve;
+#[cfg(feature = "serve")]
+mod serving;
 mod sft;
 mod train;
 
@@ -41,6 +44,8 @@ pub enum Command {
     Merge(merge::Args),
     /// Computes summed response log-probabilities of pairs.
     Score(score::Args),
+    /// Answers completions and chats over HTTP, as OpenAI's API does.
+    Serve(Box<serve::Args>),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
     /// Tells what a run takes before it starts: memory by part, tokens, operations, steps.
@@ -65,6 +70,7 @@ impl Command {
             Self::Join(_) => Some("sppo join"),
             Self::Pairs(_) => Some("sppo pairs"),
             Self::Merge(_) => Some("sppo merge"),
+            Self::Serve(_) => Some("sppo serve"),
             Self::Plan(_) => Some("sppo plan"),
             Self::Bench(_) => Some("sppo bench"),
             Self::Config(_) => Some("sppo config"),
@@ -91,6 +97,7 @@ impl Command {
             Self::Train(args) => train::run(args, json),
             Self::Merge(args) => merge::run(args, json),
             Self::Score(args) => score::run(args, json),
+            Self::Serve(args) => serve::run(*args, json),
             Self::Eval(args) => eval::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::Bench(args) => bench::run(args, json),
