@@ -8,5 +8,7 @@ mod cluster;
 mod golden;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod regression;
+#[cfg(all(unix, feature = "serve", any(feature = "ndarray", feature = "flex")))]
+mod serve;
 #[cfg(feature = "flex")]
 mod theorem;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::args::{DateArg, DeviceArg, TemplateArg, count, not_negative};
+use super::args::{DateArg, DeviceArg, TemplateArg, count, count_or_none, not_negative};
 use sppo_training::config::{Generate, Precision};
 
 #[derive(clap::Args)]
@@ -52,6 +52,9 @@ pub struct Args {
     /// Most memory for keys and values; fewer sequences are generated together where it is short.
     #[arg(long, value_name = "MIB", value_parser = count)]
     pub cache_memory_mib: Option<usize>,
+    /// Memory for what prompts begin with, kept for later ones that begin alike; 0 keeps nothing.
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = count_or_none)]
+    pub prefix_memory_mib: usize,
     /// Longest prompt and answer together, in tokens; the model's context unless given.
     #[arg(long, value_name = "N", value_parser = count)]
     pub max_model_len: Option<usize>,

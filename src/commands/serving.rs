@@ -153,7 +153,9 @@ impl Serving<'_> {
             model = model.with_saved_adapters(&adapter)?;
         }
         let decoder = Arc::new(Decoder::new(model, config));
-        let engine = Engine::new(decoder, plan, Some(self.app.served.tokenizer.clone()));
+        let kept = (self.args.prefix_memory_mib as u64) << 20;
+        let engine =
+            Engine::new(decoder, plan, Some(self.app.served.tokenizer.clone())).keep_prefixes(kept);
         self.app.life.loaded();
         tracing::info!(
             "ready after {:.1} s: {} sequences at a time of up to {} tokens",

@@ -49,7 +49,7 @@ pub async fn whole(app: &Arc<App>, ask: Ask, mut events: Events) -> Result<Value
                 answers[number * ask.wishes.n + of.sample].sample = Some(sample);
                 left -= 1;
             }
-            Event::Failed { .. } => return Err(not_finite()),
+            Event::Failed { error, .. } => return Err(failed(error)),
         }
     }
     body(app, &ask, prompts, answers)
@@ -57,18 +57,18 @@ pub async fn whole(app: &Arc<App>, ask: Ask, mut events: Events) -> Result<Value
 
 /// An event, or the error that it is for the client.
 pub fn understood((_, event): Arrived) -> Result<Event, ApiError> {
-    event.map_err(|error| match error {
+    event.map_err(failed)
+}
+
+/// What the client is told where the engine cannot answer.
+pub fn failed(error: GenerateError) -> ApiError {
+    match error {
         GenerateError::NonFinite { .. } | GenerateError::Device(_) | GenerateError::Text { .. } => {
             tracing::error!("{error}");
             ApiError::internal(error.to_string())
         }
         error => ApiError::invalid(error.to_string()),
-    })
-}
-
-/// The model's weights are broken.
-pub fn not_finite() -> ApiError {
-    ApiError::internal("the model's logits are not finite (NaN or infinite weights?)")
+    }
 }
 
 fn body(

@@ -26,7 +26,7 @@ pub fn ask(body: &[u8], app: &App) -> Result<Ask, ApiError> {
     }
     app.unknown.say("/v1/chat/completions", &fields);
     let ids = rendering.ids(&turns, &app.served)?;
-    check(&ids, "messages", &app.served)?;
+    check(&ids, "messages", 1, &app.served)?;
     let ask = Ask {
         form: Form::Chat,
         prompts: vec![Prompt::of_ids(ids)],

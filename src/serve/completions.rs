@@ -30,8 +30,9 @@ pub fn ask(body: &[u8], app: &App) -> Result<Ask, ApiError> {
             "`max_tokens` is 0, which leaves nothing to answer with; 0 goes with `echo`: true";
         return Err(ApiError::param("max_tokens", message));
     }
+    let room = wishes.max_tokens.map_or(1, |most| most.min(1));
     let special = fields.flag("add_special_tokens")?.unwrap_or(true);
-    let prompts = prompts(fields.take("prompt"), special, &app.served)?;
+    let prompts = prompts(fields.take("prompt"), special, room, &app.served)?;
     fields.refuse("messages", &[json!([])], "belongs to /v1/chat/completions")?;
     app.unknown.say("/v1/completions", &fields);
     let ask = Ask {

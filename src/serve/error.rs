@@ -157,11 +157,6 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    /// Its HTTP status.
-    pub fn status(&self) -> StatusCode {
-        self.status
-    }
-
     /// The body.
     pub fn body(&self) -> Value {
         json!({"error": {

@@ -54,10 +54,11 @@ impl Prompt {
     }
 }
 
-/// Reads `prompt`.
+/// Reads `prompt`; `room` tokens have to fit behind each.
 pub fn prompts(
     value: Option<Value>,
     special: bool,
+    room: usize,
     served: &Served,
 ) -> Result<Vec<Prompt>, ApiError> {
     const NAME: &str = "prompt";
@@ -98,13 +99,13 @@ pub fn prompts(
     };
     prompts
         .iter()
-        .try_for_each(|prompt| check(&prompt.ids, NAME, served))?;
+        .try_for_each(|prompt| check(&prompt.ids, NAME, room, served))?;
     Ok(prompts)
 }
 
-/// Refuses a prompt without tokens, one with so many that no answer fits behind them, and tokens that
+/// Refuses a prompt without tokens, one with so many that `room` more do not fit behind them, and tokens that
 /// were added to the tokenizer but not to the model.
-pub fn check(ids: &[u32], param: &str, served: &Served) -> Result<(), ApiError> {
+pub fn check(ids: &[u32], param: &str, room: usize, served: &Served) -> Result<(), ApiError> {
     let unknown = ids.iter().find(|&&id| id as usize >= served.vocab);
     match (unknown, ids.len()) {
         (Some(id), _) => {
@@ -118,7 +119,7 @@ pub fn check(ids: &[u32], param: &str, served: &Served) -> Result<(), ApiError> 
             let message = format!("`{param}` has no tokens; there is nothing to continue");
             Err(ApiError::param(param, message))
         }
-        (None, tokens) if tokens >= served.context => {
+        (None, tokens) if tokens.saturating_add(room) > served.context => {
             Err(ApiError::too_long(param, tokens, served.context))
         }
         _ => Ok(()),

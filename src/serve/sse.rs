@@ -13,7 +13,7 @@ use futures_util::stream::unfold;
 use serde_json::{Value, json};
 use sppo_model::generate::{Event, Sample, TokenScore};
 
-use super::answer::{OfPrompt, Usage, not_finite, prompt_places, prompt_text, understood};
+use super::answer::{OfPrompt, Usage, failed, prompt_places, prompt_text, understood};
 use super::app::App;
 use super::ask::{Ask, Form};
 use super::error::ApiError;
@@ -141,7 +141,7 @@ impl Stream {
                 self.begin(index)?;
                 self.finish(index, text, &sample);
             }
-            Event::Failed { .. } => return Err(not_finite()),
+            Event::Failed { error, .. } => return Err(failed(error)),
         }
         Ok(())
     }

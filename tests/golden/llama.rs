@@ -14,7 +14,7 @@ use super::{ids, json, path};
 use crate::close::assert_all_close;
 
 /// The token ids and expected logits of the golden cases.
-fn cases() -> Vec<(Vec<u32>, Vec<f32>)> {
+pub(crate) fn cases() -> Vec<(Vec<u32>, Vec<f32>)> {
     let bytes = std::fs::read(path("llama/expected.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let reference = Checkpoint::open_file(&path("llama/expected.safetensors")).unwrap();

@@ -3,7 +3,7 @@
 #[cfg(any(feature = "flex", feature = "cuda"))]
 mod bf16;
 mod learning;
-mod llama;
+pub(crate) mod llama;
 mod lora;
 mod pairrm;
 pub mod reward;
