@@ -8,6 +8,8 @@ mod generate;
 mod join;
 mod judge;
 mod merge;
+#[cfg(not(feature = "serve"))]
+mod not_serving;
 mod pairs;
 mod plan;
 mod run;
@@ -97,7 +99,10 @@ impl Command {
             Self::Train(args) => train::run(args, json),
             Self::Merge(args) => merge::run(args, json),
             Self::Score(args) => score::run(args, json),
-            Self::Serve(args) => serve::run(*args, json),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => serving::run(*args, json),
+            #[cfg(not(feature = "serve"))]
+            Self::Serve(args) => not_serving::run(*args, json),
             Self::Eval(args) => eval::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::Bench(args) => bench::run(args, json),

@@ -1,4 +1,4 @@
-//! `sppo serve`: an OpenAI-compatible server.
+//! The arguments of `sppo serve`, an OpenAI-compatible server; `serving` runs it.
 
 use std::path::PathBuf;
 
@@ -73,19 +73,4 @@ pub struct Args {
     pub date: DateArg,
     #[command(flatten)]
     pub device: DeviceArg,
-}
-
-/// Serves.
-#[cfg(feature = "serve")]
-pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    super::serving::run(args, json)
-}
-
-/// Says that it cannot.
-#[cfg(not(feature = "serve"))]
-pub fn run(_: Args, _: bool) -> anyhow::Result<()> {
-    Err(crate::errors::user(
-        "this build has no server; build it with the cargo feature: \
-         cargo build --release --features serve",
-    ))
 }

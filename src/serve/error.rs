@@ -1,7 +1,7 @@
 //! What a client is told: OpenAI's error bodies, on every path.
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ pub struct ApiError {
     /// The key of the body that is wrong.
     param: Option<String>,
     message: String,
-    header: Option<(HeaderName, &'static str)>,
+    header: Option<(&'static str, &'static str)>,
 }
 
 impl ApiError {
@@ -57,7 +57,7 @@ impl ApiError {
     pub fn no_key() -> Self {
         Self {
             code: Some("invalid_api_key"),
-            header: Some((WWW_AUTHENTICATE, "Bearer")),
+            header: Some(("www-authenticate", "Bearer")),
             ..Self::new(
                 StatusCode::UNAUTHORIZED,
                 "authentication_error",
@@ -85,7 +85,7 @@ impl ApiError {
     /// 405.
     pub fn wrong_method(allowed: &'static str) -> Self {
         Self {
-            header: Some((ALLOW, allowed)),
+            header: Some(("allow", allowed)),
             ..Self::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "invalid_request_error",
@@ -129,7 +129,7 @@ impl ApiError {
     pub fn full(most: usize) -> Self {
         Self {
             code: Some("queue_full"),
-            header: Some((RETRY_AFTER, "1")),
+            header: Some(("retry-after", "1")),
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
@@ -143,7 +143,7 @@ impl ApiError {
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self {
-            header: Some((RETRY_AFTER, "5")),
+            header: Some(("retry-after", "5")),
             ..Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "service_unavailable_error",
@@ -173,7 +173,10 @@ impl IntoResponse for ApiError {
         let mut response = json_response(self.status, &self.body());
         if let Some((name, value)) = self.header {
             let headers = response.headers_mut();
-            headers.insert(name, HeaderValue::from_static(value));
+            headers.insert(
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            );
         }
         response
     }

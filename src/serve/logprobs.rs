@@ -135,11 +135,16 @@ impl Offsets {
 
     /// Where the next token begins.
     pub fn next(&mut self, tokenizer: &Tokenizer, token: u32) -> usize {
-        let here = self.characters;
+        let before = self.characters;
         // Text that cannot be decoded takes no place; the answer's own decoding says why.
         let text = self.decoder.push(tokenizer, token).unwrap_or_default();
-        self.characters += text.chars().count();
-        here
+        let text = text.chars().count();
+        self.characters += text;
+        // A token of whole characters stands at the end of what came with it, behind parts of a
+        // character that it showed to be no one's.
+        let own = String::from_utf8(tokenizer.token_bytes(token));
+        let own = own.map_or(text, |own| own.chars().count());
+        before + text.saturating_sub(own)
     }
 }
 
@@ -233,6 +238,9 @@ mod tests {
         let found: Vec<usize> = ids.iter().map(|&id| offsets.next(&tokenizer, id)).collect();
         assert!(found.iter().all(|&at| at == 2), "{found:?}");
         assert_eq!(offsets.next(&tokenizer, 64), 3);
+        // A part of a character that never ends is one character, once that is certain.
+        let found = [ids[0], 64, 65].map(|id| offsets.next(&tokenizer, id));
+        assert_eq!(found, [4, 5, 6]);
     }
 
     #[test]
