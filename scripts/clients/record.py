@@ -70,7 +70,31 @@ class Recorder:
         return records
 
 
+def kind(record):
+    """What a request is, its numbers and texts aside."""
+    if not record["body"]:
+        return record["path"], record["status"]
+    body = json.loads(record["body"])
+    shape = lambda value: (type(value).__name__, type(value[0]).__name__ if value and isinstance(value, list) else "")
+    prompt = body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], list) else 1
+    return (record["path"], record["status"], bool(body.get("stream")), body.get("n"), prompts,
+            tuple(sorted((key, shape(value)) for key, value in body.items())))
+
+
+def pick(records, each=2, longest=30_000):
+    """Few requests of each kind, the smallest: enough to see whether answers change."""
+    kept, seen = [], {}
+    for record in sorted(records, key=lambda record: len(record["body"]) + len(record["answer"])):
+        of_kind = seen.setdefault(kind(record), [])
+        same = any(other["body"] == record["body"] for other in of_kind)
+        if not same and len(of_kind) < each and len(record["answer"]) + len(record["body"]) < longest:
+            of_kind.append(record)
+            kept.append(record)
+    return kept
+
+
 def save(path, records):
     with open(path, "w") as file:
-        for record in records:
+        for record in pick(records):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

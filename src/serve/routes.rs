@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
@@ -26,6 +26,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completion))
         .route("/v1/chat/completions", post(conversation))
         .route("/v1/models", get(models))
+        // Names of models may be paths.
+        .route("/v1/models/{*name}", get(model))
         .route("/tokenize", post(tokenize))
         .route("/v1/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -144,8 +146,21 @@ async fn tokenizer_info(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {
+    ok(json!({"object": "list", "data": [card(&app)]}))
+}
+
+async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Response {
+    match name.trim_start_matches('/') == app.served.name.trim_start_matches('/') {
+        true => ok(card(&app)),
+        false => {
+            ApiError::unknown_model(&super::fields::cut(&name), &app.served.name).into_response()
+        }
+    }
+}
+
+fn card(app: &App) -> Value {
     let served = &app.served;
-    ok(json!({"object": "list", "data": [{
+    json!({
         "id": served.name,
         "object": "model",
         "created": served.created,
@@ -153,7 +168,7 @@ async fn models(State(app): State<Arc<App>>) -> Response {
         "root": served.name,
         "parent": null,
         "max_model_len": served.context,
-    }]}))
+    })
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
@@ -189,7 +204,8 @@ async fn wrong_method(request: Request) -> Response {
         "/metrics",
         "/version",
     ];
-    let allowed = match gets.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    let allowed = match gets.contains(&path) || path.starts_with("/v1/models/") {
         true => "GET",
         false => "POST",
     };

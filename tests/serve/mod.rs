@@ -2,6 +2,7 @@
 
 mod chat;
 mod client;
+mod clients;
 mod completions;
 mod drain;
 mod errors;
