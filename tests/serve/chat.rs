@@ -203,5 +203,5 @@ fn a_folder_without_a_template_completes_but_does_not_chat() {
     let message = server.refused(PATH, &body(user("hello")), 400, "messages");
     assert!(message.contains("chat template"), "{message}");
     server.completion(json!({"prompt": "hello"}));
-    assert!(server.said().contains("chat is off"), "{}", server.said());
+    server.wait_until(|| server.said().contains("chat is off"));
 }

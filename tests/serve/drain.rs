@@ -38,11 +38,7 @@ fn ten_streams_are_finished() {
         .unwrap();
     assert_eq!(receive(&mut kept).unwrap().status, 200);
     server.signal("TERM");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !server.said().contains("finishing") {
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    server.wait_until(|| server.said().contains("INFO finishing"));
     let body = json!({"prompt": "hello"}).to_string();
     std::thread::sleep(Duration::from_millis(150));
     kept.write_all(&request(
@@ -83,7 +79,7 @@ fn what_takes_too_long_is_cut_off_and_told() {
         text.contains("data: {\"error\":")
     });
     assert!(told.count() > 0);
-    assert!(server.said().contains("cut off"), "{}", server.said());
+    server.wait_until(|| server.said().contains("cut off"));
 }
 
 #[test]

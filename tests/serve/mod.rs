@@ -40,11 +40,7 @@ impl Server {
     /// The same with what is in a folder.
     pub(crate) fn start_in(place: Place, args: &str) -> Self {
         let server = Self::begin(place, args);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while server.get("/health").status != 200 {
-            assert!(Instant::now() < deadline, "{}", server.said());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        server.wait_until(|| server.get("/health").status == 200);
         server
     }
 
@@ -138,17 +134,22 @@ impl Server {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Waits until something is so.
+    pub(crate) fn wait_until(&self, due: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !due() {
+            assert!(Instant::now() < deadline, "it never came: {}", self.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits until nothing is under way.
     pub(crate) fn settle(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
         let busy = || {
             let names = ["sppo:num_requests_running", "sppo:num_requests_waiting"];
             names.iter().any(|name| self.metric(name) > 0.0)
         };
-        while busy() {
-            assert!(Instant::now() < deadline, "{}", self.get("/metrics").text());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.wait_until(|| !busy());
     }
 
     /// Sends a signal.
