@@ -1,5 +1,6 @@
 //! How `sppo serve` runs: it listens, loads the model, answers, and ends in order.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
@@ -163,9 +164,14 @@ impl Serving<'_> {
             plan.slots,
             plan.tokens
         );
-        let (app, server) = (self.app, self.server);
-        let most = Duration::try_from_secs_f64(self.args.drain_seconds).unwrap_or(Duration::MAX);
-        let drained = std::cell::Cell::new(None::<Instant>);
+        self.answer(engine)
+    }
+
+    /// Answers until a signal came and what was under way is finished, or had its time.
+    fn answer<B: ModelOps>(self, engine: Engine<B>) -> Result<(), StageError> {
+        let (app, server, seconds) = (self.app, self.server, self.args.drain_seconds);
+        let most = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let drained = Cell::new(None::<Instant>);
         let stop = || {
             if !interrupt::flag().load(Ordering::SeqCst) {
                 return false;
@@ -177,17 +183,14 @@ impl Serving<'_> {
                 Instant::now()
             });
             drained.set(Some(since));
-            app.life.under_way() == 0 || since.elapsed() >= most
+            let left = app.life.under_way();
+            let late = since.elapsed() >= most;
+            if left > 0 && late {
+                tracing::warn!("{left} requests are cut off after {seconds} s");
+            }
+            left == 0 || late
         };
-        let ran = self.queue.run(engine, stop);
-        let left = app.life.under_way();
-        if left > 0 {
-            tracing::warn!(
-                "{left} requests were cut off after {} s",
-                self.args.drain_seconds
-            );
-        }
-        Ok(ran?)
+        Ok(self.queue.run(engine, stop)?)
     }
 
     /// As many slots as are wanted and fit, one worker a core on a CPU.
