@@ -166,9 +166,9 @@ impl From<&PromptArgs> for PromptLimits {
 // Sampling as `[generate]` has it, as flags.
 #[derive(clap::Args)]
 pub struct SamplingArgs {
-    /// Responses a prompt.
-    #[arg(long, value_name = "K", default_value_t = Generate::default().samples, value_parser = samples)]
-    pub samples: usize,
+    /// Responses a prompt: 5 unless given, and 1 for the files of other programs.
+    #[arg(long, value_name = "K", value_parser = samples)]
+    pub samples: Option<usize>,
     /// 0 is greedy.
     #[arg(long, value_name = "T", default_value_t = Generate::default().temperature, value_parser = not_negative)]
     pub temperature: f64,
@@ -201,7 +201,7 @@ pub struct SamplingArgs {
 impl From<&SamplingArgs> for Generate {
     fn from(args: &SamplingArgs) -> Self {
         Self {
-            samples: args.samples,
+            samples: args.samples.unwrap_or(Self::default().samples),
             temperature: args.temperature,
             top_p: args.top_p,
             top_k: args.top_k,

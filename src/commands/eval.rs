@@ -1,4 +1,8 @@
-//! `sppo eval`: win rate of one model's answers against another's under a judge.
+//! `sppo eval`: win rate of one model's answers against another's under a judge; below it the
+//! numbers of other programs' files.
+
+mod leaderboard;
+mod winrate;
 
 use std::path::{Path, PathBuf};
 
@@ -22,18 +26,24 @@ use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
 Examples:
   sppo eval --model runs/default/model --against runs/sft/model --prompts heldout.jsonl
   sppo eval --model A --against B --prompts heldout.jsonl --set eval.prompts=100 --json
-The judge is that of [judge] in the configuration; [eval] says how the answers are made.")]
+The judge is that of [judge] in the configuration; [eval] says how the answers are made.
+  sppo eval leaderboard --results lm-eval
+  sppo eval winrate --annotations annotations.json")]
 pub struct Args {
+    /// Tables of other programs' files, instead of a comparison.
+    #[command(subcommand)]
+    pub table: Option<Table>,
     /// Model whose win rate is measured: folder or Hugging Face repository id.
-    #[arg(long, value_name = "DIR")]
-    pub model: String,
+    #[arg(long, value_name = "DIR", required = true)]
+    pub model: Option<String>,
     /// Model that it is compared with.
-    #[arg(long, value_name = "DIR")]
-    pub against: String,
+    #[arg(long, value_name = "DIR", required = true)]
+    pub against: Option<String>,
     /// Prompts to answer; those of [prompts] heldout unless given.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
@@ -46,8 +56,41 @@ pub struct Args {
     pub config: ConfigArgs,
 }
 
-/// Answers the prompts with both models and compares.
+/// Numbers from the files of other programs.
+#[derive(clap::Subcommand)]
+pub enum Table {
+    /// Makes the Open LLM Leaderboard's tables of lm-evaluation-harness' results.
+    Leaderboard(leaderboard::Args),
+    /// Makes AlpacaEval's win rates of its annotations.
+    Winrate(winrate::Args),
+}
+
+impl Table {
+    /// What the command is called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Leaderboard(_) => "sppo eval leaderboard",
+            Self::Winrate(_) => "sppo eval winrate",
+        }
+    }
+
+    fn run(self, json: bool) -> anyhow::Result<()> {
+        match self {
+            Self::Leaderboard(args) => leaderboard::run(args, json),
+            Self::Winrate(args) => winrate::run(args, json),
+        }
+    }
+}
+
+/// Answers the prompts with both models and compares, or makes a table.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    if let Some(table) = args.table {
+        return table.run(json);
+    }
+    // clap asks for both where there is no table to make.
+    let (Some(model), Some(other)) = (args.model, args.against) else {
+        return Err(user("give --model DIR and --against DIR"));
+    };
     let (config, device) = args.config.load()?;
     let file = args.prompts.or(config.prompts.heldout.clone());
     let file =
@@ -59,8 +102,8 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("judge", config.judge.precision, device)?;
     refuse_bf16("generate", config.generate.precision, device)?;
     let mut judging = config.judge.clone();
-    let policy = resolve_model(&args.model)?;
-    let against = resolve_model(&args.against)?;
+    let policy = resolve_model(&model)?;
+    let against = resolve_model(&other)?;
     let mut read = inputs(&config, [("the prompts", Some(&file))]);
     read.extend([("the model", policy.clone()), ("the other model", against)]);
     let device = start(Start {
@@ -76,7 +119,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut judge = dispatch(device, Judging(&judging, (&policy, template), date))??;
     let limits = PromptLimits::from(&config);
     let mut answers = Vec::new();
-    for name in [&args.model, &args.against] {
+    for name in [&model, &other] {
         let model = resolve_model(name)?;
         let mut job = Generation {
             model: &model,

@@ -46,7 +46,9 @@ fn they_run_as_written() {
     fs::create_dir(place.path("configs")).unwrap();
     for entry in fs::read_dir(data.join("configs")).unwrap() {
         let path = entry.unwrap().path();
-        fs::copy(&path, place.path("configs").join(path.file_name().unwrap())).unwrap();
+        if path.is_file() {
+            fs::copy(&path, place.path("configs").join(path.file_name().unwrap())).unwrap();
+        }
     }
     let binary = Path::new(env!("CARGO_BIN_EXE_sppo")).parent().unwrap();
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());

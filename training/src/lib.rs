@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod config;
 pub mod cost;
 pub mod data;
+pub mod evaluation;
 pub mod files;
 pub mod judge;
 pub mod learner;

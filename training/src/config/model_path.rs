@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sppo_model::chat_template::TemplateSource;
 
 use super::error::ConfigError;
+use super::hub_cache::{hub_folder, variable};
 use super::sections::{Init, Model};
 
 /// The model a configuration asks for.
@@ -41,11 +42,7 @@ impl Model {
 /// The folder of a model given as a folder or as a repository id (`org/name`) in the local
 /// Hugging Face cache, in the layout of the hf-hub crate.
 pub fn resolve_model(name: &str) -> Result<PathBuf, ConfigError> {
-    resolve_with(name, |variable| {
-        std::env::var_os(variable)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    })
+    resolve_with(name, variable)
 }
 
 /// What others call a model folder: its repository id where it lies in a Hugging Face cache, else
@@ -83,9 +80,7 @@ fn resolve_with(
             "; give a checkpoint folder or a Hugging Face repository id (org/name)".into(),
         ));
     };
-    let hub = variable("HF_HUB_CACHE")
-        .or_else(|| variable("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/huggingface/hub")))
+    let hub = hub_folder(variable)
         .ok_or_else(|| missing(", and neither HF_HUB_CACHE, HF_HOME nor HOME is set".into()))?;
     let repository = hub.join(folder);
     let reference = repository.join("refs/main");

@@ -13,6 +13,7 @@ mod json_array;
 mod json_text;
 mod jsonl;
 mod messages;
+mod object;
 mod output;
 mod parquet;
 mod parquet_writer;
@@ -28,13 +29,15 @@ mod writer;
 
 pub use error::{DataError, Place};
 pub use fields::{Fields, RowProblem};
+pub use object::read_object;
 pub use output::{RowOutput, row_output, warn_unfinished, write_rows};
 pub use prompt::{Prompt, RowsFingerprint, rows_fingerprint, stable_hash};
 pub use reader::{read_each_numbered, read_rows};
 pub use row_file::RowFile;
 pub use rows::{
-    JudgedRow, LogpRow, PairContent, PairProbabilities, PairRow, ProbabilityKey, PromptRow,
-    ResponseRow, Row, SampledIds, SftRow, check_probabilities,
+    AnnotationRow, JudgedRow, LogpRow, OutputRow, PairContent, PairProbabilities, PairRow,
+    ProbabilityKey, PromptRow, QuestionRow, ResponseRow, Row, SampledIds, SftRow,
+    check_probabilities,
 };
 pub use shared_output::{Closed, SharedOutput, deal};
 pub use writer::RowWriter;

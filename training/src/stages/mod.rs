@@ -1,6 +1,7 @@
 //! The stages of the recipe as resumable jobs from files to files: what the commands and the
 //! self-play loop have in common.
 
+mod answers;
 mod bench;
 mod error;
 mod evaluate;
@@ -12,12 +13,14 @@ mod init;
 mod join;
 mod judge;
 mod learning;
+mod markdown;
 mod merge;
 mod prompts;
 mod responses;
 mod score;
 mod train;
 
+pub use answers::{AnswerFormat, Answers, ReadyAnswers};
 pub use bench::{Bench, BenchReport, Half, bench};
 pub use error::StageError;
 pub use evaluate::{Comparison, Evaluation, compare_answers};

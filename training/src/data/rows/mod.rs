@@ -1,7 +1,9 @@
 //! The rows that travel between the stages, and how each is read from its keys.
 
+mod annotations;
 mod pairs;
 mod prompts;
+mod questions;
 mod responses;
 mod source;
 
@@ -9,10 +11,12 @@ use serde::Serialize;
 
 use super::fields::{Fields, RowProblem};
 
+pub use annotations::{AnnotationRow, OutputRow};
 pub use pairs::{
     PairContent, PairProbabilities, PairRow, ProbabilityKey, SampledIds, check_probabilities,
 };
 pub use prompts::{PromptRow, SftRow};
+pub use questions::QuestionRow;
 pub use responses::{JudgedRow, LogpRow, ResponseRow};
 
 /// A row of a file: read from the keys of an object, written through [`Serialize`].
