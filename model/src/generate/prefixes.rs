@@ -1,6 +1,8 @@
 //! What prompts begin with is computed once: keys, values and outputs of earlier prompts, kept for
 //! those that begin alike.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::request::TokenScore;
@@ -9,10 +11,10 @@ use crate::llama::slot_cache::Prefix;
 /// Fewer shared tokens are not worth the copy.
 const LEAST_SHARED: usize = 8;
 
-/// A prompt with fewer new tokens behind what is kept already is not kept too.
-const LEAST_NEW: usize = 32;
+/// Most prompts that are looked through.
+const MOST_ENTRIES: usize = 4096;
 
-/// What was computed of a prompt's first tokens.
+/// What was computed of some tokens of a prompt.
 #[derive(Clone)]
 pub(super) struct Computed<B: Backend> {
     pub prefix: Prefix<B>,
@@ -30,37 +32,38 @@ impl<B: Backend> Computed<B> {
         let first = self.prefix.first();
         first.map_or(0, |(_, values)| values.dims()[1])
     }
-
-    /// Of the first `tokens` alone.
-    fn first(&self, tokens: usize) -> Self {
-        let layers = self.prefix.iter().map(|(keys, values)| {
-            let keys = keys.clone().narrow(2, 0, tokens);
-            (keys, values.clone().narrow(1, 0, tokens))
-        });
-        let scores = self.scores.len().min(tokens.saturating_sub(1));
-        Self {
-            prefix: layers.collect(),
-            hidden: self
-                .hidden
-                .clone()
-                .map(|hidden| hidden.narrow(0, 0, tokens)),
-            scores: self.scores[..scores].to_vec(),
-            likeliest: self.likeliest,
-        }
-    }
 }
 
+/// The part of a prompt that no other has.
 struct Entry<B: Backend> {
+    /// The whole prompt.
     prompt: Vec<u32>,
-    computed: Computed<B>,
+    /// The entry that has the tokens before `start`.
+    parent: Option<u64>,
+    start: usize,
+    /// Keys and values, of the tokens from `start`.
+    prefix: Prefix<B>,
+    /// Outputs, of the same.
+    hidden: Tensor<B, 2>,
+    /// Of all its tokens but the first.
+    scores: Vec<TokenScore>,
+    likeliest: Option<usize>,
     used: u64,
 }
 
-/// Prompts that were computed lately, as many as a number of tokens holds.
+impl<B: Backend> Entry<B> {
+    fn own(&self) -> usize {
+        self.prompt.len() - self.start
+    }
+}
+
+/// Prompts that were computed lately, as many as a number of tokens holds; what they share is there
+/// once.
 pub(super) struct Prefixes<B: Backend> {
-    entries: Vec<Entry<B>>,
+    entries: BTreeMap<u64, Entry<B>>,
     /// Most tokens of all entries.
     room: usize,
+    tokens: usize,
     clock: u64,
 }
 
@@ -73,8 +76,9 @@ impl<B: Backend> Prefixes<B> {
     /// Keeps up to `room` tokens.
     pub fn new(room: usize) -> Self {
         Self {
-            entries: Vec::new(),
+            entries: BTreeMap::new(),
             room,
+            tokens: 0,
             clock: 0,
         }
     }
@@ -86,51 +90,135 @@ impl<B: Backend> Prefixes<B> {
 
     /// Tokens that are kept.
     pub fn tokens(&self) -> usize {
-        self.entries.iter().map(|entry| entry.prompt.len()).sum()
+        self.tokens
     }
 
-    /// The most that was computed of what `prompt` begins with, of equal ones that with most scores.
-    pub fn find(&mut self, prompt: &[u32]) -> Option<Computed<B>> {
-        let shares = self.entries.iter_mut().map(|entry| {
+    /// The entry that begins like `prompt` for longest, of equal ones that with most scores, and how
+    /// many tokens that are.
+    fn nearest(&self, prompt: &[u32]) -> Option<(u64, usize)> {
+        let shares = self.entries.iter().map(|(&id, entry)| {
             let shared = shared(&entry.prompt, prompt);
-            ((shared, entry.computed.likeliest), entry)
+            ((shared, entry.likeliest), id)
         });
-        let ((shared, _), entry) = shares.max_by_key(|(share, _)| *share)?;
-        if shared < LEAST_SHARED {
-            return None;
-        }
-        self.clock += 1;
-        entry.used = self.clock;
-        Some(entry.computed.first(shared))
+        let ((shared, _), id) = shares.max_by_key(|(share, _)| *share)?;
+        (shared >= LEAST_SHARED).then_some((id, shared))
     }
 
-    /// Keeps what was computed of a whole prompt, unless others have nearly all of it. What was not
-    /// used for longest makes room.
+    /// The most that was computed of what `prompt` begins with.
+    pub fn find(&mut self, prompt: &[u32]) -> Option<Computed<B>> {
+        let (id, shared) = self.nearest(prompt)?;
+        let entry = self.entries.get(&id)?;
+        let scores = entry.scores.len().min(shared - 1);
+        let (scores, likeliest) = (entry.scores[..scores].to_vec(), entry.likeliest);
+        let (prefix, hidden) = self.gather(id, shared)?;
+        Some(Computed {
+            prefix,
+            hidden: Some(hidden),
+            scores,
+            likeliest,
+        })
+    }
+
+    /// Keys, values and outputs of the first `tokens` of an entry's prompt.
+    fn gather(&mut self, id: u64, tokens: usize) -> Option<(Prefix<B>, Tensor<B, 2>)> {
+        self.clock += 1;
+        let (mut layers, mut hidden) = (Vec::new(), Vec::new());
+        let (mut next, mut end) = (Some(id), tokens);
+        while let Some(id) = next.filter(|_| end > 0) {
+            let entry = self.entries.get_mut(&id)?;
+            entry.used = self.clock;
+            if end > entry.start {
+                let count = end - entry.start;
+                hidden.push(entry.hidden.clone().narrow(0, 0, count));
+                layers.resize_with(entry.prefix.len(), || (Vec::new(), Vec::new()));
+                for (layer, (keys, values)) in layers.iter_mut().zip(&entry.prefix) {
+                    layer.0.push(keys.clone().narrow(2, 0, count));
+                    layer.1.push(values.clone().narrow(1, 0, count));
+                }
+                end = entry.start;
+            }
+            next = entry.parent;
+        }
+        let layers = layers.into_iter();
+        let layers = layers.map(|(keys, values)| (whole(keys, 2), whole(values, 1)));
+        Some((layers.collect(), whole(hidden, 0)))
+    }
+
+    /// Keeps what was computed of a whole prompt. What was not used for longest makes room.
     pub fn keep(&mut self, prompt: &[u32], computed: &Computed<B>) {
-        let enough = |entry: &Entry<B>| {
-            let missing = prompt.len() - shared(&entry.prompt, prompt);
-            missing < LEAST_NEW && entry.computed.likeliest >= computed.likeliest
+        let Some(hidden) = &computed.hidden else {
+            return;
         };
-        let size = prompt.len();
-        if !(LEAST_SHARED..=self.room).contains(&size) || self.entries.iter().any(enough) {
+        if !(LEAST_SHARED..=self.room).contains(&prompt.len()) {
             return;
         }
-        self.entries.retain(|entry| {
-            let inside = shared(&entry.prompt, prompt) == entry.prompt.len();
-            !inside || entry.computed.likeliest > computed.likeliest
-        });
-        while self.tokens() + size > self.room {
-            let entries = self.entries.iter().enumerate();
-            match entries.min_by_key(|(_, entry)| entry.used) {
-                Some((oldest, _)) => self.entries.swap_remove(oldest),
-                None => return,
-            };
+        let mut nearest = self.nearest(prompt);
+        if let Some((id, shared)) = nearest
+            && shared == prompt.len()
+            && let Some(entry) = self.entries.get_mut(&id)
+        {
+            // All of it is there, scores perhaps not.
+            if computed.likeliest > entry.likeliest && entry.prompt.len() == prompt.len() {
+                entry.scores = computed.scores.clone();
+                entry.likeliest = computed.likeliest;
+            }
+            if entry.likeliest >= computed.likeliest {
+                return;
+            }
         }
+        // One that is all there is kept by its last token, with its scores.
+        nearest = nearest.map(|(id, shared)| (id, shared.min(prompt.len() - 1)));
+        let start = nearest.map_or(0, |(_, shared)| shared);
+        let count = prompt.len() - start;
         self.clock += 1;
-        self.entries.push(Entry {
-            prompt: prompt.to_vec(),
-            computed: computed.clone(),
-            used: self.clock,
+        let id = self.clock;
+        if let Some(parent) = nearest.and_then(|(parent, _)| self.entries.get_mut(&parent)) {
+            parent.used = id;
+        }
+        let layers = computed.prefix.iter().map(|(keys, values)| {
+            // Copies: a view would keep the whole prompt's.
+            let keys = keys.clone().narrow(2, start, count).mul_scalar(1.0);
+            (keys, values.clone().narrow(1, start, count).mul_scalar(1.0))
         });
+        let entry = Entry {
+            prompt: prompt.to_vec(),
+            parent: nearest.map(|(parent, _)| parent),
+            start,
+            prefix: layers.collect(),
+            hidden: hidden.clone().narrow(0, start, count).mul_scalar(1.0),
+            scores: computed.scores.clone(),
+            likeliest: computed.likeliest,
+            used: id,
+        };
+        self.tokens += count;
+        self.entries.insert(id, entry);
+        self.make_room(id);
+    }
+
+    /// Drops entries that no other stands on, those first that were not used for longest, but for
+    /// `newest`.
+    fn make_room(&mut self, newest: u64) {
+        while self.tokens > self.room || self.entries.len() > MOST_ENTRIES {
+            let parents: Vec<u64> = self.entries.values().filter_map(|e| e.parent).collect();
+            let leaves = self.entries.iter();
+            let leaves = leaves.filter(|(id, _)| **id != newest && !parents.contains(id));
+            let oldest = leaves
+                .min_by_key(|(_, entry)| entry.used)
+                .map(|(id, _)| *id);
+            let gone = oldest.unwrap_or(newest);
+            match self.entries.remove(&gone) {
+                Some(entry) => self.tokens -= entry.own(),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Parts from the last to the first, as one.
+fn whole<B: Backend, const D: usize>(mut parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+    parts.reverse();
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => Tensor::cat(parts, dim),
     }
 }
