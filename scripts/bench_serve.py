@@ -38,25 +38,30 @@ def served(args):
             if connection.getresponse().status == 200:
                 break
             time.sleep(0.1)
-        rates = []
-        for number in range(args.repeat + 1):
-            tokens, threads = [], []
-            for client in range(args.clients):
-                draw = random.Random(number * 1000 + client)
-                body = {"prompt": [draw.randrange(5, 200) for _ in range(args.prompt)], "max_tokens": args.new,
-                        "ignore_eos": True, "seed": client}
-                threads.append(threading.Thread(target=ask, args=(address, body, tokens)))
-            begun = time.perf_counter()
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            rates.append(sum(tokens) / (time.perf_counter() - begun))
-            assert len(tokens) == args.clients and sum(tokens) == args.clients * args.new
-        return rates[1:]  # The first one warms up.
+        return load(args, address)
     finally:
         server.terminate()
         server.wait()
+
+
+def load(args, address):
+    """Tokens per second of each round of concurrent completions that a server answers."""
+    rates = []
+    for number in range(args.repeat + 1):
+        tokens, threads = [], []
+        for client in range(args.clients):
+            draw = random.Random(number * 1000 + client)
+            body = {"prompt": [draw.randrange(5, 200) for _ in range(args.prompt)], "max_tokens": args.new,
+                    "ignore_eos": True, "seed": client}
+            threads.append(threading.Thread(target=ask, args=(address, body, tokens)))
+        begun = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        rates.append(sum(tokens) / (time.perf_counter() - begun))
+        assert len(tokens) == args.clients and sum(tokens) == args.clients * args.new
+    return rates[1:]  # The first one warms up.
 
 
 def bench(args):
@@ -78,11 +83,14 @@ def main():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--precision", default="f32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--other", metavar="HOST:PORT", help="another OpenAI-compatible server with this model")
     parser.add_argument("--least", type=float, default=0.9)
     args = parser.parse_args()
     alone, over_http = bench(args), max(served(args))
     print(f"{args.clients} x {args.new} tokens: bench {alone:.0f} tokens/s, over HTTP {over_http:.0f} tokens/s, "
           f"{over_http / alone:.3f} of it")
+    if args.other:
+        print(f"{args.other}: {max(load(args, args.other)):.0f} tokens/s")
     sys.exit(over_http < args.least * alone)
 
 

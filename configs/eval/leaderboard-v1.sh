@@ -9,6 +9,10 @@
 # model. Needs lm_eval with its API clients: pip install 'lm_eval[api]==0.4.13'. Data sets come from
 # the Hub, unless they are in its cache.
 #
+# SPPO_CONTEXT is the model's context (8192 for Llama 3): lm_eval would cut prompts at 2048 tokens.
+# Llama's tokenizer writes a BOS before texts, as the leaderboard's runs had it; lm_eval leaves it out
+# with servers unless told so.
+#
 # The old leaderboard pinned lm_eval at commit b281b09 (2023). Newer versions differ: prompts of some
 # tasks, GSM8K's stop words and filter, and whether MMLU is one group. So these numbers stand beside
 # the card's, and are not the same measurement.
@@ -16,6 +20,7 @@ set -eu
 dir=${1:?the folder of the model} name=${2:?what the server calls the model} out=${3:-lm-eval}
 url=${SPPO_URL:-http://127.0.0.1:8000/v1/completions}
 args="model=$name,base_url=$url,tokenizer_backend=huggingface,tokenizer=$dir,num_concurrent=8,max_retries=3"
+args="$args,max_length=${SPPO_CONTEXT:-8192},add_bos_token=True"
 
 # task, examples before each question
 while read -r task shots; do
