@@ -37,12 +37,18 @@ class Recorder:
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 whole = b""
-                while part := answer.read1(65536):
-                    whole += part
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-                    self.wfile.flush()
-                self.wfile.write(b"0\r\n\r\n")
-                upstream.close()
+                try:
+                    while part := answer.read1(65536):
+                        whole += part
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+                        self.wfile.flush()
+                    self.wfile.write(b"0\r\n\r\n")
+                except OSError:
+                    # The client left in the middle; so does this side.
+                    self.close_connection = True
+                    return
+                finally:
+                    upstream.close()
                 record = {
                     "method": self.command,
                     "path": self.path,

@@ -5,7 +5,9 @@ use sppo_model::checkpoint::Checkpoint;
 use std::sync::Arc;
 
 use sppo_model::generate::sampling::{Draws, Sampler};
-use sppo_model::generate::{CachePlan, Engine, Request, Sample, SamplingParams, answer_all};
+use sppo_model::generate::{
+    CachePlan, Engine, Event, Request, Sample, SamplingParams, TokenScore, answer_all,
+};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig};
 use sppo_model::ops::ModelOps;
 use sppo_model::packed_batch::PackedBatch;
@@ -143,6 +145,64 @@ fn greedy_tokens<B: ModelOps>(device: &B::Device) {
     }
 }
 
+/// Log-probabilities of prompts, alone and behind what another had of them, are the reference's.
+fn prompt_scores<B: ModelOps>(device: &B::Device) {
+    let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
+    let context = config.max_position_embeddings;
+    let plan = CachePlan::new(&config, DType::F32, 2, 1, context, None).unwrap();
+    let decoder = Arc::new(Decoder::new(model, &config));
+    let mut engine = Engine::new(decoder, plan, None).keep_prefixes(1 << 24);
+    for (ids, logits) in cases() {
+        let half = ids[..ids.len().div_ceil(2)].to_vec();
+        for prompt in [half, ids] {
+            let params = SamplingParams {
+                max_new_tokens: 0,
+                ..SamplingParams::default()
+            };
+            let request = Request {
+                prompt_logprobs: Some(5),
+                ..Request::new("p".into(), prompt.clone(), 1, params)
+            };
+            let scores = scores_of(&mut engine, request);
+            assert_eq!(scores.len(), prompt.len() - 1);
+            for (at, (score, row)) in scores
+                .iter()
+                .zip(logits.chunks_exact(config.vocab_size))
+                .enumerate()
+            {
+                let largest = row.iter().copied().fold(f32::MIN, f32::max);
+                let sum: f64 = row.iter().map(|&x| f64::from(x - largest).exp()).sum();
+                let expected = |token: u32| f64::from(row[token as usize] - largest) - sum.ln();
+                assert_eq!(score.token, prompt[at + 1]);
+                let given = [(score.token, score.logprob)];
+                for &(token, found) in given.iter().chain(&score.likeliest) {
+                    let expected = expected(token);
+                    // Both terms are within the bound on logits.
+                    assert!(
+                        (f64::from(found) - expected).abs() < 2e-4,
+                        "{found}, not {expected}"
+                    );
+                }
+                assert!(f64::from(score.likeliest[0].1) >= -sum.ln() - 2e-4);
+            }
+        }
+    }
+    assert!(engine.counts().cached > 0);
+}
+
+fn scores_of<B: ModelOps>(engine: &mut Engine<B>, request: Request) -> Vec<TokenScore> {
+    engine.submit(request).unwrap();
+    let mut found = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            if let Event::Prompt { scores, .. } = event {
+                found = scores;
+            }
+        }
+    }
+    found
+}
+
 /// Draws on every device fall on the tokens that the plain model's logits give on the host.
 fn sampled_tokens<B: ModelOps>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
@@ -215,5 +275,6 @@ crate::on_every_backend!(
     packing_changes_nothing,
     shared_prefixes_change_nothing,
     greedy_tokens,
+    prompt_scores,
     sampled_tokens
 );
