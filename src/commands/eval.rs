@@ -24,6 +24,7 @@ use crate::errors::{OrUser, user};
 use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
+use crate::terminal::visible;
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -191,13 +192,14 @@ const DATE: &str = "date";
 
 fn text(evaluation: &Evaluation) -> String {
     format!(
-        "win rate {:.1} % ± {:.1} (95 %), length-controlled {:.1} %, over {} prompts, answers of {:.0} against {:.0} characters\n",
+        "win rate {:.1} % ± {:.1} (95 %), length-controlled {:.1} %, over {} prompts, answers of {:.0} against {:.0} characters\n{}\n",
         100.0 * evaluation.win_rate,
         196.0 * evaluation.win_rate_se,
         100.0 * evaluation.length_controlled_win_rate,
         evaluation.prompts,
         evaluation.mean_length,
-        evaluation.mean_length_against
+        evaluation.mean_length_against,
+        visible(&evaluation.judged_by())
     )
 }
 

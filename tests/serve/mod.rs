@@ -7,6 +7,7 @@ mod completions;
 mod drain;
 mod errors;
 mod hostile;
+mod judge;
 mod logprobs;
 mod soak;
 mod starting;

@@ -159,6 +159,7 @@ impl Report {
                 last.against_first.prompts,
                 last.checkpoint.display()
             );
+            let _ = writeln!(text, "\n{}", last.against_first.judged_by());
         }
         text
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::error::StageError;
 use super::judge::{Judging, judge_responses};
@@ -33,6 +34,25 @@ pub struct Evaluation {
     pub mean_length: f64,
     /// Mean length of the other's answers in characters.
     pub mean_length_against: f64,
+    /// Who judged, as judged rows say it: kind, model and template of the question.
+    #[serde(default)]
+    pub judge: Value,
+    /// Which length control `length_controlled_win_rate` is.
+    #[serde(default)]
+    pub length_control: String,
+}
+
+/// Not AlpacaEval's, which knows how difficult each instruction is.
+const LENGTH_CONTROL: &str = "logit p = phi tanh(z) + theta at z = 0, fitted on these answers";
+
+impl Evaluation {
+    /// Who judged, in one line.
+    pub fn judged_by(&self) -> String {
+        format!(
+            "Judged by {}; length-controlled: {}.",
+            self.judge, self.length_control
+        )
+    }
 }
 
 /// The files of one comparison.
@@ -107,7 +127,10 @@ pub fn compare_answers(
     };
     judge_responses(job, judge, monitor)?;
     let judged = read_rows::<JudgedRow>(files.judged)?;
-    Ok(summarise(&judged.iter().map(games).collect::<Vec<_>>()))
+    Ok(Evaluation {
+        judge: judge.description(),
+        ..summarise(&judged.iter().map(games).collect::<Vec<_>>())
+    })
 }
 
 /// One prompt's answers of both models: first all of the one, then all of the other.
@@ -173,6 +196,8 @@ fn summarise(prompts: &[Vec<Game>]) -> Evaluation {
         mean_preference: mean(&|g| g.preference),
         mean_length: mean(&|g| g.length),
         mean_length_against: mean(&|g| g.length_against),
+        judge: Value::Null,
+        length_control: LENGTH_CONTROL.into(),
     }
 }
 
