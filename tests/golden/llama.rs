@@ -226,20 +226,40 @@ fn sampled_tokens<B: ModelOps>(device: &B::Device) {
     for (i, samples) in found.iter().enumerate() {
         for (number, sample) in samples.iter().enumerate() {
             let mut draws = Draws::new(params.seed, &i.to_string(), number);
-            for at in 0..sample.tokens.len() {
-                let behind = [&cases[i].0[..], &sample.tokens[..at]].concat();
+            let tokens = &sample.tokens;
+            for at in 0..tokens.len() {
+                let behind = [&cases[i].0[..], &tokens[..at]].concat();
                 let logits = plain.logits(&PackedBatch::new(&[&behind]));
                 let [rows, vocab] = logits.dims();
                 let logits: Vec<f32> = logits.into_data().to_vec().unwrap();
                 let logits = &logits[(rows - 1) * vocab..];
-                let expected = Sampler::default().sample(logits, &params, draws.at(at));
+                let draw = draws.at(at);
+                let sample = |top_p: f64, draw: f64| {
+                    let params = SamplingParams {
+                        top_p,
+                        ..params.clone()
+                    };
+                    Sampler::default().sample(logits, &params, draw.clamp(0.0, 0.999_999))
+                };
+                let (expected, found) = (sample(params.top_p, draw), tokens[at] as usize);
                 all += 1;
-                same += usize::from(expected == sample.tokens[at] as usize);
+                same += usize::from(expected == found);
+                // Logits of each side are within 1e-4 of the reference: at temperature 0.5 sums of
+                // weights are within 4e-4 of each other, at the nucleus' edge too, and tokens that
+                // are nearer may change places.
+                let near = [0.0, -4e-4, 4e-4];
+                let tie = (logits[expected] - logits[found]).abs() < 2e-4;
+                let mut nudged = near
+                    .iter()
+                    .flat_map(|of_p| near.map(|by| sample(params.top_p + of_p, draw + by)));
+                assert!(
+                    tie || nudged.any(|token| token == found),
+                    "{found}, not {expected}, at {draw}"
+                );
             }
         }
     }
-    // At an interval's edge the last digit of a logit decides.
-    assert!(all > 20 && same + 1 >= all, "{same} of {all}");
+    assert!(all > 20 && same + 4 >= all, "{same} of {all}");
 }
 
 /// A sequence that fills the context beside short ones.
