@@ -70,7 +70,7 @@ impl Places {
 }
 
 /// How many tokens `a` and `b` begin with alike.
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

@@ -200,7 +200,7 @@ impl Serving<'_> {
             true => rayon::current_num_threads(),
             false => 1,
         };
-        let workers = cores.min(args.batch / 4).max(1);
+        let workers = CachePlan::workers_for(cores, args.batch);
         let budget = args.cache_memory_mib.map(|mib| (mib as u64) << 20);
         let plan = CachePlan::new(
             self.folder.config(),

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sppo_model::generate::{FinishReason, Request, Sample};
+use sppo_training::files::hex;
 
 use super::error::ApiError;
 use super::prompts::Prompt;
@@ -147,6 +148,5 @@ impl Ask {
 fn name(ids: &[u32]) -> String {
     let mut hash = Sha256::new();
     ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-    let digest = hash.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }

@@ -115,15 +115,15 @@ impl fmt::Debug for OfEngine {
 impl Collector for OfEngine {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let now = self.0.counts();
-        let use_of_cache = match now.cache_bytes {
+        let use_of_cache = match now.engine.cache_bytes {
             0 => 0.0,
-            all => now.cache_used as f64 / all as f64,
+            all => now.engine.cache_used as f64 / all as f64,
         };
         let gauges = [
             (
                 "num_requests_running",
                 "Sequences under way",
-                now.running as f64,
+                now.engine.running as f64,
             ),
             (
                 "num_requests_waiting",
@@ -156,14 +156,14 @@ impl Collector for OfEngine {
             (
                 "prompt_tokens_computed",
                 "Prompt tokens that were computed",
-                now.computed,
+                now.engine.computed,
             ),
             (
                 "prompt_tokens_cached",
                 "Prompt tokens that were there from prompts that began alike",
-                now.cached,
+                now.engine.cached,
             ),
-            ("generation_tokens", "Tokens drawn", now.drawn),
+            ("generation_tokens", "Tokens drawn", now.engine.drawn),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);

@@ -5,6 +5,7 @@
 
 use crate::config::Loss;
 use crate::data::{PairProbabilities, ProbabilityKey};
+use crate::preference::sigmoid;
 
 impl Loss {
     /// The probabilities that a row must carry.
@@ -99,10 +100,6 @@ impl PairLogps {
         output.mean = output.losses.iter().sum::<f64>() / rows;
         output
     }
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 /// One pair's loss and its derivatives by Δw and Δl.

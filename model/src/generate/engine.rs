@@ -2,19 +2,21 @@
 //! sequence in a slot.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
+use super::check::check_request;
 use super::plan::CachePlan;
-use super::prefixes::{Prefixes, shared};
+use super::prefixes::{Prefixes, lock};
 use super::request::{Event, FinishReason, GenerateError, Request, RequestId, Sample, SampleId};
 use super::stop::TextStream;
 use super::worker::{Drawn, Worker};
+use crate::llama::Decoder;
 use crate::llama::slot_cache::{Writes, bytes_per_token};
-use crate::llama::{Decoder, LlamaConfig};
 use crate::ops::ModelOps;
+use crate::packed_batch::common_prefix;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// How many requests of each worker are remembered, to give it those that begin alike.
@@ -131,22 +133,12 @@ impl<B: ModelOps> Engine<B> {
 
     /// Accepts a request, or says why it can never be answered.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, GenerateError> {
-        let room = request.params.max_new_tokens.min(1);
-        check_prompt_with(&self.decoder.config, &request.id, &request.prompt, room)?;
-        let needed = request.most_tokens(self.decoder.config.max_position_embeddings);
-        if needed > self.plan.tokens {
-            return Err(GenerateError::SlotTooSmall {
-                id: request.id,
-                needed,
-                slot: self.plan.tokens,
-            });
-        }
-        if request.needs_text() && self.tokenizer.is_none() {
-            return Err(GenerateError::NoTokenizer { id: request.id });
-        }
-        if request.stop.iter().any(String::is_empty) {
-            return Err(GenerateError::EmptyStop { id: request.id });
-        }
+        check_request(
+            &request,
+            &self.decoder.config,
+            &self.plan,
+            self.tokenizer.is_some(),
+        )?;
         let id = RequestId(self.next);
         self.next += 1;
         if request.params.max_new_tokens == 0 && request.prompt_logprobs.is_none() {
@@ -212,7 +204,7 @@ impl<B: ModelOps> Engine<B> {
             counts.running += sequences as u64;
             tokens += held as u64;
         }
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock(&self.kept);
         let kept_bytes = self.token_bytes + self.output_bytes;
         counts.cache_used = tokens * self.token_bytes + kept.tokens() as u64 * kept_bytes;
         counts.cache_bytes = self.plan.bytes + kept.room() as u64 * kept_bytes;
@@ -252,12 +244,13 @@ impl<B: ModelOps> Engine<B> {
     /// was given a prompt lately that begins alike, to that one. Only as many as begin soon, so that
     /// workers that finish early get more.
     fn assign(&mut self) {
+        let shares = lock(&self.kept).room() > 0;
         while let Some((id, request)) = self.queue.pop_front() {
             let Some(worker) = self.worker_for(&request) else {
                 self.queue.push_front((id, request));
                 return;
             };
-            if self.shares() {
+            if shares {
                 let lately = &mut self.lately[worker];
                 lately.truncate(LATELY - 1);
                 lately.push_front(request.clone());
@@ -275,7 +268,7 @@ impl<B: ModelOps> Engine<B> {
         };
         let common = |worker: usize| {
             let lately = self.lately[worker].iter();
-            let shares = lately.map(|other| shared(&other.prompt, &request.prompt));
+            let shares = lately.map(|other| common_prefix(&other.prompt, &request.prompt));
             // Less than half is not worth another core's idling.
             shares
                 .max()
@@ -284,11 +277,6 @@ impl<B: ModelOps> Engine<B> {
         (0..self.workers.len())
             .filter(|&worker| room(worker) > 0)
             .max_by_key(|&worker| (common(worker), room(worker), std::cmp::Reverse(worker)))
-    }
-
-    fn shares(&self) -> bool {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.room() > 0
     }
 
     fn report(&mut self, drawn: Drawn, events: &mut Vec<Event>) {
@@ -442,39 +430,6 @@ fn nothing(of: SampleId, text: Option<String>) -> Event {
             text,
         },
     }
-}
-
-/// Refuses a prompt that the model cannot answer.
-pub fn check_prompt(config: &LlamaConfig, id: &str, prompt: &[u32]) -> Result<(), GenerateError> {
-    check_prompt_with(config, id, prompt, 1)
-}
-
-/// The same with `room` tokens behind it.
-fn check_prompt_with(
-    config: &LlamaConfig,
-    id: &str,
-    prompt: &[u32],
-    room: usize,
-) -> Result<(), GenerateError> {
-    let id = id.to_string();
-    if prompt.is_empty() {
-        return Err(GenerateError::EmptyPrompt { id });
-    }
-    if prompt.len() + room > config.max_position_embeddings {
-        return Err(GenerateError::PromptTooLong {
-            id,
-            tokens: prompt.len(),
-            context: config.max_position_embeddings,
-        });
-    }
-    if let Some(&token) = prompt.iter().find(|&&t| t as usize >= config.vocab_size) {
-        return Err(GenerateError::UnknownToken {
-            id,
-            token,
-            vocab: config.vocab_size,
-        });
-    }
-    Ok(())
 }
 
 /// Answers all requests at once; results in the order of requests and samples.

@@ -2,12 +2,12 @@
 //! samples.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::candidates::StepLogits;
-use super::prefixes::{Computed, Prefixes};
+use super::prefixes::{Computed, Prefixes, lock};
 use super::prompt_scores::score_tokens;
 use super::request::{GenerateError, Request, RequestId, TokenScore};
 use crate::llama::Decoder;
@@ -35,10 +35,6 @@ enum End<B: Backend> {
     Logits(StepLogits<B>),
     /// Logits within the prompt are not finite.
     NonFinite,
-}
-
-fn lock<B: Backend>(kept: &Mutex<Prefixes<B>>) -> MutexGuard<'_, Prefixes<B>> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<B: ModelOps> Entering<B> {

@@ -1,6 +1,7 @@
 //! Sampling with continuous batching and a key-value cache in slots.
 
 mod candidates;
+mod check;
 mod defaults;
 mod engine;
 mod entering;
@@ -16,8 +17,9 @@ mod stop;
 mod tests;
 mod worker;
 
+pub use check::check_prompt;
 pub use defaults::{GenerationDefaults, GenerationDefaultsError};
-pub use engine::{Engine, answer_all, check_prompt};
+pub use engine::{Engine, EngineCounts, answer_all};
 pub use plan::CachePlan;
 pub use request::{
     Event, FinishReason, GenerateError, MOST_LIKELIEST, Request, RequestId, Sample, SampleId,

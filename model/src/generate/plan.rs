@@ -53,6 +53,12 @@ impl CachePlan {
         })
     }
 
+    /// Workers for so many slots: one a core of a CPU, fewer where each would read the weights for
+    /// too few rows. A device is driven by one.
+    pub fn workers_for(cores: usize, slots: usize) -> usize {
+        cores.min(slots / 4).max(1)
+    }
+
     /// Slots of worker number `worker`.
     pub(super) fn slots_of(&self, worker: usize) -> usize {
         slots_of(self.slots, self.workers, worker)

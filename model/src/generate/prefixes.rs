@@ -2,11 +2,13 @@
 //! those that begin alike.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::request::TokenScore;
 use crate::llama::slot_cache::Prefix;
+use crate::packed_batch::common_prefix;
 
 /// Fewer shared tokens are not worth the copy.
 const LEAST_SHARED: usize = 8;
@@ -67,9 +69,9 @@ pub(super) struct Prefixes<B: Backend> {
     clock: u64,
 }
 
-/// How many tokens `a` and `b` begin with alike.
-pub(super) fn shared(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+/// Somebody who panicked left the entries whole.
+pub(super) fn lock<B: Backend>(kept: &Mutex<Prefixes<B>>) -> MutexGuard<'_, Prefixes<B>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<B: Backend> Prefixes<B> {
@@ -97,7 +99,7 @@ impl<B: Backend> Prefixes<B> {
     /// many tokens that are.
     fn nearest(&self, prompt: &[u32]) -> Option<(u64, usize)> {
         let shares = self.entries.iter().map(|(&id, entry)| {
-            let shared = shared(&entry.prompt, prompt);
+            let shared = common_prefix(&entry.prompt, prompt);
             ((shared, entry.likeliest), id)
         });
         let ((shared, _), id) = shares.max_by_key(|(share, _)| *share)?;

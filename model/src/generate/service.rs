@@ -2,14 +2,14 @@
 //! events go where the job says.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
 };
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::engine::Engine;
+use super::engine::{Engine, EngineCounts};
 use super::request::{Event, GenerateError, Request, RequestId};
 use crate::ops::ModelOps;
 
@@ -45,40 +45,31 @@ pub enum NotAccepted {
     Stopped,
 }
 
-/// What an engine has done and does; numbers of a moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What became of jobs, and what the engine does; numbers of a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Jobs that nothing was begun of.
     pub waiting: u64,
-    /// Sequences under way.
-    pub running: u64,
     /// Jobs that were accepted.
     pub accepted: u64,
     /// Jobs whose listener went before the end.
     pub cancelled: u64,
-    /// Prompt tokens that were computed.
-    pub computed: u64,
-    /// Prompt tokens that were there already.
-    pub cached: u64,
-    /// Tokens drawn.
-    pub drawn: u64,
-    /// Bytes of keys and values that are in use.
-    pub cache_used: u64,
-    /// Bytes of keys and values that there may be.
-    pub cache_bytes: u64,
+    /// The engine's own, after its last step.
+    pub engine: EngineCounts,
 }
 
 #[derive(Default)]
 struct Shared {
     waiting: AtomicU64,
-    running: AtomicU64,
     accepted: AtomicU64,
     cancelled: AtomicU64,
-    computed: AtomicU64,
-    cached: AtomicU64,
-    drawn: AtomicU64,
-    cache_used: AtomicU64,
-    cache_bytes: AtomicU64,
+    engine: Mutex<EngineCounts>,
+}
+
+impl Shared {
+    fn engine(&self) -> MutexGuard<'_, EngineCounts> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The engine's side for those who ask; may be cloned and sent.
@@ -136,14 +127,9 @@ impl EngineHandle {
         let shared = &self.shared;
         Counts {
             waiting: of(&shared.waiting),
-            running: of(&shared.running),
             accepted: of(&shared.accepted),
             cancelled: of(&shared.cancelled),
-            computed: of(&shared.computed),
-            cached: of(&shared.cached),
-            drawn: of(&shared.drawn),
-            cache_used: of(&shared.cache_used),
-            cache_bytes: of(&shared.cache_bytes),
+            engine: *shared.engine(),
         }
     }
 }
@@ -203,7 +189,7 @@ impl EngineQueue {
             running.drop_gone();
             running.begin();
             let stepped = running.step();
-            running.count();
+            *running.shared.engine() = running.engine.counts();
             if let Err(error) = stepped {
                 running.fail(&error);
                 return Err(error);
@@ -337,16 +323,5 @@ impl<B: ModelOps> Running<'_, B> {
             let (number, error) = said(0);
             open.sink.send(number, error);
         }
-    }
-
-    fn count(&self) {
-        let now = self.engine.counts();
-        let set = |number: &AtomicU64, to: u64| number.store(to, Ordering::Relaxed);
-        set(&self.shared.running, now.running);
-        set(&self.shared.computed, now.computed);
-        set(&self.shared.cached, now.cached);
-        set(&self.shared.drawn, now.drawn);
-        set(&self.shared.cache_used, now.cache_used);
-        set(&self.shared.cache_bytes, now.cache_bytes);
     }
 }

@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::annotations::Annotations;
 use super::gamed::Gamed;
-use super::logistic::{Observation, dot, fit, sigmoid};
+use super::logistic::{Observation, dot, fit};
 use super::moments::{mean, standard_error};
+use crate::preference::sigmoid;
 
 /// Parts that the rows are dealt to for cross-validation.
 const FOLDS: usize = 5;

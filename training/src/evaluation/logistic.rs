@@ -17,14 +17,6 @@ pub(super) struct Observation<const D: usize> {
     pub weight: f64,
 }
 
-/// σ(x).
-pub(super) fn sigmoid(x: f64) -> f64 {
-    match x >= 0.0 {
-        true => 1.0 / (1.0 + (-x).exp()),
-        false => x.exp() / (1.0 + x.exp()),
-    }
-}
-
 pub(super) fn dot<const D: usize>(a: &[f64; D], b: &[f64; D]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -315,6 +307,7 @@ fn best_move(at: f64, slope: f64, curvature: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preference::sigmoid;
 
     fn rows() -> Vec<Observation<2>> {
         (0..40)

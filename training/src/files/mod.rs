@@ -11,9 +11,8 @@ mod seal;
 
 pub(crate) use error::path_is_at_fault;
 pub use error::{Damage, Difference, FileError, Holder, OutputError};
-pub(crate) use hash::hex;
 pub use hash::{
-    adapter_fingerprint, file_fingerprint, fingerprint, model_fingerprint, weights_fingerprint,
+    adapter_fingerprint, file_fingerprint, fingerprint, hex, model_fingerprint, weights_fingerprint,
 };
 pub use lock::{Lock, host};
 pub use mark::{IN_FOLDER, Input, MadeFrom, Mark, mark_beside};

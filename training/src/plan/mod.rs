@@ -181,12 +181,12 @@ fn generation(
     let generate = &config.generate;
     let context = model.max_position_embeddings;
     let tokens = (rows.longest_prompt + generate.max_new_tokens).min(context);
-    let workers = match assumed.host {
+    let cores = match assumed.host {
         true => std::thread::available_parallelism().map_or(1, |n| n.get()),
         false => 1,
     };
     let budget = generate.cache_memory_mib.map(|mib| (mib as u64) << 20);
-    let workers = workers.min(generate.batch / 4).max(1);
+    let workers = CachePlan::workers_for(cores, generate.batch);
     let dtype = generate.precision.dtype();
     let slots = CachePlan::new(model, dtype, generate.batch, workers, tokens, budget)?;
     Ok((memory::generation(model, dtype, &slots), slots))

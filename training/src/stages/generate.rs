@@ -179,13 +179,12 @@ pub(super) fn plan<B: ModelOps>(
 ) -> Result<CachePlan, StageError> {
     let context = config.max_position_embeddings;
     let tokens = requests.iter().map(|(_, r)| r.most_tokens(context)).max();
-    let workers = match B::ON_HOST {
+    let cores = match B::ON_HOST {
         // The ranks of a host share its cores.
         true => rayon::current_num_threads(),
         false => 1,
     };
-    // A worker of fewer rows reads its weights for too little.
-    let workers = workers.min(wanted / 4).max(1);
+    let workers = CachePlan::workers_for(cores, wanted);
     let budget = budget_mib.map(|mib| (mib as u64) << 20);
     let plan = CachePlan::new(config, dtype, wanted, workers, tokens.unwrap_or(1), budget)?;
     tracing::debug!(

@@ -141,7 +141,6 @@ fn alike(generator: &mut ChaCha12Rng) -> Vec<Request> {
     let request = |prompt: Vec<u32>| {
         let likeliest = generator.random_range(0..4);
         let mut request = scoring(prompt, likeliest, generator.random_range(0..5));
-        request.samples = generator.random_range(1..3);
         request.logprobs = true;
         if generator.random_range(0..3) == 0 {
             request.prompt_logprobs = None;
@@ -157,8 +156,7 @@ fn sharing_changes_nothing<B: ModelOps>() {
     let decoder = decoder::<B>();
     let mut generator = ChaCha12Rng::seed_from_u64(7);
     for (slots, workers, room) in [(1, 1, 1 << 30), (4, 2, 1 << 30), (3, 1, 300_000)] {
-        let mut requests = alike(&mut generator);
-        requests.iter_mut().for_each(|request| request.samples = 1);
+        let requests = alike(&mut generator);
         let one = |request: &Request| {
             let mut engine = Engine::new(decoder.clone(), plan(&decoder.config, 1, 1), None);
             hear(&mut engine, std::slice::from_ref(request)).remove(0)

@@ -95,7 +95,7 @@ fn jobs_of_many_clients_are_answered_as_alone() {
             (counts.waiting, counts.accepted, counts.cancelled),
             (0, 10, 0)
         );
-        assert_eq!(counts.drawn, 10 * 3 * 2 * 6);
+        assert_eq!(counts.engine.drawn, 10 * 3 * 2 * 6);
     });
     queue.run(engine(), || false).unwrap();
     watch.join().unwrap();
@@ -161,7 +161,7 @@ fn clients_that_go_are_forgotten() {
             let found = answers(&staying, &requests(2, 1, 3));
             assert_eq!(found[0].len(), 2);
             let begun = Instant::now();
-            while asking.counts().running > 0 || asking.counts().cancelled < 2 {
+            while asking.counts().engine.running > 0 || asking.counts().cancelled < 2 {
                 assert!(
                     begun.elapsed() < Duration::from_secs(60),
                     "{:?}",
