@@ -1,7 +1,6 @@
 //! GPUs through CubeCL, with and without kernel fusion: the default bodies.
 
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
-use burn_fusion::{Fusion, FusionBackend};
 
 use super::ModelOps;
 use super::device::Placement;
@@ -23,7 +22,3 @@ where
     BT: BoolElement,
 {
 }
-
-impl<B: FusionBackend> Placement for Fusion<B> {}
-
-impl<B: FusionBackend> ModelOps for Fusion<B> {}
