@@ -6,6 +6,8 @@ mod close;
 #[cfg(all(unix, any(feature = "ndarray", feature = "flex")))]
 mod cluster;
 mod golden;
+#[cfg(all(feature = "flex", any(feature = "wgpu", feature = "cuda")))]
+mod kernels;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod regression;
 #[cfg(all(unix, feature = "serve", any(feature = "ndarray", feature = "flex")))]

@@ -9,7 +9,7 @@ use super::config::LlamaConfig;
 use super::model::Llama;
 use super::slot_cache::{Prefix, SlotCache, rounded_width};
 use crate::nn::Linear;
-use crate::ops::{Heads, ModelOps, Rotation, TokenIds, Visible, columns_on_host};
+use crate::ops::{CachedStep, Heads, ModelOps, Rotation, TokenIds, Visible, columns_on_host};
 
 /// Tokens of a prompt that run together, cut at multiples of this.
 pub const PREFILL_CHUNK: usize = 256;
@@ -95,8 +95,11 @@ impl<B: ModelOps> Decoder<B> {
             cache,
             lengths,
             columns: rounded_width(longest),
-            rotation: self.rotation(&positions),
-            heads: self.heads(),
+            step: CachedStep {
+                heads: self.heads(),
+                rotation: self.rotation(&positions),
+                lengths: TokenIds::new(&positions, &self.device()),
+            },
             visible: Visible::Behind(lengths.to_vec()),
         };
         let hidden = self.run(ids, &mut context);
@@ -221,8 +224,7 @@ struct StepContext<'a, B: Backend> {
     lengths: &'a [usize],
     /// Places of the cache that are read.
     columns: usize,
-    rotation: Rotation<B>,
-    heads: Heads,
+    step: CachedStep<B>,
     visible: Visible,
 }
 
@@ -234,10 +236,17 @@ impl<B: ModelOps> AttentionContext<B> for StepContext<'_, B> {
         keys: Tensor<B, 2>,
         values: Tensor<B, 2>,
     ) -> Tensor<B, 2> {
-        let (rows, heads) = (self.lengths.len(), self.heads);
-        let queries = B::rotate(queries, &self.rotation, heads.scale());
+        let (rows, heads) = (self.lengths.len(), self.step.heads);
+        if B::HAS_KERNELS {
+            let new = [queries.clone(), keys.clone(), values.clone()];
+            let caches = self.cache.layer(layer);
+            if let Some(mixed) = B::append_and_attend(new, &self.step, caches) {
+                return mixed;
+            }
+        }
+        let queries = B::rotate(queries, &self.step.rotation, heads.scale());
         let queries = queries.reshape([rows, heads.kv, heads.group(), heads.dim]);
-        let keys = B::rotate(keys, &self.rotation, 1.0);
+        let keys = B::rotate(keys, &self.step.rotation, 1.0);
         let values = values.reshape([rows, heads.kv, heads.dim]);
         self.cache.append(layer, self.lengths, keys, values);
         let (keys, values) = self.cache.read(layer, rows, self.columns);

@@ -186,6 +186,12 @@ impl<B: Backend> SlotCache<B> {
         }
     }
 
+    /// Keys and values of a layer, to be written where they lie.
+    pub(super) fn layer(&mut self, layer: usize) -> [&mut Tensor<B, 4>; 2] {
+        let layer = &mut self.layers[layer];
+        [&mut layer.keys, &mut layer.values]
+    }
+
     /// Keys `[rows, kv_heads, head_dim, width]` and values `[rows, kv_heads, width, head_dim]` of
     /// the first slots. Drop them before the next write.
     pub(super) fn read(

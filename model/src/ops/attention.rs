@@ -11,6 +11,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cubecl")]
+use super::cube::Part;
 use super::device::{Placement, ints, mask};
 use super::math::{softmax_backward_used, softmax_used};
 use super::memory::{HostMemory, HostTensor, cast, from_host, map, to_f32};
@@ -46,26 +48,36 @@ pub struct PackedAttention<B: Backend> {
     heads: Heads,
     rotation: Rotation<B>,
     places: Arc<Places>,
-    /// Where attention is no pass over the host's memory.
+    /// Where attention is neither a pass over the host's memory nor a kernel.
     indices: Option<Indices<B>>,
+    /// Where it is a kernel.
+    table: Option<Table<B>>,
+}
+
+/// What kernels read of the places.
+#[derive(Clone, Debug)]
+struct Table<B: Backend> {
+    values: Tensor<B, 1, Int>,
+    #[cfg(feature = "cubecl")]
+    parts: Arc<Vec<Part>>,
 }
 
 /// Which tokens lie in which cells of the padded batches.
 #[derive(Debug)]
-struct Places {
-    padded: Vec<Padded>,
+pub(super) struct Places {
+    pub padded: Vec<Padded>,
     /// For each token its cells, by padded batch; the first one's output is the token's.
-    cells_of: Vec<Vec<(usize, usize)>>,
+    pub cells_of: Vec<Vec<(usize, usize)>>,
 }
 
 /// One padded batch `[rows, longest]`.
 #[derive(Debug)]
-struct Padded {
-    longest: usize,
+pub(super) struct Padded {
+    pub longest: usize,
     /// Of its rows.
-    lengths: Vec<usize>,
+    pub lengths: Vec<usize>,
     /// For each cell its token; none where it is padding.
-    tokens: Vec<Option<usize>>,
+    pub tokens: Vec<Option<usize>>,
 }
 
 /// The same on the device.
@@ -90,11 +102,28 @@ struct PaddedIndices<B: Backend> {
 
 /// What attention's backward step needs of its forward step.
 #[derive(Clone, Debug)]
-pub struct Attended<B: Backend>(Vec<AttendedBatch<B>>);
+pub struct Attended<B: Backend>(pub(super) Kept<B>);
+
+#[derive(Clone, Debug)]
+pub(super) enum Kept<B: Backend> {
+    Weights(Vec<AttendedBatch<B>>),
+    /// Queries, keys and values as they came; the logarithms of scores' sums of exponentials, of
+    /// each padded batch.
+    LogSums([Tensor<B, 2>; 3], Vec<Tensor<B, 1>>),
+}
+
+impl<B: Backend> Attended<B> {
+    fn weights(self) -> Vec<AttendedBatch<B>> {
+        match self.0 {
+            Kept::Weights(weights) => weights,
+            Kept::LogSums(..) => unreachable!("another backend's forward step"),
+        }
+    }
+}
 
 /// The same of one padded batch.
 #[derive(Clone, Debug)]
-struct AttendedBatch<B: Backend> {
+pub(super) struct AttendedBatch<B: Backend> {
     /// `[rows, kv_heads, group · longest, head_dim]`.
     queries: Tensor<B, 4>,
     /// `[rows, kv_heads, longest, head_dim]`.
@@ -114,16 +143,40 @@ impl<B: Placement> PackedAttention<B> {
         device: &B::Device,
     ) -> Self {
         let places = Places::new(batch);
+        let indices = !B::HAS_KERNELS && !B::in_passes(dtype);
         Self {
             heads,
             rotation: Rotation::new(frequencies, &batch.positions, dtype, device),
-            indices: (!B::in_passes(dtype)).then(|| Indices::new(&places, device)),
+            indices: indices.then(|| Indices::new(&places, device)),
+            table: Table::new::<B>(&places, device),
             places: Arc::new(places),
         }
     }
 }
 
 impl<B: Backend> PackedAttention<B> {
+    #[cfg(feature = "cubecl")]
+    pub(super) fn heads(&self) -> Heads {
+        self.heads
+    }
+
+    #[cfg(feature = "cubecl")]
+    pub(super) fn rotation(&self) -> &Rotation<B> {
+        &self.rotation
+    }
+
+    /// The integers that kernels read, and where each padded batch's lie among them.
+    #[cfg(feature = "cubecl")]
+    pub(super) fn table(&self, device: &B::Device) -> (Tensor<B, 1, Int>, Arc<Vec<Part>>) {
+        match &self.table {
+            Some(table) => (table.values.clone(), table.parts.clone()),
+            None => {
+                let (values, parts) = super::cube::attention_table(&self.places);
+                (ints(values, device), Arc::new(parts))
+            }
+        }
+    }
+
     fn indices(&self, device: &B::Device) -> Indices<B> {
         let known = self.indices.clone();
         known.unwrap_or_else(|| Indices::new(&self.places, device))
@@ -138,6 +191,7 @@ impl<B: AutodiffBackend> PackedAttention<B> {
             rotation: Rotation::from_inner(inner.rotation),
             places: inner.places,
             indices: inner.indices.map(Indices::from_inner),
+            table: inner.table.map(Table::from_inner),
         }
     }
 
@@ -147,6 +201,44 @@ impl<B: AutodiffBackend> PackedAttention<B> {
             rotation: self.rotation.inner(),
             places: self.places.clone(),
             indices: self.indices.clone().map(Indices::inner),
+            table: self.table.clone().map(Table::inner),
+        }
+    }
+}
+
+impl<B: Backend> Table<B> {
+    /// None where attention is no kernel.
+    #[cfg(feature = "cubecl")]
+    fn new<P: Placement>(places: &Places, device: &B::Device) -> Option<Self> {
+        P::HAS_KERNELS.then(|| {
+            let (values, parts) = super::cube::attention_table(places);
+            Self {
+                values: ints(values, device),
+                parts: Arc::new(parts),
+            }
+        })
+    }
+
+    #[cfg(not(feature = "cubecl"))]
+    fn new<P: Placement>(_: &Places, _: &B::Device) -> Option<Self> {
+        None
+    }
+}
+
+impl<B: AutodiffBackend> Table<B> {
+    fn from_inner(inner: Table<B::InnerBackend>) -> Self {
+        Self {
+            values: Tensor::from_inner(inner.values),
+            #[cfg(feature = "cubecl")]
+            parts: inner.parts,
+        }
+    }
+
+    fn inner(self) -> Table<B::InnerBackend> {
+        Table {
+            values: self.values.inner(),
+            #[cfg(feature = "cubecl")]
+            parts: self.parts,
         }
     }
 }
@@ -365,7 +457,10 @@ pub(super) fn forward<B: Placement>(
             weights,
         });
     }
-    (indices.first_of_tokens(mixed), Attended(attended))
+    (
+        indices.first_of_tokens(mixed),
+        Attended(Kept::Weights(attended)),
+    )
 }
 
 /// Adds a mask `[longest, longest]` to scores `[rows, kv, group · longest, longest]`.
@@ -386,7 +481,12 @@ pub(super) fn backward<B: Placement>(
     let indices = over.indices(&grad.device());
     let grads = indices.to_first_cells(grad);
     let mut found = [Vec::new(), Vec::new(), Vec::new()];
-    for ((saved, grad), padded) in attended.0.into_iter().zip(grads).zip(&indices.padded) {
+    for ((saved, grad), padded) in attended
+        .weights()
+        .into_iter()
+        .zip(grads)
+        .zip(&indices.padded)
+    {
         let grad = padded.split(grad, heads.kv, heads.dim);
         let weights = to_f32(saved.weights.clone());
         let of_values = saved.weights.transpose().matmul(grad.clone());
@@ -546,7 +646,7 @@ pub(super) fn forward_on_host<B: HostMemory>(
         });
     }
     let mixed = over.to_tokens(mixed, heads.queries, Move::First, &device);
-    (mixed, Attended(attended))
+    (mixed, Attended(Kept::Weights(attended)))
 }
 
 pub(super) fn backward_on_host<B: HostMemory>(
@@ -557,7 +657,12 @@ pub(super) fn backward_on_host<B: HostMemory>(
     let (device, heads) = (grad.device(), over.heads);
     let grads = over.to_padded(grad, Move::First);
     let (mut of_queries, mut of_keys, mut of_values) = (Vec::new(), Vec::new(), Vec::new());
-    for ((saved, grad), padded) in attended.0.into_iter().zip(grads).zip(&over.places.padded) {
+    for ((saved, grad), padded) in attended
+        .weights()
+        .into_iter()
+        .zip(grads)
+        .zip(&over.places.padded)
+    {
         of_values.push(saved.weights.clone().transpose().matmul(grad.clone()));
         let of_weights = grad.matmul(saved.values.transpose());
         let weights = HostTensor::new(saved.weights);

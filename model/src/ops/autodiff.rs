@@ -1,20 +1,20 @@
 //! Autodiff: each operation one node of the graph, with a backward step of its own, whose gradients
 //! are the operation's `…_backward`.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
-use super::ModelOps;
 use super::attention::{Attended, PackedAttention};
 use super::device::Placement;
 use super::embedding::TokenIds;
 use super::memory::{cast, primitive, tensor};
+use super::{ModelOps, TrainingOps};
 
 /// A tensor and its node in the graph.
 type Tracked<B> = FloatTensor<Autodiff<B>>;
@@ -55,6 +55,7 @@ fn value_for<B: ModelOps, const D: usize>(
 
 impl<B: Placement, C: CheckpointStrategy> Placement for Autodiff<B, C> {
     const ON_HOST: bool = B::ON_HOST;
+    const HAS_KERNELS: bool = B::HAS_KERNELS;
 }
 
 impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
@@ -124,15 +125,39 @@ impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
         let (x, weight) = (primitive(x), primitive(weight));
         node(TargetLogpsStep, [&x, &weight], || {
             let targets = targets.inner();
-            let (out, probabilities) = B::target_logps_saving(value(&x), value(&weight), &targets);
+            let (out, saved) = B::target_logps_saving(value(&x), value(&weight), &targets);
             let state = TargetLogpsState {
                 x: value_for(&x, &weight),
                 weight: value_for(&weight, &x),
-                probabilities,
+                saved,
                 targets,
             };
             (out, state)
         })
+    }
+}
+
+impl<B: ModelOps, C: CheckpointStrategy> TrainingOps for Autodiff<B, C> {
+    fn with_gradient(output: Tensor<Self, 2>, grad: Tensor<B, 2>) -> Tensor<Self, 1> {
+        let output = primitive(output);
+        node(SeedStep, [&output], || {
+            (Tensor::zeros([1], (&grad.device(), DType::F32)), grad)
+        })
+    }
+}
+
+/// Where a backward pass begins: the gradient is known.
+#[derive(Debug)]
+struct SeedStep;
+
+impl<B: ModelOps> Backward<B, 1> for SeedStep {
+    type State = Tensor<B, 2>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, primitive(ops.state));
+        }
     }
 }
 
@@ -152,7 +177,8 @@ impl<B: ModelOps> Backward<B, 2> for LinearStep {
             grads.register::<B>(node.id, primitive(of_weight));
         }
         if let (Some(node), Some(weight)) = (of_x, weight) {
-            grads.register::<B>(node.id, primitive(grad.matmul(weight)));
+            let of_x = B::linear_layer_input_gradient(grad, weight);
+            grads.register::<B>(node.id, primitive(of_x));
         }
     }
 }
@@ -243,7 +269,7 @@ struct TargetLogpsStep;
 struct TargetLogpsState<B: Backend> {
     x: Option<Tensor<B, 2>>,
     weight: Option<Tensor<B, 2>>,
-    probabilities: Tensor<B, 2>,
+    saved: Tensor<B, 2>,
     targets: TokenIds<B>,
 }
 
@@ -253,7 +279,7 @@ impl<B: ModelOps> Backward<B, 2> for TargetLogpsStep {
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = tensor(grads.consume::<B>(&ops.node));
         let state = ops.state;
-        let of_logits = B::target_logps_backward(grad, state.probabilities, &state.targets);
+        let of_logits = B::target_logps_backward(grad, state.saved, &state.targets);
         let [of_x, of_weight] = ops.parents;
         if let (Some(node), Some(x)) = (of_weight, state.x) {
             let of_logits = cast(of_logits.clone(), x.dtype());
@@ -261,7 +287,8 @@ impl<B: ModelOps> Backward<B, 2> for TargetLogpsStep {
             grads.register::<B>(node.id, primitive(of_weight));
         }
         if let (Some(node), Some(weight)) = (of_x, state.weight) {
-            let of_x = cast(of_logits, weight.dtype()).matmul(weight);
+            let of_logits = cast(of_logits, weight.dtype());
+            let of_x = B::linear_layer_input_gradient(of_logits, weight);
             grads.register::<B>(node.id, primitive(of_x));
         }
     }

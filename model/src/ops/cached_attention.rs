@@ -4,9 +4,12 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 
+use super::attention::Heads;
 use super::device::mask;
+use super::embedding::TokenIds;
 use super::math::softmax_used;
 use super::memory::{HostMemory, cast, map, to_f32};
+use super::rotary::Rotation;
 
 /// How many of the columns each query sees, from the first.
 #[derive(Clone, Debug)]
@@ -21,6 +24,17 @@ pub enum Visible {
     },
     /// One new token for each sequence of a batch, behind so many others.
     Behind(Vec<usize>),
+}
+
+/// One new token behind each of some cached sequences.
+#[derive(Clone, Debug)]
+pub struct CachedStep<B: Backend> {
+    /// Of a layer.
+    pub heads: Heads,
+    /// To the places of the new tokens.
+    pub rotation: Rotation<B>,
+    /// Cached tokens of each row.
+    pub lengths: TokenIds<B>,
 }
 
 impl Visible {

@@ -13,6 +13,9 @@ pub trait Placement: Backend {
     /// Whether that is the host's memory.
     const ON_HOST: bool = false;
 
+    /// Whether it has kernels of its own for the operations.
+    const HAS_KERNELS: bool = false;
+
     /// Whether operations on `dtype` are passes over the host's memory.
     fn in_passes(dtype: DType) -> bool {
         Self::ON_HOST && dtype == DType::F32

@@ -11,7 +11,7 @@ use super::cached_attention::{self, Visible};
 use super::device::{DeviceError, Placement};
 use super::embedding::{self, TokenIds};
 use super::memory::HostMemory;
-use super::optimizer::{self, Optimizer, UpdateStep};
+use super::optimizer::{self, Optimizer, UpdateStep, Updated};
 use super::relative_attention::{self, RelativePositions};
 use super::rotary::{self, Rotation};
 use super::{ModelOps, feed_forward, linear, norm, target_logps};
@@ -183,8 +183,11 @@ macro_rules! host_ops {
                 weights: Tensor<Self, 1>,
                 grad: Tensor<Self, 1>,
                 slots: Vec<Tensor<Self, 1>>,
-            ) -> (Tensor<Self, 1>, Vec<Tensor<Self, 1>>) {
-                optimizer::update_on_host(optimizer, step, weights, grad, slots)
+                dtype: DType,
+            ) -> Updated<Self> {
+                let (weights, slots) =
+                    optimizer::update_on_host(optimizer, step, weights, grad, slots);
+                Updated::new(weights, slots, dtype)
             }
 
             fn sums_of_squares(

@@ -4,9 +4,10 @@
 //! which run on any backend in any dtype. Flex and NdArray, whose tensors lie in the host's memory,
 //! do in one pass on all cores what the default bodies do one operation after the other, in f32
 //! (`host`). Autodiff takes an operation as one node of its graph, whose backward step is written
-//! by hand (`autodiff`). Kernels for GPUs have their place beside those.
+//! by hand (`autodiff`). GPUs have kernels (`cube`).
 //!
-//! A file an operation: its default body, its host pass and its backward step stand together.
+//! A file an operation: its default body, its host pass and its backward step stand together; its
+//! kernels in the file of the same name under `cube`.
 
 mod attention;
 mod autodiff;
@@ -30,16 +31,16 @@ mod target_logps;
 mod tests;
 
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 pub use attention::{Attended, Heads, PackedAttention};
-pub use cached_attention::{Visible, columns_on_host};
+pub use cached_attention::{CachedStep, Visible, columns_on_host};
 pub(crate) use device::ints;
 pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;
 pub use math::GRAIN;
 pub use memory::{cast, edit_bytes, to_f32, to_host};
-pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep};
+pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep, Updated};
 pub use relative_attention::RelativePositions;
 pub use rotary::Rotation;
 
@@ -55,9 +56,17 @@ pub trait ModelOps: Placement {
     }
 
     /// The gradient by the weight `[out, in]`, given the one by the output `[rows, out]` and the
-    /// input `[rows, in]`.
+    /// input `[rows, in]`; in their dtype or in f32.
     fn linear_layer_weight_gradient(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
         grad.transpose().matmul(x)
+    }
+
+    /// The gradient by the input `[rows, in]`, given the one by the output `[rows, out]`.
+    fn linear_layer_input_gradient(
+        grad: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        grad.matmul(weight)
     }
 
     /// A weight `[out, in]` in the layout in memory that products of few rows read fastest.
@@ -116,7 +125,7 @@ pub trait ModelOps: Placement {
         weight.select(0, ids.on_device())
     }
 
-    /// The gradient by the weight `[vocab, hidden]`.
+    /// The gradient by the weight `[vocab, hidden]`, in the dtype of `grad` or in f32.
     fn embed_backward(
         grad: Tensor<Self, 2>,
         ids: &TokenIds<Self>,
@@ -173,6 +182,20 @@ pub trait ModelOps: Placement {
         cached_attention::forward(q, k, v, visible)
     }
 
+    /// Puts one new token behind each of some cached sequences and attends over them, queries
+    /// `[rows, heads · head_dim]`, keys and values `[rows, kv_heads · head_dim]`, not rotated yet →
+    /// as the queries. Caches `[slots, kv_heads, capacity, head_dim]`, of the first rows.
+    ///
+    /// None where the backend has no kernel for it, or none for such heads: the caches are as they
+    /// were then.
+    fn append_and_attend(
+        _heads: [Tensor<Self, 2>; 3],
+        _step: &CachedStep<Self>,
+        _caches: [&mut Tensor<Self, 4>; 2],
+    ) -> Option<Tensor<Self, 2>> {
+        None
+    }
+
     /// Log-probabilities f32 `[rows]` of a token for each row of `x` `[rows, hidden]`: projection by
     /// `weight` `[vocab, hidden]`, log-softmax in f32, gather.
     fn target_logps(
@@ -183,7 +206,7 @@ pub trait ModelOps: Placement {
         Self::target_logps_saving(x, weight, targets).0
     }
 
-    /// The same, with the probabilities f32 `[rows, vocab]` that the backward step needs.
+    /// The same, with what the backward step needs: probabilities f32 or logits, `[rows, vocab]`.
     fn target_logps_saving(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,
@@ -192,13 +215,13 @@ pub trait ModelOps: Placement {
         target_logps::forward(Self::linear_layer(x, weight, None), targets)
     }
 
-    /// The gradient by the logits f32 `[rows, vocab]`, given the one by the log-probabilities `[rows]`.
+    /// The gradient by the logits `[rows, vocab]`, given the one by the log-probabilities `[rows]`.
     fn target_logps_backward(
         grad: Tensor<Self, 1>,
-        probabilities: Tensor<Self, 2>,
+        saved: Tensor<Self, 2>,
         targets: &TokenIds<Self>,
     ) -> Tensor<Self, 2> {
-        target_logps::backward(grad, probabilities, targets)
+        target_logps::backward(grad, saved, targets)
     }
 
     /// Weights of attention with relative positions (DeBERTa's): softmax of
@@ -215,15 +238,17 @@ pub trait ModelOps: Placement {
     }
 
     /// Updates flat f32 weights `[n]` by their gradient `[n]`; `slots` are the optimizer's own tensors
-    /// `[n]`, none before the first step. Gives the weights and the slots.
+    /// `[n]`, none before the first step. The weights are given in `dtype` too, where that is not f32.
     fn update(
         optimizer: &Optimizer,
         step: UpdateStep,
         weights: Tensor<Self, 1>,
         grad: Tensor<Self, 1>,
         slots: Vec<Tensor<Self, 1>>,
-    ) -> (Tensor<Self, 1>, Vec<Tensor<Self, 1>>) {
-        optimizer::update(optimizer, step, weights, grad, slots)
+        dtype: DType,
+    ) -> Updated<Self> {
+        let (weights, slots) = optimizer::update(optimizer, step, weights, grad, slots);
+        Updated::new(weights, slots, dtype)
     }
 
     /// Σ x² of every [`GRAIN`] elements of each tensor f32 `[n]`, whose squares may overflow f32.
@@ -239,6 +264,11 @@ pub trait ModelOps: Placement {
 }
 
 /// A backend that trains: autodiff over a backend with the same operations.
-pub trait TrainingOps: ModelOps + AutodiffBackend<InnerBackend: ModelOps> {}
-
-impl<B: ModelOps + AutodiffBackend<InnerBackend: ModelOps>> TrainingOps for B {}
+pub trait TrainingOps: ModelOps + AutodiffBackend<InnerBackend: ModelOps> {
+    /// A tensor `[1]` whose backward pass begins with `grad` as the gradient by `output`, of one
+    /// shape.
+    fn with_gradient(
+        output: Tensor<Self, 2>,
+        grad: Tensor<Self::InnerBackend, 2>,
+    ) -> Tensor<Self, 1>;
+}

@@ -1,12 +1,12 @@
 //! Optimizers' updates in torch's form, on flat f32 weights.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::device::DeviceError;
 use super::math::GRAIN;
-use super::memory::{HostMemory, HostTensor, from_host, map, take, to_host};
+use super::memory::{HostMemory, HostTensor, cast, from_host, map, take, to_host};
 
 /// torch.optim.RMSprop: v = αv + (1 − α)g², w −= lr · g / (√v + eps).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,8 +72,30 @@ impl Optimizer {
     }
 }
 
+/// What an update gives.
+#[derive(Clone, Debug)]
+pub struct Updated<B: Backend> {
+    /// Weights f32 `[n]`.
+    pub weights: Tensor<B, 1>,
+    /// The optimizer's own tensors f32 `[n]`.
+    pub slots: Vec<Tensor<B, 1>>,
+    /// The weights in their own dtype, where that is not f32.
+    pub rounded: Option<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Updated<B> {
+    pub(super) fn new(weights: Tensor<B, 1>, slots: Vec<Tensor<B, 1>>, dtype: DType) -> Self {
+        let rounded = (dtype != DType::F32).then(|| cast(weights.clone(), dtype));
+        Self {
+            weights,
+            slots,
+            rounded,
+        }
+    }
+}
+
 /// 1 − βⁿ.
-fn correction(beta: f64, step: UpdateStep) -> f64 {
+pub(super) fn correction(beta: f64, step: UpdateStep) -> f64 {
     1.0 - beta.powi(step.number as i32)
 }
 
@@ -158,12 +180,20 @@ pub(super) fn sums_of_squares<B: Backend>(
         true => Vec::new(),
         false => to_host(Tensor::cat(parts, 0))?,
     };
+    Ok(squares_of_grains(&values, counts))
+}
+
+/// Σ x² of each tensor's grains, of each `[largest, sum of squares of what is scaled by it]`.
+pub(super) fn squares_of_grains(
+    values: &[f32],
+    grains: impl IntoIterator<Item = usize>,
+) -> Vec<Vec<f64>> {
     let mut squares = values.chunks_exact(2).map(|part| {
         let (largest, sum) = (f64::from(part[0]), f64::from(part[1]));
         largest * largest * sum
     });
     let take = |count: usize| squares.by_ref().take(count).collect();
-    Ok(counts.into_iter().map(take).collect())
+    grains.into_iter().map(take).collect()
 }
 
 /// One weight's update, given its gradient and its place in each slot.

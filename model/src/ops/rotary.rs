@@ -14,8 +14,10 @@ use super::memory::{HostMemory, HostTensor, cast, from_host};
 #[derive(Clone, Debug)]
 pub struct Rotation<B: Backend> {
     angles: Arc<Angles>,
-    /// Where rotations are no pass over the host's memory.
+    /// Where rotations are neither a pass over the host's memory nor a kernel.
     factors: Option<Factors<B>>,
+    /// Where they are a kernel: cosines, then sines, of half a head, f32 `[tokens, head_dim]`.
+    table: Option<Tensor<B, 2>>,
 }
 
 /// Cosines and sines `[tokens, head_dim]`; both halves of a head turn by the same angles, the first
@@ -58,6 +60,17 @@ impl Angles {
         Self { cos, sin, head_dim }
     }
 
+    /// Of each token the cosines of half a head, then the sines.
+    fn table(&self) -> Vec<f32> {
+        let half = self.head_dim / 2;
+        let cos = self.cos.chunks_exact(self.head_dim);
+        let sin = self.sin.chunks_exact(self.head_dim);
+        let rows = cos
+            .zip(sin)
+            .flat_map(|(cos, sin)| cos[..half].iter().chain(&sin[half..]));
+        rows.copied().collect()
+    }
+
     /// Rotates one head of token `token`, or back with `sign` −1.
     pub fn rotate(&self, to: &mut [f32], from: &[f32], token: usize, scale: f32, sign: f32) {
         let (width, half) = (self.head_dim, self.head_dim / 2);
@@ -75,16 +88,27 @@ impl<B: Backend> Rotation<B> {
     pub(super) fn angles(&self) -> &Angles {
         &self.angles
     }
+
+    #[cfg(feature = "cubecl")]
+    pub(super) fn table(&self, device: &B::Device) -> Tensor<B, 2> {
+        let known = self.table.clone();
+        known.unwrap_or_else(|| {
+            let tokens = self.angles.cos.len() / self.angles.head_dim;
+            from_host(self.angles.table(), [tokens, self.angles.head_dim], device)
+        })
+    }
 }
 
 impl<B: Placement> Rotation<B> {
     /// Of tokens at `positions` by the inverse `frequencies` `[head_dim / 2]`, for heads in `dtype`.
     pub fn new(frequencies: &[f32], positions: &[u32], dtype: DType, device: &B::Device) -> Self {
         let angles = Angles::new(frequencies, positions);
-        let factors = (!B::in_passes(dtype)).then(|| Factors::new(&angles, device));
+        let factors = !B::HAS_KERNELS && !B::in_passes(dtype);
+        let table = || from_host(angles.table(), [positions.len(), angles.head_dim], device);
         Self {
+            factors: factors.then(|| Factors::new(&angles, device)),
+            table: B::HAS_KERNELS.then(table),
             angles: Arc::new(angles),
-            factors,
         }
     }
 
@@ -114,6 +138,7 @@ impl<B: AutodiffBackend> Rotation<B> {
     pub(super) fn from_inner(inner: Rotation<B::InnerBackend>) -> Self {
         Self {
             angles: inner.angles,
+            table: inner.table.map(Tensor::from_inner),
             factors: inner.factors.map(|factors| Factors {
                 cos: Tensor::from_inner(factors.cos),
                 sin: Tensor::from_inner(factors.sin),
@@ -124,6 +149,7 @@ impl<B: AutodiffBackend> Rotation<B> {
     pub(super) fn inner(&self) -> Rotation<B::InnerBackend> {
         Rotation {
             angles: self.angles.clone(),
+            table: self.table.clone().map(Tensor::inner),
             factors: self.factors.clone().map(|factors| Factors {
                 cos: factors.cos.inner(),
                 sin: factors.sin.inner(),

@@ -641,7 +641,8 @@ fn updates_are_those_of_f64() {
                 gradient_scale: 0.5,
             };
             let grad = values_of(number + 1);
-            (one, slots) = Flex::update(&optimizer, step, one, tensor(&grad), slots);
+            let found = Flex::update(&optimizer, step, one, tensor(&grad), slots, DType::F32);
+            (one, slots) = (found.weights, found.slots);
             (other, other_slots) =
                 optimizer::update(&optimizer, step, other, tensor(&grad), other_slots);
             update_exactly(&optimizer, step, &mut exact, &grad, &mut exact_slots);

@@ -153,8 +153,7 @@ impl<B: TrainingOps> Pass<B> {
                     BlockGraph::forward(block, layer, input, &self.attention)
                 }
             };
-            let seed = (graph.output * Tensor::from_inner(grad.clone())).sum();
-            let mut grads = seed.backward();
+            let mut grads = B::with_gradient(graph.output, grad.clone()).backward();
             if let Some(of_input) = graph.input.grad_remove(&mut grads) {
                 grad = of_input;
             }

@@ -7,9 +7,7 @@ use sppo_model::llama::Llama;
 use sppo_model::llama::parameters::{
     Group, ParameterMapper, ParameterTable, ParameterVisitor, map_parameters, visit_parameters,
 };
-use sppo_model::ops::{
-    DeviceError, ModelOps, Optimizer, TrainingOps, UpdateStep, cast, to_f32, to_host,
-};
+use sppo_model::ops::{DeviceError, ModelOps, Optimizer, TrainingOps, UpdateStep, to_f32, to_host};
 
 use super::exchange::Gathering;
 use super::{Gradients, Learner, ParamState, ShardedGroup, StepReport};
@@ -232,9 +230,13 @@ fn updated<I: ModelOps>(
         Some(master) => master,
         None => to_f32(weights()),
     };
-    let (updated, slots) = I::update(optimizer, step, master, grad, slots);
-    let master = (dtype != DType::F32).then(|| updated.clone());
-    (ParamState { master, slots }, cast(updated, dtype))
+    let updated = I::update(optimizer, step, master, grad, slots, dtype);
+    let (master, weights) = match updated.rounded {
+        Some(rounded) => (Some(updated.weights), rounded),
+        None => (None, updated.weights),
+    };
+    let slots = updated.slots;
+    (ParamState { master, slots }, weights)
 }
 
 /// Puts weights, flat, into the parameters of a group.

@@ -1,0 +1,241 @@
+//! GPUs through CubeCL: kernels of our own, one file an operation.
+//!
+//! f32 inside, whatever the tensors' dtype. Matrix products are the library's. Sums go over the
+//! units of a cube in a fixed order, so that results are the same each time.
+
+mod attention;
+mod cached_attention;
+mod embedding;
+mod feed_forward;
+mod launch;
+mod norm;
+mod optimizer;
+mod product;
+mod rotary;
+mod target_logps;
+
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use super::ModelOps;
+
+use super::attention::{Attended, Kept, PackedAttention};
+use super::cached_attention::CachedStep;
+use super::device::{DeviceError, Placement, ints};
+use super::embedding::TokenIds;
+use super::math::GRAIN;
+use super::memory::{primitive, tensor, to_host};
+use super::optimizer::{Optimizer, UpdateStep, Updated, squares_of_grains};
+use super::rotary::Rotation;
+use product::product;
+
+pub(super) use attention::{Part, table as attention_table};
+
+impl<R, F, I, BT> Placement for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    const HAS_KERNELS: bool = true;
+}
+
+impl<R, F, I, BT> ModelOps for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn linear_layer(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let dtype = x.dtype();
+        let weight = primitive(weight.transpose());
+        let y: Tensor<Self, 2> = tensor(product(primitive(x), weight, None, dtype));
+        match bias {
+            Some(bias) => y + bias.unsqueeze(),
+            None => y,
+        }
+    }
+
+    fn linear_layer_input_gradient(
+        grad: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        let dtype = grad.dtype();
+        tensor(product(primitive(grad), primitive(weight), None, dtype))
+    }
+
+    /// In f32, which is what gradients are added up in.
+    fn linear_layer_weight_gradient(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let (grad, x) = (primitive(grad.transpose()), primitive(x));
+        tensor(product(grad, x, None, DType::F32))
+    }
+
+    fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
+        tensor(norm::rms_norm(primitive(x), primitive(weight), eps))
+    }
+
+    fn rms_norm_backward(
+        grad: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 1>) {
+        let (x, weight) = (primitive(x), primitive(weight));
+        let (of_x, of_weight) = norm::rms_norm_backward(primitive(grad), x, weight, eps);
+        (tensor(of_x), tensor(of_weight))
+    }
+
+    fn swiglu(gate: Tensor<Self, 2>, up: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        tensor(feed_forward::swiglu(primitive(gate), primitive(up)))
+    }
+
+    fn swiglu_backward(
+        grad: Tensor<Self, 2>,
+        gate: Tensor<Self, 2>,
+        up: Tensor<Self, 2>,
+    ) -> [Tensor<Self, 2>; 2] {
+        let (gate, up) = (primitive(gate), primitive(up));
+        feed_forward::swiglu_backward(primitive(grad), gate, up).map(tensor)
+    }
+
+    fn embed_backward(
+        grad: Tensor<Self, 2>,
+        ids: &TokenIds<Self>,
+        vocab: usize,
+    ) -> Tensor<Self, 2> {
+        let (tokens, table) = embedding::rows_by_token(ids.on_host());
+        let table = ints::<Self>(table.into_iter().map(i64::from).collect(), &grad.device());
+        let table = table.into_primitive();
+        tensor(embedding::embed_backward(
+            primitive(grad),
+            tokens,
+            table,
+            vocab,
+        ))
+    }
+
+    fn rotate(x: Tensor<Self, 2>, rotation: &Rotation<Self>, scale: f64) -> Tensor<Self, 3> {
+        let table = primitive(rotation.table(&x.device()));
+        tensor(rotary::rotate(primitive(x), table, scale))
+    }
+
+    fn packed_attention_saving(
+        q: Tensor<Self, 2>,
+        k: Tensor<Self, 2>,
+        v: Tensor<Self, 2>,
+        over: &PackedAttention<Self>,
+    ) -> (Tensor<Self, 2>, Attended<Self>) {
+        let (table, parts) = over.table(&q.device());
+        let attention = attention::Attention {
+            heads: over.heads(),
+            parts: &parts,
+            table: table.into_primitive(),
+            angles: primitive(over.rotation().table(&q.device())),
+        };
+        let [p, r, s] = [&q, &k, &v].map(|x| primitive(x.clone()));
+        let (mixed, log_sums) = attention.forward(p, r, s);
+        let log_sums = log_sums.into_iter().map(tensor).collect();
+        (tensor(mixed), Attended(Kept::LogSums([q, k, v], log_sums)))
+    }
+
+    fn packed_attention_backward(
+        grad: Tensor<Self, 2>,
+        attended: Attended<Self>,
+        over: &PackedAttention<Self>,
+    ) -> [Tensor<Self, 2>; 3] {
+        let Kept::LogSums(heads, log_sums) = attended.0 else {
+            unreachable!("another backend's forward step")
+        };
+        let (table, parts) = over.table(&grad.device());
+        let attention = attention::Attention {
+            heads: over.heads(),
+            parts: &parts,
+            table: table.into_primitive(),
+            angles: primitive(over.rotation().table(&grad.device())),
+        };
+        let log_sums = log_sums.into_iter().map(primitive).collect();
+        let found = attention.backward(primitive(grad), heads.map(primitive), log_sums);
+        found.map(tensor)
+    }
+
+    fn append_and_attend(
+        heads: [Tensor<Self, 2>; 3],
+        step: &CachedStep<Self>,
+        caches: [&mut Tensor<Self, 4>; 2],
+    ) -> Option<Tensor<Self, 2>> {
+        if !cached_attention::takes(step.heads) {
+            return None;
+        }
+        let device = heads[0].device();
+        let angles = primitive(step.rotation.table(&device));
+        let lengths = step.lengths.on_device().into_primitive();
+        let [keys, values] = caches.map(|cache| primitive(cache.clone()));
+        let mixed = cached_attention::append_and_attend(
+            heads.map(primitive),
+            angles,
+            lengths,
+            [&keys, &values],
+            step.heads,
+        );
+        Some(tensor(mixed))
+    }
+
+    fn target_logps_saving(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let logits = Self::linear_layer(x, weight, None);
+        let targets = targets.on_device().into_primitive();
+        let logps = target_logps::target_logps(primitive(logits.clone()), targets);
+        (tensor(logps), logits)
+    }
+
+    fn target_logps_backward(
+        grad: Tensor<Self, 1>,
+        logits: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> Tensor<Self, 2> {
+        let targets = targets.on_device().into_primitive();
+        let (grad, logits) = (primitive(grad), primitive(logits));
+        tensor(target_logps::target_logps_backward(grad, logits, targets))
+    }
+
+    fn update(
+        optimizer: &Optimizer,
+        step: UpdateStep,
+        weights: Tensor<Self, 1>,
+        grad: Tensor<Self, 1>,
+        slots: Vec<Tensor<Self, 1>>,
+        dtype: DType,
+    ) -> Updated<Self> {
+        let (weights, grad) = (primitive(weights), primitive(grad));
+        let slots = slots.into_iter().map(primitive).collect();
+        let (weights, slots, rounded) =
+            optimizer::update(optimizer, step, weights, grad, slots, dtype);
+        Updated {
+            weights: tensor(weights),
+            slots: slots.into_iter().map(tensor).collect(),
+            rounded: rounded.map(tensor),
+        }
+    }
+
+    fn sums_of_squares(tensors: Vec<Tensor<Self, 1>>) -> Result<Vec<Vec<f64>>, DeviceError> {
+        let grains: Vec<usize> = tensors
+            .iter()
+            .map(|x| x.dims()[0].div_ceil(GRAIN))
+            .collect();
+        let tensors = tensors.into_iter().map(primitive).collect();
+        let values = match optimizer::squares(tensors) {
+            Some(values) => to_host(tensor::<Self, 1>(values))?,
+            None => Vec::new(),
+        };
+        Ok(squares_of_grains(&values, grains))
+    }
+}

@@ -1,0 +1,511 @@
+//! The kernels of GPUs against Flex, values and gradients, at sizes that fit no vector and no tile.
+
+use burn::backend::Autodiff;
+use burn::tensor::{DType, Tensor, TensorData};
+use rand::rngs::ChaCha12Rng;
+use rand::{RngExt, SeedableRng};
+use sppo_model::ops::{
+    AdamW, CachedStep, Heads, ModelOps, Optimizer, PackedAttention, RmsProp, Rotation, Sgd,
+    TokenIds, UpdateStep, cast, to_f32, to_host,
+};
+use sppo_model::packed_batch::PackedBatch;
+
+type Flex = burn_flex::Flex<f32, i32>;
+
+/// Random numbers, the same for all backends.
+struct Random(ChaCha12Rng);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(ChaCha12Rng::seed_from_u64(seed))
+    }
+
+    fn values(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.0.random_range(-1.0..1.0)).collect()
+    }
+
+    fn tensor<B: ModelOps, const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        place: &Place<B>,
+    ) -> Tensor<B, D> {
+        let data = TensorData::new(self.values(shape.iter().product()), shape);
+        let x: Tensor<B, D> = Tensor::from_data(data, (&place.device, DType::F32));
+        // Rounded everywhere alike, also where the dtype is wider than that under test.
+        match place.rounds {
+            true => cast(cast(x, DType::BF16), place.dtype),
+            false => cast(x, place.dtype),
+        }
+    }
+}
+
+/// Where and in what a case runs.
+struct Place<B: ModelOps> {
+    device: B::Device,
+    dtype: DType,
+    /// Whether inputs are rounded to bf16.
+    rounds: bool,
+}
+
+fn numbers<B: ModelOps, const D: usize>(x: Tensor<B, D>) -> Vec<f32> {
+    to_host(to_f32(x)).unwrap()
+}
+
+/// A case gives the tensors to compare.
+trait Case {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>>;
+}
+
+/// Runs a case on a backend in `dtype` and on Flex in f32, and compares.
+fn compare<B: ModelOps>(device: &B::Device, dtype: DType, name: &str, case: &impl Case) {
+    let rounds = dtype == DType::BF16;
+    let bound = if rounds { 2e-2 } else { 1e-4 };
+    let place = Place::<Autodiff<B>> {
+        device: device.clone(),
+        dtype,
+        rounds,
+    };
+    let exact = Place::<Autodiff<Flex>> {
+        device: Default::default(),
+        dtype: DType::F32,
+        rounds,
+    };
+    let (found, expected) = (case.run::<B>(&place), case.run::<Flex>(&exact));
+    assert_eq!(found.len(), expected.len());
+    for (which, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert_eq!(found.len(), expected.len(), "{name}, {which}");
+        let largest = expected.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        let (at, error) = found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| match (a - b).abs() {
+                error if error.is_nan() => f32::INFINITY,
+                error => error,
+            })
+            .enumerate()
+            .fold(
+                (0, 0.0),
+                |most, next| if next.1 > most.1 { next } else { most },
+            );
+        assert!(
+            error <= bound * largest.max(1e-6),
+            "{name}, tensor {which}, element {at} of {}: {} is not {}; the largest is {largest}",
+            found.len(),
+            found[at],
+            expected[at]
+        );
+    }
+}
+
+/// The gradients of a weighted sum of `out` by `leaves`, and `out` itself.
+macro_rules! with_gradients {
+    ($random:expr, $place:expr, $out:expr, $($leaf:expr),*) => {{
+        let out = $out;
+        let weights = $random.tensor(out.dims(), $place);
+        let grads = (out.clone() * weights).sum().backward();
+        vec![numbers(out.inner()), $(numbers($leaf.grad(&grads).unwrap())),*]
+    }};
+}
+
+struct Norm(usize, usize);
+
+impl Case for Norm {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let mut random = Random::new(1);
+        let x = random.tensor([self.0, self.1], place).require_grad();
+        let weight = random.tensor([self.1], place).require_grad();
+        let out = Autodiff::<B>::rms_norm(x.clone(), weight.clone(), 1e-5);
+        with_gradients!(random, place, out, x, weight)
+    }
+}
+
+struct Gated(usize, usize);
+
+impl Case for Gated {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let mut random = Random::new(2);
+        let gate = (random.tensor([self.0, self.1], place) * 20).require_grad();
+        let up = random.tensor([self.0, self.1], place).require_grad();
+        let out = Autodiff::<B>::swiglu(gate.clone(), up.clone());
+        with_gradients!(random, place, out, gate, up)
+    }
+}
+
+/// Tokens, heads, width of a head.
+struct Turned(usize, usize, usize);
+
+impl Case for Turned {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let (mut random, device) = (Random::new(3), &place.device);
+        let frequencies = frequencies(self.2);
+        let positions: Vec<u32> = (0..self.0 as u32).map(|i| i * 7 % 1000).collect();
+        let x = random.tensor([self.0, self.1 * self.2], place).inner();
+        let rotation = Rotation::<B>::new(&frequencies, &positions, place.dtype, device);
+        vec![numbers(B::rotate(x, &rotation, 0.25))]
+    }
+}
+
+fn frequencies(width: usize) -> Vec<f32> {
+    let half = width / 2;
+    (0..half)
+        .map(|i| 1e-4f32.powf(i as f32 / half as f32))
+        .collect()
+}
+
+/// Rows, hidden, vocabulary.
+struct Logps(usize, usize, usize);
+
+impl Case for Logps {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let mut random = Random::new(4);
+        let x = (random.tensor([self.0, self.1], place) * 4).require_grad();
+        let weight = random.tensor([self.2, self.1], place).require_grad();
+        let targets: Vec<u32> = (0..self.0).map(|i| (i * 31 % self.2) as u32).collect();
+        let targets = TokenIds::new(&targets, &place.device);
+        let targets = TokenIds::from_inner(targets);
+        let out = Autodiff::<B>::target_logps(x.clone(), weight.clone(), &targets);
+        let weights = to_f32(random.tensor([self.0], place));
+        let grads = (out.clone() * weights).sum().backward();
+        vec![
+            numbers(out.inner()),
+            numbers(x.grad(&grads).unwrap()),
+            numbers(weight.grad(&grads).unwrap()),
+        ]
+    }
+}
+
+/// Tokens, hidden, vocabulary.
+struct Embedded(usize, usize, usize);
+
+impl Case for Embedded {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let mut random = Random::new(5);
+        let weight = random.tensor([self.2, self.1], place).require_grad();
+        let ids: Vec<u32> = (0..self.0).map(|i| (i * i % self.2) as u32).collect();
+        let ids = TokenIds::from_inner(TokenIds::new(&ids, &place.device));
+        let out = Autodiff::<B>::embed(weight.clone(), &ids);
+        with_gradients!(random, place, out, weight)
+    }
+}
+
+struct Attends {
+    heads: Heads,
+    /// Shared by all sequences.
+    prompt: usize,
+    responses: Vec<usize>,
+}
+
+impl Case for Attends {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let (mut random, heads) = (Random::new(6), self.heads);
+        let sequences: Vec<Vec<u32>> = self
+            .responses
+            .iter()
+            .enumerate()
+            .map(|(number, &tokens)| {
+                let prompt = 0..self.prompt as u32;
+                let response = (0..tokens as u32).map(|i| (number as u32 + 1) * 100_000 + i);
+                prompt.chain(response).collect()
+            })
+            .collect();
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let batch = PackedBatch::new(&sequences);
+        let over = PackedAttention::<B>::new(
+            &batch,
+            &frequencies(heads.dim),
+            heads,
+            place.dtype,
+            &place.device,
+        );
+        let over = PackedAttention::from_inner(over);
+        let tokens = batch.tokens();
+        let mut heads_of =
+            |count: usize| (random.tensor([tokens, count * heads.dim], place) * 2).require_grad();
+        let (q, k, v) = (
+            heads_of(heads.queries),
+            heads_of(heads.kv),
+            heads_of(heads.kv),
+        );
+        let out = Autodiff::<B>::packed_attention(q.clone(), k.clone(), v.clone(), &over);
+        with_gradients!(random, place, out, q, k, v)
+    }
+}
+
+/// One token behind each of some cached sequences; on Flex by plain sums.
+struct Appends {
+    heads: Heads,
+    lengths: Vec<u32>,
+    capacity: usize,
+}
+
+impl Case for Appends {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let (mut random, heads, device) = (Random::new(9), self.heads, &place.device);
+        let rows = self.lengths.len();
+        let width = |count: usize| [rows, count * heads.dim];
+        let mut new = |count| (random.tensor(width(count), place) * 2).inner();
+        let new = [new(heads.queries), new(heads.kv), new(heads.kv)];
+        let shape = [rows + 1, heads.kv, self.capacity, heads.dim];
+        let mut caches = [(); 2].map(|()| random.tensor(shape, place).inner());
+        let step = CachedStep {
+            heads,
+            rotation: Rotation::<B>::new(
+                &frequencies(heads.dim),
+                &self.lengths,
+                place.dtype,
+                device,
+            ),
+            lengths: TokenIds::new(&self.lengths, device),
+        };
+        let [keys, values] = &mut caches;
+        let mixed = match B::append_and_attend(new.clone(), &step, [keys, values]) {
+            Some(mixed) => numbers(mixed),
+            None => self.plainly(&step, new, &mut caches),
+        };
+        let caches = caches.map(|cache| numbers(cache.slice([0..rows])));
+        [mixed].into_iter().chain(caches).collect()
+    }
+}
+
+impl Appends {
+    fn plainly<B: ModelOps>(
+        &self,
+        step: &CachedStep<B>,
+        [q, k, v]: [Tensor<B, 2>; 3],
+        caches: &mut [Tensor<B, 4>; 2],
+    ) -> Vec<f32> {
+        let heads = self.heads;
+        let (dim, device) = (heads.dim, q.device());
+        let [q, k] = [q, k].map(|x| numbers(B::rotate(x, &step.rotation, 1.0)));
+        let new = [k, numbers(v)];
+        let mut cells = caches.clone().map(numbers);
+        let mut mixed = Vec::new();
+        for (row, &length) in self.lengths.iter().enumerate() {
+            let length = length as usize;
+            let place =
+                |kv: usize, column: usize| ((row * heads.kv + kv) * self.capacity + column) * dim;
+            for kv in 0..heads.kv {
+                for (cells, new) in cells.iter_mut().zip(&new) {
+                    let from = &new[(row * heads.kv + kv) * dim..][..dim];
+                    cells[place(kv, length)..][..dim].copy_from_slice(from);
+                }
+            }
+            for head in 0..heads.queries {
+                let kv = head / heads.group();
+                let query = &q[(row * heads.queries + head) * dim..][..dim];
+                let score = |column: usize| {
+                    let key = &cells[0][place(kv, column)..][..dim];
+                    let product = query.iter().zip(key).map(|(a, b)| f64::from(a * b));
+                    (product.sum::<f64>() * heads.scale()).exp()
+                };
+                let weights: Vec<f64> = (0..=length).map(score).collect();
+                let sum: f64 = weights.iter().sum();
+                mixed.extend((0..dim).map(|i| {
+                    let value = |column| f64::from(cells[1][place(kv, column) + i]);
+                    let all = weights.iter().enumerate();
+                    (all.map(|(c, weight)| weight * value(c)).sum::<f64>() / sum) as f32
+                }));
+            }
+        }
+        for (cache, cells) in caches.iter_mut().zip(cells) {
+            let data = TensorData::new(cells, cache.dims());
+            *cache = Tensor::from_data(data, (&device, DType::F32));
+        }
+        mixed
+    }
+}
+
+struct Updates(Optimizer, usize);
+
+impl Case for Updates {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let mut random = Random::new(7);
+        let mut vector = || to_f32(random.tensor([self.1], place)).inner();
+        let (mut weights, mut slots, mut rounded) = (vector(), Vec::new(), None);
+        for number in 1..=3 {
+            let step = UpdateStep {
+                rate: 0.01,
+                number,
+                gradient_scale: 0.5,
+            };
+            let dtype = place.dtype;
+            let found = B::update(&self.0, step, weights, vector(), slots, dtype);
+            (weights, slots, rounded) = (found.weights, found.slots, found.rounded);
+        }
+        let rounded = rounded.map_or_else(|| numbers(weights.clone()), numbers);
+        let slots = slots.into_iter().map(numbers);
+        [rounded, numbers(weights)]
+            .into_iter()
+            .chain(slots)
+            .collect()
+    }
+}
+
+struct Squares;
+
+impl Case for Squares {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let mut random = Random::new(8);
+        let sizes = [1, 77, 16_384, 40_001];
+        let tensors = sizes.map(|size| to_f32(random.tensor([size], place)).inner() * 1e15);
+        let sums = B::sums_of_squares(tensors.into()).unwrap();
+        let sums = sums.into_iter();
+        sums.map(|sums| sums.into_iter().map(|sum| (sum * 1e-30) as f32).collect())
+            .collect()
+    }
+}
+
+fn rows_and_elements<B: ModelOps>(device: &B::Device, dtype: DType) {
+    for (rows, width) in [(1, 1), (1, 64), (3, 65), (700, 48), (5, 4096), (33, 1030)] {
+        let name = format!("{rows} × {width}");
+        compare::<B>(
+            device,
+            dtype,
+            &format!("norm of {name}"),
+            &Norm(rows, width),
+        );
+        compare::<B>(
+            device,
+            dtype,
+            &format!("SwiGLU of {name}"),
+            &Gated(rows, width),
+        );
+    }
+    for (tokens, heads, width) in [(1, 1, 64), (7, 3, 80), (130, 8, 128), (5, 2, 6)] {
+        let name = format!("rotation of {tokens}, {heads}, {width}");
+        compare::<B>(device, dtype, &name, &Turned(tokens, heads, width));
+    }
+}
+
+fn tokens<B: ModelOps>(device: &B::Device, dtype: DType) {
+    for (rows, hidden, vocab) in [(1, 8, 3), (5, 16, 301), (40, 32, 4096)] {
+        let name = format!("{rows}, {hidden}, {vocab}");
+        compare::<B>(
+            device,
+            dtype,
+            &format!("logps of {name}"),
+            &Logps(rows, hidden, vocab),
+        );
+        let embedded = Embedded(rows, hidden, vocab);
+        compare::<B>(device, dtype, &format!("embeddings of {name}"), &embedded);
+    }
+}
+
+fn attention<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let heads = |queries, kv, dim| Heads { queries, kv, dim };
+    let cases = [
+        (heads(1, 1, 64), 0, vec![1]),
+        (heads(4, 1, 80), 0, vec![1, 2, 3]),
+        (heads(8, 8, 16), 5, vec![3, 40, 17]),
+        (heads(8, 2, 64), 33, vec![100, 31]),
+        (heads(8, 1, 128), 10, vec![20, 30]),
+        // Several padded batches.
+        (heads(2, 1, 16), 0, vec![1300, 40, 50, 1290]),
+        // Two tiles and more.
+        (heads(2, 2, 16), 300, vec![600, 1700]),
+    ];
+    for (heads, prompt, responses) in cases {
+        let name = format!("attention of {heads:?}, {prompt} + {responses:?}");
+        let case = Attends {
+            heads,
+            prompt,
+            responses,
+        };
+        compare::<B>(device, dtype, &name, &case);
+    }
+}
+
+fn appends<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let heads = |queries, kv, dim| Heads { queries, kv, dim };
+    for (heads, lengths) in [
+        (heads(1, 1, 6), vec![0]),
+        (heads(4, 2, 16), vec![0, 5, 127, 128, 129]),
+        (heads(3, 1, 80), vec![300, 17]),
+        (heads(8, 1, 128), vec![63, 512]),
+        (heads(4, 4, 64), vec![700]),
+    ] {
+        let name = format!("{heads:?} behind {lengths:?}");
+        let capacity = 704;
+        let case = Appends {
+            heads,
+            lengths,
+            capacity,
+        };
+        compare::<B>(device, dtype, &name, &case);
+    }
+}
+
+fn updates<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let optimizers = [
+        Optimizer::RmsProp(RmsProp {
+            alpha: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1,
+        }),
+        Optimizer::AdamW(AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+        }),
+        Optimizer::Sgd(Sgd { weight_decay: 0.1 }),
+    ];
+    for optimizer in optimizers {
+        for count in [1, 7, 4096] {
+            let name = format!("{optimizer:?} of {count}");
+            compare::<B>(device, dtype, &name, &Updates(optimizer, count));
+        }
+    }
+    compare::<B>(device, dtype, "squares", &Squares);
+}
+
+macro_rules! cases {
+    ($Backend:ty, $dtype:expr, $(#[$ignored:meta])?) => {
+        type Backend = $Backend;
+
+        #[test]
+        $(#[$ignored])?
+        fn rows_and_elements() {
+            super::rows_and_elements::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn tokens() {
+            super::tokens::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn attention() {
+            super::attention::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn appends() {
+            super::appends::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn updates() {
+            super::updates::<Backend>(&Default::default(), $dtype);
+        }
+    };
+}
+
+#[cfg(feature = "wgpu")]
+mod wgpu {
+    cases!(burn_wgpu::Wgpu<f32, i32, u32>, burn::tensor::DType::F32,);
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    cases!(burn_cuda::Cuda<f32, i32>, burn::tensor::DType::F32, #[ignore = "needs a GPU"]);
+}
+
+#[cfg(feature = "cuda")]
+mod cuda_bf16 {
+    cases!(burn_cuda::Cuda<f32, i32>, burn::tensor::DType::BF16, #[ignore = "needs a GPU"]);
+}
