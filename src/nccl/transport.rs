@@ -11,7 +11,6 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use burn::tensor::{DType, Tensor};
-use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cuda::{Cuda, CudaDevice};
@@ -300,10 +299,7 @@ struct Buffer {
 impl Buffer {
     /// Whatever was to be computed for the tensor has been launched when this returns.
     fn of(tensor: Tensor<Backend, 1>) -> Result<Self, String> {
-        let fused = tensor.into_primitive().tensor();
-        let client = fused.client.clone();
-        let tensor = client.resolve_tensor_float::<CubeBackend<CudaRuntime, f32, i32, u8>>(fused);
-        let tensor = into_contiguous(tensor);
+        let tensor = into_contiguous(tensor.into_primitive().tensor());
         let memory = tensor.client.get_resource(tensor.handle.clone());
         let memory = memory.map_err(|e| format!("{e:?}"))?;
         Ok(Self {
