@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""Runs sppo's CUDA build on a machine without a card and counts what it asks of one.
+
+    tests/cuda/run.py SPPO [--update] [--only CASE] [--top N] [--no-compile]
+    tests/cuda/run.py SPPO --8b [train|generate|layers]…
+
+SPPO is the binary, built with --features cuda. The driver is null_cuda.c, before NVRTC stands
+trace_nvrtc.c (their headers say how they work); what they need is built and fetched into the folder
+null-cuda of the target directory.
+
+Each case runs twice, the first time to fill the caches of autotune and of kernels, with few units
+(steps, new tokens, batches) and with more; what the two traces differ in is what a unit does. Launches, copies
+to the card, waits and bytes touched are held against counts.json: 5 % more fails and says which kernels
+grew; --update writes the file anew. Then every kernel that was launched is compiled by the real NVRTC
+for sm_90a, once for each source, and register spills are listed.
+
+--8b counts steps of the shape of Llama-3-8B, which compare with no table: `layers` at 2 and 4 layers,
+with what 32 come to, `train` and `generate` at all 32 (up to 19 GiB of memory).
+"""
+import argparse
+import concurrent.futures
+import ctypes
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import checkpoint
+import trace
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+GOLDEN = os.path.join(ROOT, "tests/fixtures/golden")
+WORK = os.path.join(os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target"), "null-cuda")
+WHEELS = ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85"]
+CUDA = os.path.join(WORK, "wheels/nvidia/cu13")
+KERNELS = os.path.join(WORK, "kernels")
+TABLE = os.path.join(HERE, "counts.json")
+MOST = 1.05
+
+
+def place(*names):
+    path = os.path.join(WORK, *names)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return path
+
+
+def prepare():
+    """NVRTC with its headers, the driver and what stands before NVRTC."""
+    stamp = place("wheels", "complete")
+    if not os.path.exists(stamp) or open(stamp).read() != str(WHEELS):
+        shutil.rmtree(os.path.dirname(stamp), ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--root-user-action=ignore",
+                        "--no-deps", "--target", os.path.dirname(stamp), *WHEELS], check=True)
+        open(stamp, "w").write(str(WHEELS))
+    for source, library in (("null_cuda.c", "libcuda.so.1"), ("trace_nvrtc.c", "libnvrtc.so")):
+        subprocess.run(["cc", "-O2", "-std=gnu11", "-fPIC", "-shared", "-o", place("lib", library), os.path.join(HERE, source), "-ldl", "-lpthread"], check=True)
+
+
+def environment(**more):
+    """Of a program that shall find the driver and NVRTC, and no file of its user's."""
+    out = {name: value for name, value in os.environ.items() if not name.startswith(("NULLCUDA_", "TRACENVRTC_", "CUBECL_", "SPPO_"))}
+    out |= {"LD_LIBRARY_PATH": f"{WORK}/lib:{CUDA}/lib", "CUDA_PATH": CUDA, "HOME": place("home", ""), "XDG_CACHE_HOME": place("home", ".cache"),
+            "TRACENVRTC_DIR": KERNELS, "TRACENVRTC_STUB": "1", "NULLCUDA_ZERO": "1", "NULLCUDA_MEMORY": "140G"}
+    return out | {name: str(value) for name, value in more.items() if value is not None}
+
+
+def sppo(arguments, **more):
+    """Runs the binary; its output, where it fails."""
+    done = subprocess.run([SPPO, *map(str, arguments)], env=environment(**more), cwd=place("run", ""), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"{SPPO} {' '.join(map(str, arguments))}: exit code {done.returncode}\n{done.stdout[-4000:]}")
+
+
+def rows(name, rows):
+    path = place("run", name)
+    with open(path, "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def pairs(count, prompt, response, vocab=400):
+    """Pairs of one length, which share their prompts."""
+    ids = lambda begin, n: [3 + (begin + i) % (vocab - 3) for i in range(n)]
+    row = {"prompt_ids": ids(1, prompt), "chosen_ids": ids(2, response), "rejected_ids": ids(3, response),
+           "chosen_probs": 0.8, "chosen_probs_win": 0.7, "chosen_probs_lose": 0.3}
+    return rows(f"pairs-{count}-{prompt}-{response}.jsonl", [row | {"prompt_id": str(i)} for i in range(count)])
+
+
+def train(model, batch, prompt, response, *more):
+    def command(steps):
+        return ["bench", "--model", model, "--only", "train", "--batch", batch, "--steps", steps, "--device", "cuda",
+                "--pairs", pairs(batch * (steps + 1), prompt, response), *more]
+    return command
+
+
+def generate(model, slots, prompt, *more):
+    return lambda new: ["bench", "--model", model, "--only", "generate", "--generate", slots, "--prompt", prompt, "--new", new,
+                        "--temperature", 0.7, "--top-p", 0.9, "--device", "cuda", *more]
+
+
+def score(model):
+    return lambda batches: ["score", "--model", model, "--data", pairs(4 * batches, 12, 16), "--batch", 4, "--overwrite",
+                            "--out", place("run", "scores.jsonl"), "--device", "cuda"]
+
+
+def judge(model):
+    def command(count):
+        row = {"prompt": [{"role": "user", "content": "aaaa bbbb cccc"}], "responses": ["aa bb cc dd", "bb cc dd ee", "cc dd ee ff"]}
+        data = rows(f"responses-{count}.jsonl", [row | {"prompt_id": str(i)} for i in range(count)])
+        return ["judge", "--judge", "pairrm", "--model", model, "--chat-template", LLAMA, "--responses", data, "--overwrite",
+                "--out", place("run", "judged.jsonl"), "--device", "cuda"]
+    return command
+
+
+LLAMA, PAIRRM = os.path.join(GOLDEN, "llama"), os.path.join(GOLDEN, "pairrm")
+# What is run, with how many units: few and more.
+CASES = {
+    "train, f32": (train(LLAMA, 4, 12, 16), 1, 3),
+    "train, bf16, recompute": (train(LLAMA, 4, 12, 16, "--precision", "bf16", "--recompute", "layer"), 1, 3),
+    "train, adapters": (train(LLAMA, 4, 12, 16, "--lora", 4), 1, 3),
+    "generate, bf16": (generate(LLAMA, 8, 12, "--precision", "bf16"), 8, 24),
+    "score": (score(LLAMA), 2, 6),
+    "judge": (judge(PAIRRM), 16, 48),
+}
+
+
+def count(name, command, few, more):
+    """What a unit does, with the kernels of the runs."""
+    begun, slug = time.time(), re.sub(r"\W+", "-", name)
+    traces = {units: place("traces", f"{slug}-{units}.txt") for units in (few, more)}
+    for _ in ("caches filled", "counted"):
+        for units, path in traces.items():
+            sppo(command(units), NULLCUDA_TRACE=path)
+    first, second = (trace.read(traces[units], KERNELS) for units in (few, more))
+    print(f"\n== {name}: {more} units against {few}, {time.time() - begun:.0f} s; "
+          f"python3 {os.path.relpath(HERE)}/trace.py {KERNELS} {traces[more]} {traces[few]} --units {more - few}")
+    return (second - first) / (more - few), {digest for _, digest in second.kernels}
+
+
+def numbers(count):
+    return {"launches": round(count.events["K"], 2), "copies to the device": round(count.events["H"], 2),
+            "waits": round(count.events["S"], 2), "bytes touched": round(count.bytes)}
+
+
+def compare(name, found, kernels, table):
+    """Prints what grew; whether anything did."""
+    known = table.get(name)
+    if known is None:
+        print(f"{name} is not in {os.path.relpath(TABLE)}: --update")
+        return True
+    grew = [f"{what} {found[what]:g}, of {known[what]:g} before" for what in found if found[what] > MOST * known[what]]
+    for line in grew:
+        print(f"GREW: {line}")
+    for kernel in sorted({*kernels, *known["kernels"]}) if grew else ():
+        before, now = known["kernels"].get(kernel, 0), kernels.get(kernel, 0)
+        if now > before:
+            print(f"    {now - before:+9.1f} launches of {kernel}")
+    if any(found[what] * MOST < known[what] for what in found):
+        print("fewer than before: --update")
+    return bool(grew)
+
+
+def compile_one(digest):
+    """The real NVRTC's report about a kernel's source; kept by the source."""
+    source = open(os.path.join(KERNELS, digest + ".cu"), "rb").read()
+    kept = place("compiled", hashlib.sha256(source + WHEELS[0].encode()).hexdigest() + ".json")
+    if os.path.exists(kept):
+        return json.load(open(kept))
+    nvrtc, program, size = ctypes.CDLL(os.path.join(CUDA, "lib/libnvrtc.so.13")), ctypes.c_void_p(), ctypes.c_size_t()
+    options = ["--gpu-architecture=sm_90a", f"--include-path={CUDA}/include", f"--include-path={CUDA}/include/cccl", "-lineinfo", "--ptxas-options=-v"]
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
+    begun = time.time()
+    code = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options)))
+    seconds = time.time() - begun
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    name = re.search(rb'__global__ void[^\n]*?(\w+) \(', source)
+    report = {"kernel": name[1].decode() if name else "?", "ok": code == 0, "seconds": seconds, "log": log.value.decode(errors="replace")}
+    with open(kept + ".new", "w") as file:
+        json.dump(report, file)
+    os.rename(kept + ".new", kept)
+    return report
+
+
+def compile_all(digests):
+    """Whether all kernels compile."""
+    begun, failed, spilling = time.time(), 0, []
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        for digest, report in zip(digests, pool.map(compile_one, digests)):
+            if not report["ok"]:
+                failed += 1
+                print(f"DOES NOT COMPILE: {report['kernel']}, {KERNELS}/{digest}.cu\n{report['log']}")
+            stores = re.search(r"(\d+) bytes spill stores", report["log"])
+            if stores and int(stores[1]):
+                registers = re.search(r"Used (\d+) registers", report["log"])
+                spilling.append((int(stores[1]), f"{registers[1] if registers else '?'} registers, {digest[:8]} {report['kernel']}"))
+    print(f"\n== {len(digests)} kernels by the real NVRTC for sm_90a: {failed} do not compile, {len(spilling)} spill registers, {time.time() - begun:.0f} s")
+    for stores, what in sorted(spilling, reverse=True):
+        print(f"    {stores} bytes spilled, {what}")
+    return not failed
+
+
+def large(names, top):
+    """Counts of the shape of Llama-3-8B."""
+    def model(shape):
+        folder = place("models", shape)
+        if not os.path.exists(folder + "/config.json"):
+            checkpoint.zeros(folder, shape)
+        return folder
+    step = lambda shape: train(model(shape), 1, 512, 512, "--precision", "bf16", "--recompute", "layer")
+    decode = lambda shape, slots: generate(model(shape), slots, 150, "--precision", "bf16")
+    def show(name, command, few, more):
+        found, digests = count(name, command, few, more)
+        print("\n".join(found.table(top)))
+        return numbers(found), digests
+    launched = set()
+    if "layers" in names:
+        for what, cases in (("train", [step("8bx2"), step("8bx4")]), *((f"generate {n}", [decode("8bx2", n), decode("8bx4", n)]) for n in (64, 256))):
+            few, more = (1, 2) if what == "train" else (2, 6)
+            (two, a), (four, b) = (show(f"8b, {layers} layers, {what}", case, few, more) for layers, case in zip((2, 4), cases))
+            launched |= a | b
+            print(f"\n== 8b, {what}, reckoned for 32 layers: ", {key: round(two[key] + 15 * (four[key] - two[key])) for key in two})
+    if "train" in names:
+        launched |= show("8b, train", step("8b"), 1, 2)[1]
+    if "generate" in names:
+        for slots in (64, 256):
+            launched |= show(f"8b, generate {slots}", decode("8b", slots), 2, 6)[1]
+    return launched
+
+
+def main():
+    global SPPO
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sppo")
+    parser.add_argument("--update", action="store_true")
+    parser.add_argument("--only", help="cases whose name holds this")
+    parser.add_argument("--top", type=int, default=0, help="kernels shown for each case")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--8b", dest="large", nargs="*", choices=["layers", "train", "generate"])
+    given = parser.parse_args()
+    SPPO = os.path.abspath(given.sppo)
+    prepare()
+    table = json.load(open(TABLE)) if os.path.exists(TABLE) else {}
+    failed, launched = False, set()
+    if given.large is not None:
+        launched = large(given.large or ["layers"], given.top or 40)
+    else:
+        for name, case in CASES.items():
+            if given.only and given.only not in name:
+                continue
+            found, digests = count(name, *case)
+            launched |= digests
+            print("\n".join(found.table(given.top)))
+            kernels = found.by_name()
+            if given.update:
+                table[name] = numbers(found) | {"kernels": kernels}
+            else:
+                failed |= compare(name, numbers(found), kernels, table)
+        if given.update:
+            with open(TABLE, "w") as file:
+                json.dump(table, file, indent=1)
+                file.write("\n")
+    if not given.no_compile:
+        failed |= not compile_all(sorted(launched))
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
