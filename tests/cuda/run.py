@@ -2,7 +2,7 @@
 """Runs sppo's CUDA build on a machine without a card and counts what it asks of one.
 
     tests/cuda/run.py SPPO [--update] [--only CASE] [--top N] [--no-compile]
-    tests/cuda/run.py SPPO --8b [train|generate|layers]…
+    tests/cuda/run.py SPPO --8b train|decode64|decode256… [--layers N[,M]]
 
 SPPO is the binary, built with --features cuda. The driver is null_cuda.c, before NVRTC stands
 trace_nvrtc.c (their headers say how they work); what they need is built and fetched into the folder
@@ -14,14 +14,13 @@ to the card, waits and bytes touched are held against counts.json: 5 % more fail
 grew; --update writes the file anew. Then every kernel that was launched is compiled by the real NVRTC
 for sm_90a, once for each source, and register spills are listed.
 
---8b counts steps of the shape of Llama-3-8B, which compare with no table: `layers` at 2 and 4 layers,
-with what 32 come to, `train` and `generate` at all 32 (up to 19 GiB of memory).
+--8b counts steps of the shape of Llama-3-8B, which are held against no table: training on one pair of
+2 x 1024 tokens that share 512, and decoding in 64 and 256 slots. At --layers 2,4 (default) the
+difference gives what 32 layers come to; --layers 32 takes up to 19 GiB of memory.
 """
 import argparse
 import concurrent.futures
 import ctypes
-import glob
-import hashlib
 import json
 import os
 import re
@@ -100,9 +99,10 @@ def train(model, batch, prompt, response, *more):
     return command
 
 
-def generate(model, slots, prompt, *more):
+def generate(model, slots, prompt, top_p, *more):
+    """With logits of zeros, no nucleus is small enough to be found on the card: all of a row is read."""
     return lambda new: ["bench", "--model", model, "--only", "generate", "--generate", slots, "--prompt", prompt, "--new", new,
-                        "--temperature", 0.7, "--top-p", 0.9, "--device", "cuda", *more]
+                        "--temperature", 0.7, "--top-p", top_p, "--device", "cuda", *more]
 
 
 def score(model):
@@ -125,7 +125,8 @@ CASES = {
     "train, f32": (train(LLAMA, 4, 12, 16), 1, 3),
     "train, bf16, recompute": (train(LLAMA, 4, 12, 16, "--precision", "bf16", "--recompute", "layer"), 1, 3),
     "train, adapters": (train(LLAMA, 4, 12, 16, "--lora", 4), 1, 3),
-    "generate, bf16": (generate(LLAMA, 8, 12, "--precision", "bf16"), 8, 24),
+    "generate, bf16": (generate(LLAMA, 8, 12, 1, "--precision", "bf16"), 8, 24),
+    "generate, whole rows read": (generate(LLAMA, 8, 12, 0.9), 8, 24),
     "score": (score(LLAMA), 2, 6),
     "judge": (judge(PAIRRM), 16, 48),
 }
@@ -139,7 +140,7 @@ def count(name, command, few, more):
         for units, path in traces.items():
             sppo(command(units), NULLCUDA_TRACE=path)
     first, second = (trace.read(traces[units], KERNELS) for units in (few, more))
-    print(f"\n== {name}: {more} units against {few}, {time.time() - begun:.0f} s; "
+    print(f"\n== {name}, one of {more} units against {few}, {time.time() - begun:.0f} s; "
           f"python3 {os.path.relpath(HERE)}/trace.py {KERNELS} {traces[more]} {traces[few]} --units {more - few}")
     return (second - first) / (more - few), {digest for _, digest in second.kernels}
 
@@ -170,7 +171,7 @@ def compare(name, found, kernels, table):
 def compile_one(digest):
     """The real NVRTC's report about a kernel's source; kept by the source."""
     source = open(os.path.join(KERNELS, digest + ".cu"), "rb").read()
-    kept = place("compiled", hashlib.sha256(source + WHEELS[0].encode()).hexdigest() + ".json")
+    kept = place("compiled", WHEELS[0], digest + ".json")
     if os.path.exists(kept):
         return json.load(open(kept))
     nvrtc, program, size = ctypes.CDLL(os.path.join(CUDA, "lib/libnvrtc.so.13")), ctypes.c_void_p(), ctypes.c_size_t()
@@ -209,31 +210,29 @@ def compile_all(digests):
     return not failed
 
 
-def large(names, top):
-    """Counts of the shape of Llama-3-8B."""
-    def model(shape):
-        folder = place("models", shape)
-        if not os.path.exists(folder + "/config.json"):
-            checkpoint.zeros(folder, shape)
-        return folder
-    step = lambda shape: train(model(shape), 1, 512, 512, "--precision", "bf16", "--recompute", "layer")
-    decode = lambda shape, slots: generate(model(shape), slots, 150, "--precision", "bf16")
-    def show(name, command, few, more):
-        found, digests = count(name, command, few, more)
-        print("\n".join(found.table(top)))
-        return numbers(found), digests
+LARGE = ["train", "decode64", "decode256"]
+
+
+def large(names, layers, top):
+    """Counts of the shape of Llama-3-8B; the kernels of the runs."""
     launched = set()
-    if "layers" in names:
-        for what, cases in (("train", [step("8bx2"), step("8bx4")]), *((f"generate {n}", [decode("8bx2", n), decode("8bx4", n)]) for n in (64, 256))):
-            few, more = (1, 2) if what == "train" else (2, 6)
-            (two, a), (four, b) = (show(f"8b, {layers} layers, {what}", case, few, more) for layers, case in zip((2, 4), cases))
-            launched |= a | b
-            print(f"\n== 8b, {what}, reckoned for 32 layers: ", {key: round(two[key] + 15 * (four[key] - two[key])) for key in two})
-    if "train" in names:
-        launched |= show("8b, train", step("8b"), 1, 2)[1]
-    if "generate" in names:
-        for slots in (64, 256):
-            launched |= show(f"8b, generate {slots}", decode("8b", slots), 2, 6)[1]
+    for name in names:
+        found = []
+        for depth in layers:
+            folder = place("models", f"8b-{depth}-layers")
+            if not os.path.exists(folder + "/config.json"):
+                checkpoint.zeros(folder, depth)
+            if name == "train":
+                case = train(folder, 1, 512, 512, "--precision", "bf16", "--recompute", "layer"), 1, 2
+            else:
+                case = generate(folder, int(name.removeprefix("decode")), 150, 1, "--precision", "bf16"), 2, 6
+            step, digests = count(f"8b, {depth} layers, {name}", *case)
+            print("\n".join(step.table(top)), flush=True)
+            found.append(numbers(step))
+            launched |= digests
+        if len(found) > 1:
+            times = (32 - layers[0]) / (layers[1] - layers[0])
+            print(f"\n== 8b, {name}, reckoned for 32 layers:", {key: round(n + times * (found[1][key] - n)) for key, n in found[0].items()}, flush=True)
     return launched
 
 
@@ -245,14 +244,15 @@ def main():
     parser.add_argument("--only", help="cases whose name holds this")
     parser.add_argument("--top", type=int, default=0, help="kernels shown for each case")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--8b", dest="large", nargs="*", choices=["layers", "train", "generate"])
+    parser.add_argument("--8b", dest="large", nargs="+", choices=LARGE)
+    parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4])
     given = parser.parse_args()
     SPPO = os.path.abspath(given.sppo)
     prepare()
     table = json.load(open(TABLE)) if os.path.exists(TABLE) else {}
     failed, launched = False, set()
-    if given.large is not None:
-        launched = large(given.large or ["layers"], given.top or 40)
+    if given.large:
+        launched = large(given.large, given.layers, given.top or 40)
     else:
         for name, case in CASES.items():
             if given.only and given.only not in name:

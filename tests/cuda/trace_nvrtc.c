@@ -41,6 +41,18 @@ static uint64_t hash(const char *text) {
     return value;
 }
 
+/* The same for the same lines in any order: CubeCL writes a kernel's types in another one each time. */
+static uint64_t hash_of_lines(const char *text) {
+    uint64_t sum = 0;
+    for (const char *end; *text; text = *end ? end + 1 : end) {
+        end = strchrnul(text, '\n');
+        char *line = strndup(text, end - text);
+        sum += hash(line);
+        free(line);
+    }
+    return sum;
+}
+
 static const char *folder(void) {
     const char *path = getenv("TRACENVRTC_DIR");
     if (path) mkdir(path, 0777);
@@ -101,7 +113,7 @@ static char *stub(const char *source) {
     const char *name = at;
     while (name > source && (name[-1] == '_' || (name[-1] | 32) >= 'a' || (name[-1] >= '0' && name[-1] <= '9'))) name--;
     char *out = calloc(1, 1 << 18), *to = out;
-    to += sprintf(to, "// stub %016lx\n.version 9.0\n.target sm_90a\n.visible .entry %.*s(\n", hash(source), (int)(at - name), name);
+    to += sprintf(to, "// stub %016lx\n.version 9.0\n.target sm_90a\n.visible .entry %.*s(\n", hash_of_lines(source), (int)(at - name), name);
     for (int n = 0; at && at < end; at = strchr(at + 1, ','), n++) {
         const char *stop = strchr(at + 1, ',');
         if (!stop || stop > end) stop = end;
@@ -129,7 +141,7 @@ int nvrtcCompileProgram(struct program *program, int n, const char *const *optio
     if (folder()) {
         snprintf(path, sizeof path, "%s/calls", folder());
         FILE *calls = fopen(path, "a");
-        if (calls) { fprintf(calls, "%016lx\n", hash(program->source)); fclose(calls); }
+        if (calls) { fprintf(calls, "%016lx\n", hash_of_lines(program->source)); fclose(calls); }
         /* Compiled in an earlier run? */
         snprintf(path, sizeof path, "%s/by-source-%016lx", folder(), hash(program->source));
         char *of = read_all(path);
