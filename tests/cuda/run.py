@@ -174,7 +174,8 @@ def compile_one(digest):
     kept = place("compiled", WHEELS[0], digest + ".json")
     if os.path.exists(kept):
         return json.load(open(kept))
-    nvrtc, program, size = ctypes.CDLL(os.path.join(CUDA, "lib/libnvrtc.so.13")), ctypes.c_void_p(), ctypes.c_size_t()
+    ctypes.CDLL(f"{CUDA}/lib/libnvrtc-builtins.so.13.0", ctypes.RTLD_GLOBAL)  # NVRTC asks for it by its name alone
+    nvrtc, program, size = ctypes.CDLL(f"{CUDA}/lib/libnvrtc.so.13"), ctypes.c_void_p(), ctypes.c_size_t()
     options = ["--gpu-architecture=sm_90a", f"--include-path={CUDA}/include", f"--include-path={CUDA}/include/cccl", "-lineinfo", "--ptxas-options=-v"]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
     begun = time.time()
@@ -186,9 +187,10 @@ def compile_one(digest):
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     name = re.search(rb'__global__ void[^\n]*?(\w+) \(', source)
     report = {"kernel": name[1].decode() if name else "?", "ok": code == 0, "seconds": seconds, "log": log.value.decode(errors="replace")}
-    with open(kept + ".new", "w") as file:
-        json.dump(report, file)
-    os.rename(kept + ".new", kept)
+    if report["ok"]:
+        with open(kept + ".new", "w") as file:
+            json.dump(report, file)
+        os.rename(kept + ".new", kept)
     return report
 
 
