@@ -9,6 +9,8 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::Cluster;
 
 use crate::errors::user;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::gpu::probe;
 use crate::nccl;
 
 /// Every device name, whether this build has it or not.
@@ -193,15 +195,39 @@ pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::
         #[cfg(feature = "wgpu")]
         Device::Wgpu(index) => {
             use burn_wgpu::{Wgpu, WgpuDevice};
+            use cubecl::wgpu::WgpuRuntime;
+
+            use crate::gpu::{kernel_cache, vulkan};
+
+            // CubeCL's key of a kernel holds the adapter; its choices do not, but for their number.
+            kernel_cache::enable(&kernel_cache::For {
+                target: "vulkan".into(),
+                card: index.map_or("default".into(), |number| number.to_string()),
+            });
             let place = index.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu);
-            let watch = watch_memory::<cubecl::wgpu::WgpuRuntime>;
-            on_gpu::<Autodiff<Wgpu<f32, i32, u32>>, A>("wgpu", place, watch, action)
+            try_out::<WgpuRuntime>(&place).map_err(|failed| {
+                let lack = vulkan::lack(index, &failed);
+                user(lack.unwrap_or_else(|| unusable("wgpu", index, &failed)))
+            })?;
+            Ok(action.run::<Autodiff<Wgpu<f32, i32, u32>>>(place))
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
-            let place = burn_cuda::CudaDevice::new(index.unwrap_or(0));
-            let watch = watch_memory::<cubecl::cuda::CudaRuntime>;
-            on_gpu::<Autodiff<burn_cuda::Cuda<f32, i32>>, A>("cuda", place, watch, action)
+            use cubecl::cuda::CudaRuntime;
+
+            use crate::gpu::{cuda, kernel_cache};
+
+            let number = index.unwrap_or(0);
+            let card = cuda::find(number).map_err(|lack| user(lack.to_string()))?;
+            let ((major, minor), nvrtc) = (card.capability, card.nvrtc);
+            kernel_cache::enable(&kernel_cache::For {
+                target: format!("sm_{major}{minor}-nvrtc-{}.{}", nvrtc.0, nvrtc.1),
+                card: card.name,
+            });
+            let place = burn_cuda::CudaDevice::new(number);
+            try_out::<CudaRuntime>(&place)
+                .map_err(|failed| user(unusable("cuda", index, &failed)))?;
+            Ok(action.run::<Autodiff<burn_cuda::Cuda<f32, i32>>>(place))
         }
     }
 }
@@ -259,45 +285,42 @@ fn watch_memory<R: cubecl::Runtime>(device: &R::Device) {
     let _ = ASK_MEMORY.set(Box::new(ask));
 }
 
-/// Tries the device first: the GPU runtimes panic where there is no driver or no such device.
+/// Tries the device first, and watches its memory from then on; says what failed. The GPU runtimes
+/// panic in threads of their own where they cannot have it: no thread's panic is shown meanwhile.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn on_gpu<B: TrainingOps, A: WithBackend>(
-    name: &str,
-    device: B::Device,
-    watch: fn(&B::Device),
-    action: A,
-) -> anyhow::Result<A::Output> {
-    use burn::tensor::Tensor;
+fn try_out<R: cubecl::Runtime>(device: &R::Device) -> Result<(), String> {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::{Arc, Mutex, PoisonError};
 
+    // The first panic says why; those of whoever waited for that thread do not.
+    let first = Arc::new(Mutex::new(None::<String>));
     let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let tried = catch_unwind(AssertUnwindSafe(|| {
-        let one = Tensor::<B::InnerBackend, 1>::ones([1], &device);
-        one.try_into_data()
-            .map(|_| ())
-            .map_err(|error| format!("{error:?}"))
+    let keeper = first.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload_as_str().unwrap_or("its driver failed");
+        let mut first = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| text.trim().to_owned());
     }));
+    let tried = catch_unwind(AssertUnwindSafe(|| probe::computes::<R>(device)));
     std::panic::set_hook(hook);
-    let failed = match tried {
+    let panicked = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match tried {
         Ok(Ok(())) => {
-            watch(&device);
-            return Ok(action.run::<B>(device));
+            watch_memory::<R>(device);
+            Ok(())
         }
-        Ok(Err(message)) => message,
-        Err(payload) => panic_text(payload.as_ref()),
-    };
-    Err(user(format!(
-        "the {name} device {device:?} cannot be used here: {failed}; \
-         check its driver and number, or use --device cpu"
-    )))
+        Ok(Err(message)) => Err(panicked.unwrap_or(message)),
+        Err(_) => Err(panicked.unwrap_or_default()),
+    }
 }
 
+/// What failed on a device that is there, in the words of whoever failed.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-    text.unwrap_or("its driver failed").trim().to_owned()
+fn unusable(kind: &str, index: Option<usize>, failed: &str) -> String {
+    let number = index.map(|number| format!(":{number}")).unwrap_or_default();
+    // A backtrace or a kernel's source may follow.
+    let failed = failed.lines().next().unwrap_or_default();
+    format!("{kind}{number} cannot be used: {failed}; look after its driver, or use --device cpu")
 }
 
 #[cfg(test)]

@@ -77,10 +77,15 @@ pub fn text(error: &anyhow::Error) -> String {
     let stopped = |cause: &(dyn std::error::Error + 'static)| {
         matches!(cause.downcast_ref(), Some(StageError::Interrupted))
     };
-    match error.chain().any(stopped) {
-        true => chain(&Interrupted.into()),
-        false => chain(error),
+    if error.chain().any(stopped) {
+        return chain(&Interrupted.into());
     }
+    let text = chain(error);
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if let Some(instead) = crate::device_memory::instead_of(&text) {
+        return instead;
+    }
+    text
 }
 
 /// Prints what clap has to say: a wrong command line to stderr, help and version to stdout.

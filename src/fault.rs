@@ -14,12 +14,35 @@ use crate::terminal::visible;
 pub fn guard(program: impl FnOnce() -> ExitCode + std::panic::UnwindSafe) -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         // What is caught becomes an error with words of its own.
-        if !is_quiet() {
+        if !is_quiet() && !is_for_memory(info) {
             job::say(&report(info, &Backtrace::capture()));
             job::fail(1);
         }
     }));
     std::panic::catch_unwind(program).unwrap_or(ExitCode::FAILURE)
+}
+
+/// Whether a panic comes from a GPU's lack of memory: in CubeCL's threads it is noted, elsewhere said.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn is_for_memory(info: &PanicHookInfo<'_>) -> bool {
+    use crate::device_memory::{instead_of_panic, notice};
+
+    if notice(info.payload_as_str().unwrap_or_default()) {
+        return true;
+    }
+    let Some(text) = instead_of_panic() else {
+        return false;
+    };
+    if !text.is_empty() {
+        job::say(&text);
+        job::fail(1);
+    }
+    true
+}
+
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+fn is_for_memory(_: &PanicHookInfo<'_>) -> bool {
+    false
 }
 
 /// What happened and what to report.

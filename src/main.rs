@@ -2,9 +2,13 @@
 
 mod backend;
 mod commands;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod device_memory;
 mod devices;
 mod errors;
 mod fault;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
 mod interrupt;
 mod job;
 mod logging;

@@ -37,6 +37,8 @@ impl ConfigArgs {
     /// The resolved configuration and the device to run on.
     pub fn load(&self) -> anyhow::Result<(Config, Device)> {
         let (config, name) = self.load_without_device()?;
+        #[cfg(any(feature = "wgpu", feature = "cuda"))]
+        crate::device_memory::reckon_with(&config);
         Ok((config, name.parse()?))
     }
 

@@ -11,7 +11,8 @@ null-cuda of the target directory.
 Each case runs twice, the first time to fill the caches of autotune and of kernels, with few units
 (steps, new tokens, batches) and with more; what the two traces differ in is what a unit does. Launches, copies
 to the card, waits and bytes touched are held against counts.json: 5 % more fails and says which kernels
-grew; --update writes the file anew. Then every kernel that was launched is compiled by the real NVRTC
+grew; --update writes the file anew. What is missing on a machine must be said in one sentence, and a
+second run must compile nothing. Then every kernel that was launched is compiled by the real NVRTC
 for sm_90a, once for each source, and register spills are listed.
 
 --8b counts steps of the shape of Llama-3-8B, which are held against no table: training on one pair of
@@ -65,8 +66,9 @@ def environment(**more):
     """Of a program that shall find the driver and NVRTC, and no file of its user's."""
     out = {name: value for name, value in os.environ.items() if not name.startswith(("NULLCUDA_", "TRACENVRTC_", "CUBECL_", "SPPO_"))}
     out |= {"LD_LIBRARY_PATH": f"{WORK}/lib:{CUDA}/lib", "CUDA_PATH": CUDA, "HOME": place("home", ""), "XDG_CACHE_HOME": place("home", ".cache"),
-            "TRACENVRTC_DIR": KERNELS, "TRACENVRTC_STUB": "1", "NULLCUDA_ZERO": "1", "NULLCUDA_MEMORY": "140G"}
-    return out | {name: str(value) for name, value in more.items() if value is not None}
+            "TRACENVRTC_DIR": KERNELS, "TRACENVRTC_STUB": "1", "NULLCUDA_ZERO": "1", "NULLCUDA_MEMORY": "140G",
+            "SPPO_KERNEL_CACHE": place("cache"), "SPPO_SKIP_PROBE_PRODUCT": "1"} | {name: str(value) for name, value in more.items()}
+    return {name: value for name, value in out.items() if value}
 
 
 def sppo(arguments, **more):
@@ -168,6 +170,67 @@ def compare(name, found, kernels, table):
     return bool(grew)
 
 
+def start(device, **more):
+    """Exit code and what is said by a small training."""
+    command = [SPPO, *map(str, train(LLAMA, 4, 12, 16)(1)[:-2]), "--pairs", pairs(8, 12, 16)]
+    command[command.index("cuda")] = device
+    done = subprocess.run(command, env=environment(**more), cwd=place("run", ""), text=True, timeout=60, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+
+
+def refusals():
+    """Whether what is missing is said in one sentence, with exit code 2 (1 where it comes later)."""
+    alone = place("driver-alone", "libcuda.so.1")
+    shutil.copy(place("lib", "libcuda.so.1"), alone)
+    other = place("no-folder")
+    open(other, "w").close()
+    cases = [
+        ("cuda", 2, "this machine has no NVIDIA driver", {"LD_LIBRARY_PATH": ""}),
+        ("cuda", 2, "the NVIDIA driver finds no card", {"NULLCUDA_CARDS": 0}),
+        ("cuda:1", 2, "there is no cuda:1: the driver shows 1 card, ", {}),
+        ("cuda:2", 2, "there is no cuda:2: the driver shows 2 cards, from cuda:0 to cuda:1", {"NULLCUDA_CARDS": 2}),
+        ("cuda", 2, "the NVIDIA driver knows CUDA 11.4, but NVRTC is of CUDA 13.0", {"NULLCUDA_VERSION": 11040}),
+        ("cuda", 2, "NVRTC, which compiles kernels, cannot be loaded", {"LD_LIBRARY_PATH": os.path.dirname(alone)}),
+        ("cuda", 2, "the headers of CUDA are missing: there is no /nowhere/include/cuda_fp16.h", {"CUDA_PATH": "/nowhere"}),
+        ("cuda:0", 2, "cuda:0 has 102 MiB of its 143360 MiB free", {"NULLCUDA_TAKEN": "139.9G"}),
+        ("cuda", 2, "cuda cannot be used: it computes wrongly: 0 instead of ", {"SPPO_SKIP_PROBE_PRODUCT": ""}),
+        ("cuda", 1, "the device ran out of memory: ", {"NULLCUDA_MEMORY": "257M"}),
+    ]
+    failed = 0
+    for device, expected, text, more in cases:
+        code, said = start(device, **more)
+        lines = said.splitlines()
+        if code != expected or len(lines) != 1 or not lines[0].startswith("error: " + text):
+            failed += 1
+            print(f"WRONG: {device} with {more}: exit code {code} and\n{said}\ninstead of exit code {expected} and: error: {text}")
+    code, said = start("cuda", SPPO_KERNEL_CACHE=other)
+    if code or said.count("compiled kernels are not kept: ") != 1:
+        failed += 1
+        print(f"WRONG: a cache that cannot be written: exit code {code} and\n{said}")
+    print(f"\n== {len(cases) + 1} ways to fail: {failed} are not said as they should be")
+    return not failed
+
+
+def calls():
+    """How often NVRTC has been asked to compile."""
+    path = place("kernels", "calls")
+    return open(path).read().count("\n") if os.path.exists(path) else 0
+
+
+def cache():
+    """Whether a second run compiles nothing."""
+    folder, counts = place("cache-of-test"), []
+    shutil.rmtree(folder, ignore_errors=True)
+    for more in ({"SPPO_KERNEL_CACHE": "off"}, {}, {}):
+        before = calls()
+        code, said = start("cuda", **{"SPPO_KERNEL_CACHE": folder} | more)
+        counts.append(calls() - before)
+        if code:
+            print(f"WRONG: exit code {code} and\n{said}")
+    print(f"\n== kernels compiled by a small training: {counts[0]} without a cache, {counts[1]} with an empty one, {counts[2]} with what that left")
+    return counts[1] > 0 and counts[2] == 0
+
+
 def compile_one(digest):
     """The real NVRTC's report about a kernel's source; kept by the source."""
     source = open(os.path.join(KERNELS, digest + ".cu"), "rb").read()
@@ -267,6 +330,9 @@ def main():
                 table[name] = numbers(found) | {"kernels": kernels}
             else:
                 failed |= compare(name, numbers(found), kernels, table)
+        if not given.only:
+            failed |= not refusals()
+            failed |= not cache()
         if given.update:
             with open(TABLE, "w") as file:
                 json.dump(table, file, indent=1)
