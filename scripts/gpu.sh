@@ -14,6 +14,8 @@ export SPPO=${SPPO:-target/release/sppo} TESTS=${TESTS:-} OUT=${OUT:-runs/gpu}
 PYTHON=${PYTHON:-python3}
 WORK=${WORK:-/tmp/sppo-gpu}
 LIMIT=${LIMIT:-570}
+# Kernels of an earlier run of the same binary, if the folder was brought along; they leave with OUT.
+export SPPO_KERNEL_CACHE=${SPPO_KERNEL_CACHE:-$(realpath -m "$OUT")/kernels}
 mkdir -p "$OUT" "$WORK"
 TABLE=$OUT/table.md
 

@@ -4,5 +4,9 @@
 pub mod cuda;
 pub mod kernel_cache;
 pub mod probe;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", test))]
+#[cfg_attr(
+    not(feature = "wgpu"),
+    allow(dead_code, reason = "tested in CUDA's build")
+)]
 pub mod vulkan;

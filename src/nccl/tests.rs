@@ -1,5 +1,5 @@
 //! NCCL without a card: libraries of C that say they are NCCL, and a driver whose memory is the
-//! host's (tests/fixtures/cluster).
+//! host's (tests/fixtures/cluster, tests/cuda/null_cuda.c).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -195,17 +195,18 @@ mod between_ranks {
 
     impl Fixture {
         fn new() -> Self {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cluster");
+            let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
             let folder = TempDir::new().unwrap();
             for (driver, flags) in [("new", &[][..]), ("old", &["-DBEFORE_12_5"])] {
                 let driver = folder.path().join(driver);
                 std::fs::create_dir(&driver).unwrap();
                 let library = driver.join("libcuda.so.1");
-                compile("cc", &source.join("null_cuda.c"), &library, flags);
+                compile("cc", &tests.join("cuda/null_cuda.c"), &library, flags);
                 std::os::unix::fs::symlink("libcuda.so.1", driver.join("libcuda.so")).unwrap();
             }
             let library = folder.path().join("nccl.so");
-            compile("mpicc", &source.join("nccl_over_mpi.c"), &library, &[]);
+            let source = tests.join("fixtures/cluster/nccl_over_mpi.c");
+            compile("mpicc", &source, &library, &[]);
             Self(folder)
         }
 
@@ -230,6 +231,7 @@ mod between_ranks {
             command.env("LD_LIBRARY_PATH", std::env::join_paths(places).unwrap());
             command.env(VARIABLE, self.0.path().join("nccl.so"));
             command.env("FAKE_NCCL_FAILS", fails);
+            command.env("NULLCUDA_LATE", "1");
             command.output().unwrap()
         }
     }

@@ -13,7 +13,9 @@
  *   NULLCUDA_TAKEN    bytes of it that somebody else has (default 0)
  *   NULLCUDA_KEEP     copies above this size are not done (default 1M), so that large weights take no
  *                     memory
- *   NULLCUDA_ZERO     if set, copies to the host give zeros instead of what is in memory
+ *   NULLCUDA_SMALL    if set, copies to the host give, instead of what is in memory, words of 4 bytes that
+ *                     count from 0 to 60 over and over: as integers they are tokens and the like, as
+ *                     floats finite, nearly 0, and not all the same
  *   NULLCUDA_LATE     if set, copies to the card are kept back until something waits for them, as late
  *                     as a card may do them: who forgets to wait reads what was there before
  *   NULLCUDA_TRACE    file for the trace, one event a line (below); none by default
@@ -49,7 +51,7 @@ typedef unsigned int uint;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *trace;
 static size_t memory = 80ull << 30, taken, keep = 1 << 20;
-static int cards = 1, version = 13000, zero, late;
+static int cards = 1, version = 13000, small, late;
 static struct timespec begun;
 
 static struct { unsigned long launches, to_device, to_device_bytes, to_host, to_host_bytes, waits, refused, modules, skipped; } count;
@@ -217,6 +219,10 @@ static void operate_until(uint mark) {
 struct memcpy_2d { size_t sx, sy; uint stype; const void *shost; ptr_t sdevice; void *sarray; size_t spitch;
                    size_t dx, dy; uint dtype; void *dhost; ptr_t ddevice; void *darray; size_t dpitch; size_t width, height; };
 
+static void give_small(char *to, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) to[i] = i % 4 ? 0 : i / 4 % 61;
+}
+
 static int copy(int to_device, ptr_t at, size_t pitch, char *host, size_t host_pitch, size_t width, size_t height) {
     size_t bytes = width * height, span = height ? pitch * (height - 1) + width : 0;
     pthread_mutex_lock(&lock);
@@ -232,7 +238,7 @@ static int copy(int to_device, ptr_t at, size_t pitch, char *host, size_t host_p
         char *there = (char *)at + row * pitch, *here = host + row * host_pitch;
         if (to_device && late) copy_later(there, here, width);
         else if (to_device) memcpy(there, here, width);
-        else if (zero) memset(here, 0, width);
+        else if (small) give_small(here, width);
         else memcpy(here, there, width);
     }
     pthread_mutex_unlock(&lock);
@@ -275,7 +281,7 @@ int cuInit(uint flags) {
         clock_gettime(CLOCK_MONOTONIC, &begun);
         memory = size_of("NULLCUDA_MEMORY", memory);
         keep = size_of("NULLCUDA_KEEP", keep);
-        zero = getenv("NULLCUDA_ZERO") != NULL;
+        small = getenv("NULLCUDA_SMALL") != NULL;
         late = getenv("NULLCUDA_LATE") != NULL;
         taken = size_of("NULLCUDA_TAKEN", 0);
         cards = size_of("NULLCUDA_CARDS", 1);
