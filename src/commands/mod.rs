@@ -19,6 +19,7 @@ mod serve;
 mod serving;
 mod sft;
 mod train;
+mod warm_up;
 
 use clap::Subcommand;
 use sppo_training::cluster::launch::launcher;
@@ -52,6 +53,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Tells what a run takes before it starts: memory by part, tokens, operations, steps.
     Plan(plan::Args),
+    /// Compiles and tunes the kernels that a run will need.
+    WarmUp(warm_up::Args),
     /// Measures tokens per second of training and generation.
     Bench(bench::Args),
     /// Prints the resolved configuration, or the documentation of every key.
@@ -75,6 +78,7 @@ impl Command {
             Self::Merge(_) => Some("sppo merge"),
             Self::Serve(_) => Some("sppo serve"),
             Self::Plan(_) => Some("sppo plan"),
+            Self::WarmUp(_) => Some("sppo warm-up"),
             Self::Bench(_) => Some("sppo bench"),
             Self::Config(_) => Some("sppo config"),
         };
@@ -106,6 +110,7 @@ impl Command {
             Self::Serve(args) => not_serving::run(*args, json),
             Self::Eval(args) => eval::run(args, json),
             Self::Plan(args) => plan::run(args, json),
+            Self::WarmUp(args) => warm_up::run(args, json),
             Self::Bench(args) => bench::run(args, json),
             Self::Config(args) => config::run(args, json),
         }
