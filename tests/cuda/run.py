@@ -141,6 +141,8 @@ def count(name, command, few, more):
         for units, path in traces.items():
             sppo(command(units), NULLCUDA_TRACE=path)
     first, second = (trace.read(traces[units], KERNELS) for units in (few, more))
+    if second.refused:  # autotune, whose candidates may be refused, was over
+        sys.exit(f"{name}: a real driver would refuse {len(second.refused)} calls: {second.refused[0]}; see {traces[more]}")
     print(f"\n== {name}, one of {more} units against {few}, {time.time() - begun:.0f} s; "
           f"python3 {os.path.relpath(HERE)}/trace.py {KERNELS} {traces[more]} {traces[few]} --units {more - few}")
     return (second - first) / (more - few), {digest for _, digest in second.kernels}

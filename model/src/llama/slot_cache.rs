@@ -57,6 +57,14 @@ pub fn rounded_width(tokens: usize) -> usize {
     }
 }
 
+/// Changes a tensor by operations that take it. Burn's own `inplace` puts one without elements in its
+/// place meanwhile, and CUDA allocates no 0 bytes.
+fn change<B: Backend>(tensor: &mut Tensor<B, 4>, by: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 4>) {
+    let meanwhile = Tensor::empty([1; 4], &tensor.device());
+    let old = std::mem::replace(tensor, meanwhile);
+    *tensor = by(old);
+}
+
 /// Bytes of keys and values that one token takes in all layers.
 pub fn bytes_per_token(config: &LlamaConfig, dtype: DType) -> u64 {
     let width = config.num_key_value_heads * config.head_dim * dtype.size();
@@ -107,7 +115,7 @@ impl<B: Backend> SlotCache<B> {
         let capacity = rounded_width(needed.max(self.capacity * 3 / 2)).min(self.most);
         let more = capacity.max(needed) - self.capacity;
         let widen = |tensor: &mut Tensor<B, 4>, dim: usize| {
-            tensor.inplace(|old| {
+            change(tensor, |old| {
                 let mut shape = old.dims();
                 shape[dim] = more;
                 let room = Tensor::zeros(shape, (device, old.dtype()));
@@ -130,11 +138,9 @@ impl<B: Backend> SlotCache<B> {
                 layer.clear(slot);
                 keys = keys.swap_dims(1, 2);
             }
-            layer.keys.inplace(|all| at_start(all, slot, keys, writes));
+            change(&mut layer.keys, |all| at_start(all, slot, keys, writes));
             let values = values.clone();
-            layer
-                .values
-                .inplace(|all| at_start(all, slot, values, writes));
+            change(&mut layer.values, |all| at_start(all, slot, values, writes));
         }
     }
 
@@ -152,7 +158,7 @@ impl<B: Backend> SlotCache<B> {
                 layer.clear(to);
             }
             for (tensor, dim) in [(&mut layer.keys, place_of_keys), (&mut layer.values, 2)] {
-                tensor.inplace(|all| {
+                change(tensor, |all| {
                     let part = all.clone().narrow(0, from, 1).narrow(dim, 0, tokens);
                     // A real copy: a view would make the assignment copy the whole cache.
                     let part = part.mul_scalar(1.0);
@@ -176,12 +182,12 @@ impl<B: Backend> SlotCache<B> {
         let (all_keys, all_values) = (&mut layer.keys, &mut layer.values);
         match self.writes {
             Writes::Copies => {
-                all_keys.inplace(|all| copy_in(all, lengths, keys, 3));
-                all_values.inplace(|all| copy_in(all, lengths, values, 2));
+                change(all_keys, |all| copy_in(all, lengths, keys, 3));
+                change(all_values, |all| copy_in(all, lengths, values, 2));
             }
             Writes::Additions => {
-                all_keys.inplace(|all| add_in(all, lengths, keys, capacity));
-                all_values.inplace(|all| add_in(all, lengths, values, capacity));
+                change(all_keys, |all| add_in(all, lengths, keys, capacity));
+                change(all_values, |all| add_in(all, lengths, values, capacity));
             }
         }
     }
@@ -226,7 +232,7 @@ impl<B: Backend> LayerSlots<B> {
     /// Sets a slot to zeros.
     fn clear(&mut self, slot: usize) {
         for tensor in [&mut self.keys, &mut self.values] {
-            tensor.inplace(|all| {
+            change(tensor, |all| {
                 let [_, a, b, c] = all.dims();
                 all.slice_fill([slot..slot + 1, 0..a, 0..b, 0..c], 0.0)
             });
