@@ -79,7 +79,7 @@ fn prepared(root: &Path, what: &For) -> io::Result<PathBuf> {
     fs::write(&trial, "")?;
     fs::remove_file(&trial)?;
     remove_old_locks(&folder);
-    Ok(std::path::absolute(folder)?)
+    std::path::absolute(folder)
 }
 
 /// A hash of a file's bytes.
