@@ -95,7 +95,15 @@ fn follow_rmsprop<B: ModelOps>(device: &B::Device, case: &Value) {
             number: step + 1,
             gradient_scale: 1.0,
         };
-        (weights, slots) = B::update(&optimizer, update, weights, tensor(gradient), slots);
+        let found = B::update(
+            &optimizer,
+            update,
+            weights,
+            tensor(gradient),
+            slots,
+            DType::F32,
+        );
+        (weights, slots) = (found.weights, found.slots);
         let found: Vec<f32> = weights.clone().into_data().to_vec().unwrap();
         for (f, e) in found.iter().zip(numbers(&case["weights"][step])) {
             assert_close((*f).into(), e, 2e-6, &format!("step {step}"));

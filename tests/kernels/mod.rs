@@ -1,7 +1,7 @@
 //! The kernels of GPUs against Flex, values and gradients, at sizes that fit no vector and no tile.
 
-use burn::backend::Autodiff;
 use burn::tensor::{DType, Tensor, TensorData};
+use burn_autodiff::Autodiff;
 use rand::rngs::ChaCha12Rng;
 use rand::{RngExt, SeedableRng};
 use sppo_model::ops::{
@@ -415,6 +415,50 @@ fn attention<B: ModelOps>(device: &B::Device, dtype: DType) {
     }
 }
 
+/// Passes with and without a graph agree to the bit: policy and reference of the same weights.
+fn passes_agree<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let place = Place::<Autodiff<B>> {
+        device: device.clone(),
+        dtype,
+        rounds: dtype == DType::BF16,
+    };
+    let (mut random, heads) = (
+        Random::new(10),
+        Heads {
+            queries: 4,
+            kv: 2,
+            dim: 16,
+        },
+    );
+    let ids: Vec<u32> = (0..70).collect();
+    let batch = PackedBatch::new(&[&ids]);
+    let over = PackedAttention::<B>::new(&batch, &frequencies(16), heads, dtype, device);
+    let graph_over = PackedAttention::from_inner(over.clone());
+    let targets = TokenIds::<B>::new(&ids, device);
+    let graph_targets = TokenIds::from_inner(targets.clone());
+    let [q, gate] = [(); 2].map(|()| random.tensor([70, 64], &place));
+    let [k, v] = [(); 2].map(|()| random.tensor([70, 32], &place));
+    let (norm, weight) = (
+        random.tensor([64], &place),
+        random.tensor([301, 64], &place),
+    );
+    let inner = {
+        let (q, k, v) = (q.clone().inner(), k.clone().inner(), v.clone().inner());
+        let mixed = B::packed_attention(q, k, v, &over);
+        let x = B::swiglu(gate.clone().inner(), mixed);
+        let x = B::rms_norm(x, norm.clone().inner(), 1e-5);
+        B::target_logps(x, weight.clone().inner(), &targets)
+    };
+    let graph = {
+        let (q, k, v) = (q.require_grad(), k.require_grad(), v.require_grad());
+        let mixed = Autodiff::<B>::packed_attention(q, k, v, &graph_over);
+        let x = Autodiff::<B>::swiglu(gate.require_grad(), mixed);
+        let x = Autodiff::<B>::rms_norm(x, norm.require_grad(), 1e-5);
+        Autodiff::<B>::target_logps(x, weight.require_grad(), &graph_targets)
+    };
+    assert_eq!(numbers(inner), numbers(graph.inner()));
+}
+
 fn appends<B: ModelOps>(device: &B::Device, dtype: DType) {
     let heads = |queries, kv, dim| Heads { queries, kv, dim };
     for (heads, lengths) in [
@@ -459,6 +503,59 @@ fn updates<B: ModelOps>(device: &B::Device, dtype: DType) {
     compare::<B>(device, dtype, "squares", &Squares);
 }
 
+/// The largest logits of rows; ties go to the least token.
+fn likeliest<B: ModelOps>(device: &B::Device, _: DType) {
+    let mut random = Random::new(11);
+    for (rows, vocab, count) in [(1, 65, 32), (3, 1000, 32), (2, 70_001, 32), (4, 300, 20)] {
+        let values: Vec<f32> = random
+            .values(rows * vocab)
+            .into_iter()
+            .map(|x| (x * 500.0).round())
+            .collect();
+        let data = TensorData::new(values.clone(), [rows, vocab]);
+        let logits = Tensor::<B, 2>::from_data(data, (device, DType::F32));
+        let (best, tokens) = B::likeliest(logits, count);
+        let tokens = tokens.into_data().convert::<i64>();
+        let found = numbers(best)
+            .into_iter()
+            .zip(tokens.to_vec::<i64>().unwrap());
+        let expected = values.chunks(vocab).flat_map(|row| {
+            let mut order: Vec<(f32, i64)> = row.iter().copied().zip(0..).collect();
+            order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            order.truncate(count);
+            order
+        });
+        assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    }
+}
+
+/// A slot's first tokens in another, zeros behind them, all else as it was.
+fn copied_slots<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let place = Place::<Autodiff<B>> {
+        device: device.clone(),
+        dtype,
+        rounds: dtype == DType::BF16,
+    };
+    let (shape, tokens) = ([3, 2, 64, 6], 17);
+    let mut random = Random::new(12);
+    let mut caches = [(); 2].map(|()| random.tensor(shape, &place).inner());
+    let before = caches.clone().map(|cache| numbers(cache.mul_scalar(1.0)));
+    let [keys, values] = &mut caches;
+    assert!(B::copy_slot([keys, values], 2, 0, tokens));
+    for (cache, mut expected) in caches.into_iter().zip(before) {
+        let slot = 2 * 64 * 6;
+        for i in 0..slot {
+            let copied = expected[2 * slot + i];
+            expected[i] = if i % (64 * 6) < tokens * 6 {
+                copied
+            } else {
+                0.0
+            };
+        }
+        assert_eq!(numbers(cache), expected);
+    }
+}
+
 macro_rules! cases {
     ($Backend:ty, $dtype:expr, $(#[$ignored:meta])?) => {
         type Backend = $Backend;
@@ -485,6 +582,24 @@ macro_rules! cases {
         $(#[$ignored])?
         fn appends() {
             super::appends::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn passes_agree() {
+            super::passes_agree::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn likeliest() {
+            super::likeliest::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn copied_slots() {
+            super::copied_slots::<Backend>(&Default::default(), $dtype);
         }
 
         #[test]

@@ -71,7 +71,7 @@ pub fn bytes_per_token(config: &LlamaConfig, dtype: DType) -> u64 {
     2 * (config.num_hidden_layers * width) as u64
 }
 
-impl<B: Backend> SlotCache<B> {
+impl<B: ModelOps> SlotCache<B> {
     /// Empty slots that grow up to `most` tokens each.
     pub fn new(
         config: &LlamaConfig,
@@ -154,6 +154,10 @@ impl<B: Backend> SlotCache<B> {
         let writes = self.writes;
         let place_of_keys = writes.place_of_keys();
         for layer in &mut self.layers {
+            let caches = [&mut layer.keys, &mut layer.values];
+            if writes == Writes::Additions && B::copy_slot(caches, from, to, tokens) {
+                continue;
+            }
             if writes == Writes::Additions {
                 layer.clear(to);
             }

@@ -109,6 +109,7 @@ pub(super) enum Kept<B: Backend> {
     Weights(Vec<AttendedBatch<B>>),
     /// Queries, keys and values as they came; the logarithms of scores' sums of exponentials, of
     /// each padded batch.
+    #[cfg(feature = "cubecl")]
     LogSums([Tensor<B, 2>; 3], Vec<Tensor<B, 1>>),
 }
 
@@ -116,6 +117,7 @@ impl<B: Backend> Attended<B> {
     fn weights(self) -> Vec<AttendedBatch<B>> {
         match self.0 {
             Kept::Weights(weights) => weights,
+            #[cfg(feature = "cubecl")]
             Kept::LogSums(..) => unreachable!("another backend's forward step"),
         }
     }
@@ -148,7 +150,7 @@ impl<B: Placement> PackedAttention<B> {
             heads,
             rotation: Rotation::new(frequencies, &batch.positions, dtype, device),
             indices: indices.then(|| Indices::new(&places, device)),
-            table: Table::new::<B>(&places, device),
+            table: Table::new(&places, B::HAS_KERNELS, device),
             places: Arc::new(places),
         }
     }
@@ -209,8 +211,8 @@ impl<B: AutodiffBackend> PackedAttention<B> {
 impl<B: Backend> Table<B> {
     /// None where attention is no kernel.
     #[cfg(feature = "cubecl")]
-    fn new<P: Placement>(places: &Places, device: &B::Device) -> Option<Self> {
-        P::HAS_KERNELS.then(|| {
+    fn new(places: &Places, kernel: bool, device: &B::Device) -> Option<Self> {
+        kernel.then(|| {
             let (values, parts) = super::cube::attention_table(places);
             Self {
                 values: ints(values, device),
@@ -220,7 +222,7 @@ impl<B: Backend> Table<B> {
     }
 
     #[cfg(not(feature = "cubecl"))]
-    fn new<P: Placement>(_: &Places, _: &B::Device) -> Option<Self> {
+    fn new(_: &Places, _: bool, _: &B::Device) -> Option<Self> {
         None
     }
 }

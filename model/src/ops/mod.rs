@@ -80,7 +80,7 @@ pub trait ModelOps: Placement {
         norm::rms_norm(x, weight, eps)
     }
 
-    /// The gradients by input and weight.
+    /// The gradients by input, and by weight in its dtype or in f32.
     fn rms_norm_backward(
         grad: Tensor<Self, 2>,
         x: Tensor<Self, 2>,
@@ -194,6 +194,18 @@ pub trait ModelOps: Placement {
         _caches: [&mut Tensor<Self, 4>; 2],
     ) -> Option<Tensor<Self, 2>> {
         None
+    }
+
+    /// Copies the first `tokens` of one slot of caches `[slots, kv_heads, capacity, head_dim]` to
+    /// another and sets to zero what lies behind them; false where the backend has no kernel for it:
+    /// the caches are as they were then.
+    fn copy_slot(
+        _caches: [&mut Tensor<Self, 4>; 2],
+        _from: usize,
+        _to: usize,
+        _tokens: usize,
+    ) -> bool {
+        false
     }
 
     /// Log-probabilities f32 `[rows]` of a token for each row of `x` `[rows, hidden]`: projection by

@@ -285,3 +285,57 @@ pub(super) fn append_and_attend<R: CubeRuntime>(
     );
     out
 }
+
+/// One slot's first tokens to another, zeros behind them.
+#[cube(launch, address_type = "dynamic")]
+fn copy_slot_kernel<T: Float, N: Size>(
+    keys: &mut Array<Vector<T, N>>,
+    values: &mut Array<Vector<T, N>>,
+    from: usize,
+    to: usize,
+    count: usize,
+    used: usize,
+    row: usize,
+    #[define(T)] _dtype: StorageType,
+) {
+    if ABSOLUTE_POS < count {
+        let mut key = Vector::<T, N>::cast_from(Vector::<f32, N>::new(0.0f32));
+        let mut value = key;
+        if ABSOLUTE_POS % row < used {
+            key = keys[from * count + ABSOLUTE_POS];
+            value = values[from * count + ABSOLUTE_POS];
+        }
+        keys[to * count + ABSOLUTE_POS] = key;
+        values[to * count + ABSOLUTE_POS] = value;
+    }
+}
+
+/// Copies the first `tokens` of slot `from` to slot `to`, zeros behind them, in caches
+/// `[slots, kv_heads, capacity, head_dim]`, where they lie.
+pub(super) fn copy_slot<R: CubeRuntime>(
+    [keys, values]: [&CubeTensor<R>; 2],
+    from: usize,
+    to: usize,
+    tokens: usize,
+) {
+    let shape = keys.meta.shape();
+    let [kv, capacity, dim] = [shape[1], shape[2], shape[3]];
+    let size = vector(keys, dim, &[keys.dtype]);
+    let count = kv * capacity * dim / size;
+    let (cubes, units) = elementwise(count);
+    copy_slot_kernel::launch(
+        &keys.client,
+        cubes,
+        units,
+        addresses(&[keys]),
+        size,
+        keys.clone().into_array_arg(),
+        values.clone().into_array_arg(),
+        from,
+        to,
+        count,
+        tokens * dim / size,
+        capacity * dim / size,
+        keys.dtype.into(),
+    );
+}

@@ -12,9 +12,10 @@ mod norm;
 mod optimizer;
 mod product;
 mod rotary;
+mod sampling;
 mod target_logps;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::ModelOps;
@@ -24,7 +25,7 @@ use super::cached_attention::CachedStep;
 use super::device::{DeviceError, Placement, ints};
 use super::embedding::TokenIds;
 use super::math::GRAIN;
-use super::memory::{primitive, tensor, to_host};
+use super::memory::{primitive, tensor, to_f32, to_host};
 use super::optimizer::{Optimizer, UpdateStep, Updated, squares_of_grains};
 use super::rotary::Rotation;
 use product::product;
@@ -184,6 +185,17 @@ where
             step.heads,
         );
         Some(tensor(mixed))
+    }
+
+    fn copy_slot(caches: [&mut Tensor<Self, 4>; 2], from: usize, to: usize, tokens: usize) -> bool {
+        let [keys, values] = caches.map(|cache| primitive(cache.clone()));
+        cached_attention::copy_slot([&keys, &values], from, to, tokens);
+        true
+    }
+
+    fn likeliest(logits: Tensor<Self, 2>, count: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
+        let [best, tokens] = sampling::likeliest(primitive(to_f32(logits)), count, I::dtype());
+        (tensor(best), Tensor::from_primitive(tokens))
     }
 
     fn target_logps_saving(

@@ -136,14 +136,13 @@ fn rms_norm_backward_kernel<T: Float, N: Size>(
 
 /// Columns of `[rows, width]` summed up: units along y share a column.
 #[cube(launch, address_type = "dynamic")]
-fn sum_rows_kernel<T: Float, N: Size>(
+fn sum_rows_kernel<N: Size>(
     parts: &Array<Vector<f32, N>>,
-    out: &mut Array<Vector<T, N>>,
+    out: &mut Array<Vector<f32, N>>,
     rows: usize,
     width: usize,
     #[comptime] columns: usize,
     #[comptime] sharers: usize,
-    #[define(T)] _dtype: StorageType,
 ) {
     let mut shared = SharedMemory::<Vector<f32, N>>::new(comptime!(columns * sharers));
     let column = CUBE_POS * columns + UNIT_POS_X as usize;
@@ -163,7 +162,7 @@ fn sum_rows_kernel<T: Float, N: Size>(
         for part in 0..sharers {
             sum += shared[part * columns + UNIT_POS_X as usize];
         }
-        out[column] = Vector::cast_from(sum);
+        out[column] = sum;
     }
 }
 
@@ -172,7 +171,7 @@ fn rows_of_a_sum(rows: usize) -> usize {
     rows.div_ceil(256).max(4)
 }
 
-/// The gradients by input `[rows, width]` and weight `[width]`.
+/// The gradients by input `[rows, width]` and weight f32 `[width]`.
 pub(super) fn rms_norm_backward<R: CubeRuntime>(
     grad: CubeTensor<R>,
     x: CubeTensor<R>,
@@ -186,7 +185,7 @@ pub(super) fn rms_norm_backward<R: CubeRuntime>(
     let blocks = rows.div_ceil(block);
     let of_x = room(&x, [rows, width], dtype);
     let parts = room(&x, [blocks, width], DType::F32);
-    let of_weight = room(&x, [width], dtype);
+    let of_weight = room(&x, [width], DType::F32);
     let vector = vector(&x, width, &[DType::F32]);
     let work = RowWork::alone(width / vector);
     rms_norm_backward_kernel::launch(
@@ -220,7 +219,6 @@ pub(super) fn rms_norm_backward<R: CubeRuntime>(
         width / vector,
         columns,
         sharers,
-        dtype.into(),
     );
     (of_x, of_weight)
 }
