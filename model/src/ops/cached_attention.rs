@@ -53,8 +53,19 @@ pub(super) fn forward<B: Backend>(
     v: Tensor<B, 4>,
     visible: &Visible,
 ) -> Tensor<B, 4> {
+    forward_by(q, k, v, visible, Tensor::matmul)
+}
+
+/// The same with products of another's.
+pub(super) fn forward_by<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    visible: &Visible,
+    product: impl Fn(Tensor<B, 4>, Tensor<B, 4>) -> Tensor<B, 4>,
+) -> Tensor<B, 4> {
     let (dtype, device) = (q.dtype(), q.device());
-    let scores = to_f32(q.matmul(k));
+    let scores = to_f32(product(q, k));
     let [batch, _, rows, columns] = scores.dims();
     // One mask for all heads of a batch entry, or for all of everything.
     let mask: Tensor<B, 4> = match visible {
@@ -67,7 +78,7 @@ pub(super) fn forward<B: Backend>(
             mask.reshape([batch, 1, 1, columns])
         }
     };
-    cast(softmax(scores + mask, 3), dtype).matmul(v)
+    product(cast(softmax(scores + mask, 3), dtype), v)
 }
 
 pub(super) fn forward_on_host<B: HostMemory>(

@@ -21,7 +21,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use super::ModelOps;
 
 use super::attention::{Attended, Kept, PackedAttention};
-use super::cached_attention::CachedStep;
+use super::cached_attention::{CachedStep, Visible, forward_by};
 use super::device::{DeviceError, Placement, ints};
 use super::embedding::TokenIds;
 use super::math::GRAIN;
@@ -163,6 +163,18 @@ where
         let log_sums = log_sums.into_iter().map(primitive).collect();
         let found = attention.backward(primitive(grad), heads.map(primitive), log_sums);
         found.map(tensor)
+    }
+
+    fn cached_attention(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        visible: &Visible,
+    ) -> Tensor<Self, 4> {
+        forward_by(q, k, v, visible, |a, b| {
+            let dtype = a.dtype();
+            tensor(product(primitive(a), primitive(b), None, dtype))
+        })
     }
 
     fn append_and_attend(
