@@ -99,22 +99,7 @@ pub(super) fn sum_of_lanes(
     shared: &mut SharedMemory<f32>,
     #[comptime] lanes: usize,
 ) -> f32 {
-    let first = UNIT_POS_Y as usize * lanes;
-    let lane = UNIT_POS_X as usize;
-    shared[first + lane] = value;
-    sync_cube();
-    let mut half = (lanes / 2).runtime();
-    while half > 0 {
-        if lane < half {
-            let other = shared[first + lane + half];
-            shared[first + lane] += other;
-        }
-        sync_cube();
-        half /= 2;
-    }
-    let sum = shared[first];
-    sync_cube();
-    sum
+    over_lanes(value, shared, lanes, false)
 }
 
 /// The largest over the lanes of a row.
@@ -124,6 +109,17 @@ pub(super) fn largest_of_lanes(
     shared: &mut SharedMemory<f32>,
     #[comptime] lanes: usize,
 ) -> f32 {
+    over_lanes(value, shared, lanes, true)
+}
+
+/// Halves of the lanes joined until one is left.
+#[cube]
+fn over_lanes(
+    value: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] lanes: usize,
+    #[comptime] largest: bool,
+) -> f32 {
     let first = UNIT_POS_Y as usize * lanes;
     let lane = UNIT_POS_X as usize;
     shared[first + lane] = value;
@@ -132,16 +128,19 @@ pub(super) fn largest_of_lanes(
     while half > 0 {
         if lane < half {
             let other = shared[first + lane + half];
-            if other > shared[first + lane] {
-                shared[first + lane] = other;
+            let own = shared[first + lane];
+            if largest {
+                shared[first + lane] = select(other > own, other, own);
+            } else {
+                shared[first + lane] = own + other;
             }
         }
         sync_cube();
         half /= 2;
     }
-    let largest = shared[first];
+    let found = shared[first];
     sync_cube();
-    largest
+    found
 }
 
 /// Σ over the elements of a vector.
