@@ -114,7 +114,7 @@ macro_rules! host_ops {
                 over: &PackedAttention<Self>,
             ) -> (Tensor<Self, 2>, Attended<Self>) {
                 match f32(&q) {
-                    true => attention::forward_on_host(q, k, v, over),
+                    true => attention::host::forward(q, k, v, over),
                     false => attention::forward(q, k, v, over),
                 }
             }
@@ -125,7 +125,7 @@ macro_rules! host_ops {
                 over: &PackedAttention<Self>,
             ) -> [Tensor<Self, 2>; 3] {
                 match f32(&grad) {
-                    true => attention::backward_on_host(grad, attended, over),
+                    true => attention::host::backward(grad, attended, over),
                     false => attention::backward(grad, attended, over),
                 }
             }
