@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::ops::{ModelOps, cast, to_f32};
+use crate::ops::{ModelOps, TrainingOps, cast, to_f32};
 
 /// `y = x · weightᵀ + bias`, weight in the file's layout `[out, in]`.
 #[derive(Module, Debug)]
@@ -33,6 +33,29 @@ impl<B: ModelOps> Linear<B> {
         Self {
             weight: Param::from_tensor(B::for_few_rows(self.weight.val())),
             ..self
+        }
+    }
+}
+
+impl<B: TrainingOps> Linear<B> {
+    /// A tensor `[1]` whose backward pass begins with `grad` as the gradient by
+    /// `residual + self.forward(x)`, which is not computed.
+    pub fn with_gradient(
+        &self,
+        residual: Tensor<B, 2>,
+        x: Tensor<B, 2>,
+        grad: Tensor<B::InnerBackend, 2>,
+    ) -> Tensor<B, 1> {
+        if self.bias.is_some() {
+            return B::with_gradient(residual + self.forward(x), grad);
+        }
+        let seed = |x| B::linear_layer_with_gradient(residual, x, self.weight.val(), grad.clone());
+        match &self.adapter {
+            None => seed(x),
+            Some(adapter) => {
+                let change = adapter.forward(x.clone());
+                seed(x) + B::with_gradient(change, to_f32(grad.clone()))
+            }
         }
     }
 }
@@ -97,6 +120,11 @@ impl<B: ModelOps> RmsNorm<B> {
     /// `[tokens, hidden]` → the same shape and dtype.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         B::rms_norm(x, self.weight.val(), self.eps)
+    }
+
+    /// `x + residual` and its norm.
+    pub fn add(&self, x: Tensor<B, 2>, residual: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        B::residual_rms_norm(x, residual, self.weight.val(), self.eps)
     }
 }
 

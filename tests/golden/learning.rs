@@ -5,7 +5,7 @@ use burn_autodiff::Autodiff;
 use serde_json::Value;
 use sppo_model::llama::Llama;
 use sppo_model::ops::ModelOps;
-use sppo_model::ops::{TrainingOps, UpdateStep};
+use sppo_model::ops::{TrainingOps, UpdateStep, Updating};
 use sppo_model::packed_batch::PackedBatch;
 use sppo_training::config::{self, Loss, Recompute};
 use sppo_training::data::PairProbabilities;
@@ -95,14 +95,12 @@ fn follow_rmsprop<B: ModelOps>(device: &B::Device, case: &Value) {
             number: step + 1,
             gradient_scale: 1.0,
         };
-        let found = B::update(
-            &optimizer,
-            update,
+        let updating = Updating {
             weights,
-            tensor(gradient),
+            grad: tensor(gradient),
             slots,
-            DType::F32,
-        );
+        };
+        let found = B::update(&optimizer, update, vec![updating], DType::F32).remove(0);
         (weights, slots) = (found.weights, found.slots);
         let found: Vec<f32> = weights.clone().into_data().to_vec().unwrap();
         for (f, e) in found.iter().zip(numbers(&case["weights"][step])) {

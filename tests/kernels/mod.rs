@@ -6,7 +6,7 @@ use rand::rngs::ChaCha12Rng;
 use rand::{RngExt, SeedableRng};
 use sppo_model::ops::{
     AdamW, CachedStep, Heads, ModelOps, Optimizer, PackedAttention, RmsProp, Rotation, Sgd,
-    TokenIds, UpdateStep, cast, to_f32, to_host,
+    TokenIds, UpdateStep, Updating, cast, to_f32, to_host,
 };
 use sppo_model::packed_batch::PackedBatch;
 
@@ -105,6 +105,25 @@ macro_rules! with_gradients {
         let grads = (out.clone() * weights).sum().backward();
         vec![numbers(out.inner()), $(numbers($leaf.grad(&grads).unwrap())),*]
     }};
+}
+
+/// The norm of a sum, which goes around the norm, too.
+struct NormOfSum(usize, usize);
+
+impl Case for NormOfSum {
+    fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
+        let mut random = Random::new(13);
+        let [x, residual] = [(); 2].map(|()| {
+            let x: Tensor<Autodiff<B>, 2> = random.tensor([self.0, self.1], place);
+            x.require_grad()
+        });
+        let weight = random.tensor([self.1], place).require_grad();
+        let (leaves, eps) = ((x.clone(), residual.clone()), 1e-5);
+        let (sum, normed) =
+            Autodiff::<B>::residual_rms_norm(leaves.0, leaves.1, weight.clone(), eps);
+        let out = sum + normed;
+        with_gradients!(random, place, out, x, residual, weight)
+    }
 }
 
 struct Norm(usize, usize);
@@ -315,29 +334,46 @@ impl Appends {
     }
 }
 
-struct Updates(Optimizer, usize);
+/// Of tensors of some sizes, more than one launch takes.
+struct Updates(Optimizer, Vec<usize>);
 
 impl Case for Updates {
     fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
         let mut random = Random::new(7);
-        let mut vector = || to_f32(random.tensor([self.1], place)).inner();
-        let (mut weights, mut slots, mut rounded) = (vector(), Vec::new(), None);
+        let mut vector = |size| to_f32(random.tensor([size], place)).inner();
+        let mut updating: Vec<Updating<B>> = Vec::new();
+        for &size in &self.1 {
+            updating.push(Updating {
+                weights: vector(size),
+                grad: vector(size),
+                slots: Vec::new(),
+            });
+        }
+        let mut rounded = Vec::new();
         for number in 1..=3 {
             let step = UpdateStep {
                 rate: 0.01,
                 number,
                 gradient_scale: 0.5,
             };
-            let dtype = place.dtype;
-            let found = B::update(&self.0, step, weights, vector(), slots, dtype);
-            (weights, slots, rounded) = (found.weights, found.slots, found.rounded);
+            let updated = B::update(&self.0, step, updating, place.dtype);
+            rounded = updated.iter().map(|one| one.rounded.clone()).collect();
+            let next = updated.into_iter().zip(&self.1);
+            updating = next
+                .map(|(one, &size)| Updating {
+                    weights: one.weights,
+                    grad: vector(size),
+                    slots: one.slots,
+                })
+                .collect();
         }
-        let rounded = rounded.map_or_else(|| numbers(weights.clone()), numbers);
-        let slots = slots.into_iter().map(numbers);
-        [rounded, numbers(weights)]
-            .into_iter()
-            .chain(slots)
-            .collect()
+        let mut found = Vec::new();
+        for (one, rounded) in updating.into_iter().zip(rounded) {
+            found.push(rounded.map_or_else(|| numbers(one.weights.clone()), numbers));
+            found.push(numbers(one.weights));
+            found.extend(one.slots.into_iter().map(numbers));
+        }
+        found
     }
 }
 
@@ -346,9 +382,10 @@ struct Squares;
 impl Case for Squares {
     fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>> {
         let mut random = Random::new(8);
-        let sizes = [1, 77, 16_384, 40_001];
+        // More tensors than one launch takes.
+        let sizes = [1, 77, 16_384, 40_001, 5].into_iter().cycle().take(21);
         let tensors = sizes.map(|size| to_f32(random.tensor([size], place)).inner() * 1e15);
-        let sums = B::sums_of_squares(tensors.into()).unwrap();
+        let sums = B::sums_of_squares(tensors.collect()).unwrap();
         let sums = sums.into_iter();
         sums.map(|sums| sums.into_iter().map(|sum| (sum * 1e-30) as f32).collect())
             .collect()
@@ -363,6 +400,12 @@ fn rows_and_elements<B: ModelOps>(device: &B::Device, dtype: DType) {
             dtype,
             &format!("norm of {name}"),
             &Norm(rows, width),
+        );
+        compare::<B>(
+            device,
+            dtype,
+            &format!("norm of a sum of {name}"),
+            &NormOfSum(rows, width),
         );
         compare::<B>(
             device,
@@ -446,6 +489,7 @@ fn passes_agree<B: ModelOps>(device: &B::Device, dtype: DType) {
         let (q, k, v) = (q.clone().inner(), k.clone().inner(), v.clone().inner());
         let mixed = B::packed_attention(q, k, v, &over);
         let x = B::swiglu(gate.clone().inner(), mixed);
+        let (x, _) = B::residual_rms_norm(x.clone(), x, norm.clone().inner(), 1e-5);
         let x = B::rms_norm(x, norm.clone().inner(), 1e-5);
         B::target_logps(x, weight.clone().inner(), &targets)
     };
@@ -453,7 +497,9 @@ fn passes_agree<B: ModelOps>(device: &B::Device, dtype: DType) {
         let (q, k, v) = (q.require_grad(), k.require_grad(), v.require_grad());
         let mixed = Autodiff::<B>::packed_attention(q, k, v, &graph_over);
         let x = Autodiff::<B>::swiglu(gate.require_grad(), mixed);
-        let x = Autodiff::<B>::rms_norm(x, norm.require_grad(), 1e-5);
+        let norm = norm.require_grad();
+        let (x, _) = Autodiff::<B>::residual_rms_norm(x.clone(), x, norm.clone(), 1e-5);
+        let x = Autodiff::<B>::rms_norm(x, norm, 1e-5);
         Autodiff::<B>::target_logps(x, weight.require_grad(), &graph_targets)
     };
     assert_eq!(numbers(inner), numbers(graph.inner()));
@@ -495,9 +541,9 @@ fn updates<B: ModelOps>(device: &B::Device, dtype: DType) {
         Optimizer::Sgd(Sgd { weight_decay: 0.1 }),
     ];
     for optimizer in optimizers {
-        for count in [1, 7, 4096] {
-            let name = format!("{optimizer:?} of {count}");
-            compare::<B>(device, dtype, &name, &Updates(optimizer, count));
+        for sizes in [vec![1], vec![4096], [7, 4096, 1, 300].repeat(5)] {
+            let name = format!("{optimizer:?} of {sizes:?}");
+            compare::<B>(device, dtype, &name, &Updates(optimizer, sizes));
         }
     }
     compare::<B>(device, dtype, "squares", &Squares);

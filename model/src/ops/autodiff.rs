@@ -1,14 +1,16 @@
 //! Autodiff: each operation one node of the graph, with a backward step of its own, whose gradients
 //! are the operation's `…_backward`.
 
+use std::sync::Arc;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor};
-use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn_autodiff::{Autodiff, NodeId};
 
 use super::attention::{Attended, PackedAttention};
 use super::device::Placement;
@@ -53,6 +55,13 @@ fn value_for<B: ModelOps, const D: usize>(
     (!other.node.requirement.is_none()).then(|| value(x))
 }
 
+/// A parent that does not keep its graph alive.
+fn untied<B: ModelOps>(x: &Tracked<B>) -> Tracked<B> {
+    let mut x = x.clone();
+    x.rc = Arc::new(*x.rc);
+    x
+}
+
 impl<B: Placement, C: CheckpointStrategy> Placement for Autodiff<B, C> {
     const ON_HOST: bool = B::ON_HOST;
     const HAS_KERNELS: bool = B::HAS_KERNELS;
@@ -82,8 +91,24 @@ impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
         let (x, weight) = (primitive(x), primitive(weight));
         node(RmsNormStep, [&x, &weight], || {
             let out = B::rms_norm(value(&x), value(&weight), eps);
-            (out, (value(&x), value(&weight), eps))
+            (out, (untied(&x), value(&weight), eps))
         })
+    }
+
+    fn residual_rms_norm(
+        x: Tensor<Self, 2>,
+        residual: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let (x, residual, weight) = (primitive(x), primitive(residual), primitive(weight));
+        let (sum, normed) = B::residual_rms_norm(value(&x), value(&residual), value(&weight), eps);
+        let sum: Tensor<Self, 2> = node(SumStep, [&x, &residual], || (sum, ()));
+        let of_sum = primitive(sum.clone());
+        let normed = node(RmsNormStep, [&of_sum, &weight], || {
+            (normed, (untied(&of_sum), value(&weight), eps))
+        });
+        (sum, normed)
     }
 
     fn swiglu(gate: Tensor<Self, 2>, up: Tensor<Self, 2>) -> Tensor<Self, 2> {
@@ -140,10 +165,26 @@ impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
 impl<B: ModelOps, C: CheckpointStrategy> TrainingOps for Autodiff<B, C> {
     fn with_gradient(output: Tensor<Self, 2>, grad: Tensor<B, 2>) -> Tensor<Self, 1> {
         let output = primitive(output);
-        node(SeedStep, [&output], || {
-            (Tensor::zeros([1], (&grad.device(), DType::F32)), grad)
+        node(SeedStep, [&output], || (nothing(&grad), grad))
+    }
+
+    fn linear_layer_with_gradient(
+        residual: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        grad: Tensor<B, 2>,
+    ) -> Tensor<Self, 1> {
+        let (residual, x, weight) = (primitive(residual), primitive(x), primitive(weight));
+        node(LinearSeedStep, [&residual, &x, &weight], || {
+            let linear = (value_for(&x, &weight), value_for(&weight, &x));
+            (nothing(&grad), (grad, linear))
         })
     }
+}
+
+/// A value that nobody reads.
+fn nothing<B: Backend>(like: &Tensor<B, 2>) -> Tensor<B, 1> {
+    Tensor::empty([1], (&like.device(), DType::F32))
 }
 
 /// Where a backward pass begins: the gradient is known.
@@ -161,25 +202,70 @@ impl<B: ModelOps> Backward<B, 1> for SeedStep {
     }
 }
 
+/// The same at the sum of a residual and a linear layer.
+#[derive(Debug)]
+struct LinearSeedStep;
+
+impl<B: ModelOps> Backward<B, 3> for LinearSeedStep {
+    type State = (Tensor<B, 2>, LinearState<B>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        grads.consume::<B>(&ops.node);
+        let (grad, linear) = ops.state;
+        let [of_residual, of_x, of_weight] = ops.parents;
+        let nodes = [of_x, of_weight].map(|node| node.map(|node| node.id));
+        linear_backward(grad.clone(), linear, nodes, grads);
+        if let Some(node) = of_residual {
+            grads.register::<B>(node.id, primitive(grad));
+        }
+    }
+}
+
+/// The backward step of a sum.
+#[derive(Debug)]
+struct SumStep;
+
+impl<B: ModelOps> Backward<B, 2> for SumStep {
+    type State = ();
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        for node in ops.parents.into_iter().flatten() {
+            grads.register::<B>(node.id, grad.clone());
+        }
+    }
+}
+
 /// The backward step of `x · weightᵀ`, and of the same plus a bias.
 #[derive(Debug)]
 struct LinearStep;
 
 impl<B: ModelOps> Backward<B, 2> for LinearStep {
-    type State = (Option<Tensor<B, 2>>, Option<Tensor<B, 2>>);
+    type State = LinearState<B>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad: Tensor<B, 2> = tensor(grads.consume::<B>(&ops.node));
-        let [of_x, of_weight] = ops.parents;
-        let (x, weight) = ops.state;
-        if let (Some(node), Some(x)) = (of_weight, x) {
-            let of_weight = B::linear_layer_weight_gradient(grad.clone(), x);
-            grads.register::<B>(node.id, primitive(of_weight));
-        }
-        if let (Some(node), Some(weight)) = (of_x, weight) {
-            let of_x = B::linear_layer_input_gradient(grad, weight);
-            grads.register::<B>(node.id, primitive(of_x));
-        }
+        let grad = tensor(grads.consume::<B>(&ops.node));
+        let nodes = ops.parents.map(|node| node.map(|node| node.id));
+        linear_backward(grad, ops.state, nodes, grads);
+    }
+}
+
+/// Input and weight of a linear layer, each only where the other one has a gradient.
+type LinearState<B> = (Option<Tensor<B, 2>>, Option<Tensor<B, 2>>);
+
+fn linear_backward<B: ModelOps>(
+    grad: Tensor<B, 2>,
+    (x, weight): LinearState<B>,
+    [of_x, of_weight]: [Option<NodeId>; 2],
+    grads: &mut Gradients,
+) {
+    if let (Some(node), Some(x)) = (of_weight, x) {
+        let of_weight = B::linear_layer_weight_gradient(grad.clone(), x);
+        grads.register::<B>(node, primitive(of_weight));
+    }
+    if let (Some(node), Some(weight)) = (of_x, weight) {
+        let of_x = B::linear_layer_input_gradient(grad, weight);
+        grads.register::<B>(node, primitive(of_x));
     }
 }
 
@@ -208,12 +294,15 @@ impl<B: ModelOps> Backward<B, 2> for BiasStep {
 struct RmsNormStep;
 
 impl<B: ModelOps> Backward<B, 2> for RmsNormStep {
-    type State = (Tensor<B, 2>, Tensor<B, 1>, f64);
+    type State = (Tracked<B>, Tensor<B, 1>, f64);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = tensor(grads.consume::<B>(&ops.node));
         let (x, weight, eps) = ops.state;
-        let (x_gradient, weight_gradient) = B::rms_norm_backward(grad, x, weight, eps);
+        // What has come by the way around the norm, so that it need not be added by itself.
+        let more = grads.remove(&x).map(tensor);
+        let (x_gradient, weight_gradient) =
+            B::rms_norm_backward(grad, value(&x), weight, eps, more);
         let [of_x, of_weight] = ops.parents;
         if let Some(node) = of_weight {
             grads.register::<B>(node.id, primitive(weight_gradient));

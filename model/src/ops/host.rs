@@ -11,7 +11,7 @@ use super::cached_attention::{self, Visible};
 use super::device::{DeviceError, Placement};
 use super::embedding::{self, TokenIds};
 use super::memory::HostMemory;
-use super::optimizer::{self, Optimizer, UpdateStep, Updated};
+use super::optimizer::{self, Optimizer, UpdateStep, Updated, Updating};
 use super::relative_attention::{self, RelativePositions};
 use super::rotary::{self, Rotation};
 use super::{ModelOps, feed_forward, linear, norm, target_logps};
@@ -40,10 +40,11 @@ macro_rules! host_ops {
                 x: Tensor<Self, 2>,
                 weight: Tensor<Self, 1>,
                 eps: f64,
+                more: Option<Tensor<Self, 2>>,
             ) -> (Tensor<Self, 2>, Tensor<Self, 1>) {
                 match f32(&x) && f32(&weight) {
-                    true => norm::rms_norm_backward_on_host(grad, x, weight, eps),
-                    false => norm::rms_norm_backward(grad, x, weight, eps),
+                    true => norm::rms_norm_backward_on_host(grad, x, weight, eps, more),
+                    false => norm::rms_norm_backward(grad, x, weight, eps, more),
                 }
             }
 
@@ -180,14 +181,14 @@ macro_rules! host_ops {
             fn update(
                 optimizer: &Optimizer,
                 step: UpdateStep,
-                weights: Tensor<Self, 1>,
-                grad: Tensor<Self, 1>,
-                slots: Vec<Tensor<Self, 1>>,
+                all: Vec<Updating<Self>>,
                 dtype: DType,
-            ) -> Updated<Self> {
-                let (weights, slots) =
-                    optimizer::update_on_host(optimizer, step, weights, grad, slots);
-                Updated::new(weights, slots, dtype)
+            ) -> Vec<Updated<Self>> {
+                let update = |one: Updating<Self>| {
+                    let (weights, slots) = optimizer::update_on_host(optimizer, step, one);
+                    Updated::new(weights, slots, dtype)
+                };
+                all.into_iter().map(update).collect()
             }
 
             fn sums_of_squares(

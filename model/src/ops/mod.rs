@@ -40,7 +40,7 @@ pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;
 pub use math::GRAIN;
 pub use memory::{cast, edit_bytes, to_f32, to_host};
-pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep, Updated};
+pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep, Updated, Updating};
 pub use relative_attention::RelativePositions;
 pub use rotary::Rotation;
 
@@ -80,14 +80,26 @@ pub trait ModelOps: Placement {
         norm::rms_norm(x, weight, eps)
     }
 
-    /// The gradients by input, and by weight in its dtype or in f32.
+    /// `x + residual` and its RMSNorm.
+    fn residual_rms_norm(
+        x: Tensor<Self, 2>,
+        residual: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let sum = x + residual;
+        (sum.clone(), Self::rms_norm(sum, weight, eps))
+    }
+
+    /// The gradients by input, to which `more` is added, and by weight in its dtype or in f32.
     fn rms_norm_backward(
         grad: Tensor<Self, 2>,
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 1>,
         eps: f64,
+        more: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 2>, Tensor<Self, 1>) {
-        norm::rms_norm_backward(grad, x, weight, eps)
+        norm::rms_norm_backward(grad, x, weight, eps, more)
     }
 
     /// LayerNorm of `x`, or of `x + residual`, rows `[rows, width]`, in f32.
@@ -249,18 +261,19 @@ pub trait ModelOps: Placement {
         relative_attention::weights(contents, to, from, positions, scale)
     }
 
-    /// Updates flat f32 weights `[n]` by their gradient `[n]`; `slots` are the optimizer's own tensors
-    /// `[n]`, none before the first step. The weights are given in `dtype` too, where that is not f32.
+    /// One step of an optimizer for some weights. They are given in `dtype` too, where that is not
+    /// f32.
     fn update(
         optimizer: &Optimizer,
         step: UpdateStep,
-        weights: Tensor<Self, 1>,
-        grad: Tensor<Self, 1>,
-        slots: Vec<Tensor<Self, 1>>,
+        all: Vec<Updating<Self>>,
         dtype: DType,
-    ) -> Updated<Self> {
-        let (weights, slots) = optimizer::update(optimizer, step, weights, grad, slots);
-        Updated::new(weights, slots, dtype)
+    ) -> Vec<Updated<Self>> {
+        let update = |one: Updating<Self>| {
+            let (weights, slots) = optimizer::update(optimizer, step, one);
+            Updated::new(weights, slots, dtype)
+        };
+        all.into_iter().map(update).collect()
     }
 
     /// Σ x² of every [`GRAIN`] elements of each tensor f32 `[n]`, whose squares may overflow f32.
@@ -281,6 +294,14 @@ pub trait TrainingOps: ModelOps + AutodiffBackend<InnerBackend: ModelOps> {
     /// shape.
     fn with_gradient(
         output: Tensor<Self, 2>,
+        grad: Tensor<Self::InnerBackend, 2>,
+    ) -> Tensor<Self, 1>;
+
+    /// The same for the output `residual + x · weightᵀ`, which is not computed.
+    fn linear_layer_with_gradient(
+        residual: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
         grad: Tensor<Self::InnerBackend, 2>,
     ) -> Tensor<Self, 1>;
 }

@@ -30,6 +30,7 @@ pub(super) fn rms_norm_backward<B: Backend>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 1>,
     eps: f64,
+    more: Option<Tensor<B, 2>>,
 ) -> (Tensor<B, 2>, Tensor<B, 1>) {
     let dtype = x.dtype();
     let (grad, x) = (to_f32(grad), to_f32(x));
@@ -39,7 +40,14 @@ pub(super) fn rms_norm_backward<B: Backend>(
     let grad = grad * to_f32(weight).unsqueeze();
     let along = (grad.clone() * normed.clone()).mean_dim(1);
     let of_x = (grad - normed * along) / root;
-    (cast(of_x, dtype), cast(of_weight, dtype))
+    (plus(cast(of_x, dtype), more), cast(of_weight, dtype))
+}
+
+fn plus<B: Backend>(x: Tensor<B, 2>, more: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
+    match more {
+        Some(more) => x + more,
+        None => x,
+    }
 }
 
 pub(super) fn layer_norm<B: Backend>(
@@ -49,10 +57,7 @@ pub(super) fn layer_norm<B: Backend>(
     bias: Tensor<B, 1>,
     eps: f64,
 ) -> Tensor<B, 2> {
-    let x = match residual {
-        Some(residual) => x + residual,
-        None => x,
-    };
+    let x = plus(x, residual);
     let dtype = x.dtype();
     let x = to_f32(x);
     let centred = x.clone() - x.mean_dim(1);
@@ -91,6 +96,7 @@ pub(super) fn rms_norm_backward_on_host<B: HostMemory>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 1>,
     eps: f64,
+    more: Option<Tensor<B, 2>>,
 ) -> (Tensor<B, 2>, Tensor<B, 1>) {
     let device = grad.device();
     let (x, weight) = (HostTensor::new(x), HostTensor::new(weight));
@@ -108,7 +114,7 @@ pub(super) fn rms_norm_backward_on_host<B: HostMemory>(
             of_weight.iter_mut().zip(sum).for_each(|(all, x)| *all += x);
         }
     });
-    (grad, from_host(of_weight, [width], &device))
+    (plus(grad, more), from_host(of_weight, [width], &device))
 }
 
 /// Turns the gradient by the output of some rows into the one by their input; gives the one by the

@@ -72,6 +72,17 @@ impl Optimizer {
     }
 }
 
+/// What an update changes, all flat f32 `[n]`.
+#[derive(Clone, Debug)]
+pub struct Updating<B: Backend> {
+    /// Weights.
+    pub weights: Tensor<B, 1>,
+    /// Their gradient.
+    pub grad: Tensor<B, 1>,
+    /// The optimizer's own tensors, none before the first step.
+    pub slots: Vec<Tensor<B, 1>>,
+}
+
 /// What an update gives.
 #[derive(Clone, Debug)]
 pub struct Updated<B: Backend> {
@@ -102,10 +113,13 @@ pub(super) fn correction(beta: f64, step: UpdateStep) -> f64 {
 pub(super) fn update<B: Backend>(
     optimizer: &Optimizer,
     step: UpdateStep,
-    weights: Tensor<B, 1>,
-    grad: Tensor<B, 1>,
-    slots: Vec<Tensor<B, 1>>,
+    updating: Updating<B>,
 ) -> (Tensor<B, 1>, Vec<Tensor<B, 1>>) {
+    let Updating {
+        weights,
+        grad,
+        slots,
+    } = updating;
     let grad = match step.gradient_scale == 1.0 {
         true => grad,
         false => grad * step.gradient_scale,
@@ -257,10 +271,13 @@ impl Rule<0> for SgdRule {
 pub(super) fn update_on_host<B: HostMemory>(
     optimizer: &Optimizer,
     step: UpdateStep,
-    weights: Tensor<B, 1>,
-    grad: Tensor<B, 1>,
-    slots: Vec<Tensor<B, 1>>,
+    updating: Updating<B>,
 ) -> (Tensor<B, 1>, Vec<Tensor<B, 1>>) {
+    let Updating {
+        weights,
+        grad,
+        slots,
+    } = updating;
     let pass = Pass {
         weights,
         grad,

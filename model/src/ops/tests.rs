@@ -156,12 +156,40 @@ fn rms_norm_and_its_gradients() {
         let [x, weight] = &inputs;
         let weight: Tensor<Flex, 1> = weight.f32().squeeze_dim(0);
         let out = norm::rms_norm(x.f32::<Flex>(), weight.clone(), eps);
-        let (of_x, of_weight) = norm::rms_norm_backward(weights.f32(), x.f32(), weight, eps);
+        let (of_x, of_weight) = norm::rms_norm_backward(weights.f32(), x.f32(), weight, eps, None);
         let found = Outcome {
             out: values(out),
             gradients: [values(of_x), values(of_weight)],
         };
         compare(found, &expected, bound);
+    }
+}
+
+#[test]
+fn the_norm_of_a_sum_and_its_gradients() {
+    for [rows, width] in SHAPES {
+        let inputs = [1, 2].map(|seed| numbers(seed, [rows, width]));
+        let weights = numbers(3, [rows, width]);
+        let expected = plain(&inputs, &weights, |[x, residual]| {
+            let sum = x.clone() + residual.clone();
+            let root = ((sum.clone() * sum.clone()).mean_dim(1) + 1e-5).sqrt();
+            sum.clone() / root * 0.5 + sum
+        });
+        fn run<B: ModelOps>([x, residual]: &[Tensor<B, 2>; 2]) -> Tensor<B, 2> {
+            let weight = Tensor::full([x.dims()[1]], 0.5, &x.device());
+            let (sum, normed) = B::residual_rms_norm(x.clone(), residual.clone(), weight, 1e-5);
+            sum + normed
+        }
+        compare(
+            tracked::<Flex, 2, 2>(&inputs, &weights, run),
+            &expected,
+            2e-6,
+        );
+        compare(
+            tracked::<NdArray, 2, 2>(&inputs, &weights, run),
+            &expected,
+            2e-6,
+        );
     }
 }
 
@@ -641,10 +669,17 @@ fn updates_are_those_of_f64() {
                 gradient_scale: 0.5,
             };
             let grad = values_of(number + 1);
-            let found = Flex::update(&optimizer, step, one, tensor(&grad), slots, DType::F32);
+            let updating = |weights, slots| Updating {
+                weights,
+                grad: tensor(&grad),
+                slots,
+            };
+            let all = vec![updating(one, slots)];
+            let mut found = Flex::update(&optimizer, step, all, DType::F32);
+            let found = found.remove(0);
             (one, slots) = (found.weights, found.slots);
-            (other, other_slots) =
-                optimizer::update(&optimizer, step, other, tensor(&grad), other_slots);
+            let all = updating(other, other_slots);
+            (other, other_slots) = optimizer::update(&optimizer, step, all);
             update_exactly(&optimizer, step, &mut exact, &grad, &mut exact_slots);
         }
         assert_eq!(

@@ -245,7 +245,7 @@ impl Training {
         let of_mixed = size * tokens * queries;
         let of_heads = size * batch.packed.cells as f64 * (queries + 2.0 * keys);
         let scores = 4.0 * batch.packed.scores as f64 * config.num_attention_heads as f64;
-        let rows = chunk_rows(config.vocab_size).min(batch.response_tokens);
+        let rows = chunk_rows(config.vocab_size, false).min(batch.response_tokens);
         let logits = 4.0 * (rows * config.vocab_size) as f64;
         // Inputs of adapters, in f32 whatever the dtype of the activations.
         let adapters = 4.0 * tokens * sizes.adapter_inputs as f64;

@@ -9,8 +9,12 @@ use sppo_model::packed_batch::{PackedBatch, Places};
 
 use crate::tokenise::TokenisedSequence;
 
-/// Most logits held at once.
+/// Most logits held at once: 128 MiB in f32, of which every GPU binds as much.
 const CHUNK_LOGITS: usize = 1 << 25;
+
+/// The same in bf16 by kernels, which change logits in place: the gradient of the vocabulary's
+/// weight, added up over the chunks, is most of their cost.
+const CHUNK_LOGITS_IN_PLACE: usize = 1 << 27;
 
 #[cfg(test)]
 thread_local! {
@@ -19,13 +23,17 @@ thread_local! {
         const { std::cell::Cell::new(None) };
 }
 
-/// Rows of logits over `vocab` that are held at once.
-pub fn chunk_rows(vocab: usize) -> usize {
+/// Rows of logits over `vocab` that are held at once; `in_place` where kernels work on bf16.
+pub fn chunk_rows(vocab: usize, in_place: bool) -> usize {
     #[cfg(test)]
     if let Some(rows) = SMALL_CHUNKS.get() {
         return rows;
     }
-    (CHUNK_LOGITS / vocab).max(1)
+    let logits = match in_place {
+        true => CHUNK_LOGITS_IN_PLACE,
+        false => CHUNK_LOGITS,
+    };
+    (logits / vocab).max(1)
 }
 
 /// The response tokens of a batch: where they are predicted, and what they are.
@@ -57,10 +65,11 @@ impl<B: Backend> Targets<B> {
         }
     }
 
-    /// Ranges of rows whose logits over `vocab` fit into memory together.
-    pub fn chunks(&self, vocab: usize) -> Vec<Range<usize>> {
+    /// Ranges of rows whose logits under `model` fit into memory together.
+    pub fn chunks<M: ModelOps>(&self, model: &Llama<M>) -> Vec<Range<usize>> {
         let rows = self.tokens.len();
-        let size = chunk_rows(vocab);
+        let in_place = M::HAS_KERNELS && model.embed_tokens.dtype() == DType::BF16;
+        let size = chunk_rows(model.vocab_size(), in_place);
         (0..rows)
             .step_by(size)
             .map(|start| start..(start + size).min(rows))
@@ -115,7 +124,7 @@ pub fn sequence_logps<B: ModelOps>(
     let batch = PackedBatch::new(&ids);
     let targets = Targets::new(sequences, &batch.places, &device);
     let picked = model.forward_blocks(&batch).select(0, targets.rows.clone());
-    let chunks = targets.chunks(model.vocab_size());
+    let chunks = targets.chunks(model);
     let token_logps = chunked_logps(model, picked, &targets, &chunks);
     Ok(targets.sum(&to_host(token_logps)?))
 }

@@ -106,7 +106,7 @@ impl<B: TrainingOps> Pass<B> {
             }
         }
         let picked = hidden.clone().select(0, targets.rows.clone());
-        let chunks = targets.chunks(model.vocab_size());
+        let chunks = targets.chunks(model);
         let (head, token_logps) = match chunks.as_slice() {
             [_] => {
                 let head = HeadPass::forward(model, picked, targets.tokens.clone());
@@ -147,14 +147,21 @@ impl<B: TrainingOps> Pass<B> {
         receiver.done(Group::Head);
         let blocks = model.layers.iter().enumerate().zip(self.blocks);
         for ((layer, block), kept) in blocks.rev() {
-            let graph = match kept {
-                BlockPass::Graph(graph) => graph,
+            let (input, seed) = match kept {
+                BlockPass::Graph(graph) => {
+                    let seed = B::with_gradient(graph.output, grad.clone());
+                    (graph.input, seed)
+                }
                 BlockPass::Input(input) => {
-                    BlockGraph::forward(block, layer, input, &self.attention)
+                    let input = Tensor::from_inner(input).require_grad();
+                    let mut attention = self.attention.clone();
+                    let (leaf, grad) = (input.clone(), grad.clone());
+                    let seed = block.with_gradient(leaf, layer, &mut attention, grad);
+                    (input, seed)
                 }
             };
-            let mut grads = B::with_gradient(graph.output, grad.clone()).backward();
-            if let Some(of_input) = graph.input.grad_remove(&mut grads) {
+            let mut grads = seed.backward();
+            if let Some(of_input) = input.grad_remove(&mut grads) {
                 grad = of_input;
             }
             let group = Group::Block(layer);
@@ -182,7 +189,7 @@ fn head_backward<B: TrainingOps>(
 ) -> Tensor<Inner<B>, 2> {
     let table = &model.parameters;
     let mut grad = Tensor::zeros_like(&last);
-    for range in targets.chunks(model.vocab_size()) {
+    for range in targets.chunks(model) {
         let rows = targets.rows.clone().slice([range.clone()]);
         let head = known.take().unwrap_or_else(|| {
             let picked = last.clone().select(0, rows.clone());

@@ -7,7 +7,9 @@ use sppo_model::llama::Llama;
 use sppo_model::llama::parameters::{
     Group, ParameterMapper, ParameterTable, ParameterVisitor, map_parameters, visit_parameters,
 };
-use sppo_model::ops::{DeviceError, ModelOps, Optimizer, TrainingOps, UpdateStep, to_f32, to_host};
+use sppo_model::ops::{
+    DeviceError, ModelOps, Optimizer, TrainingOps, UpdateStep, Updated, Updating, to_f32,
+};
 
 use super::exchange::Gathering;
 use super::{Gradients, Learner, ParamState, ShardedGroup, StepReport};
@@ -46,17 +48,14 @@ impl<B: TrainingOps> Learner<B> {
         })
     }
 
-    /// Parameter by parameter: old and new weights are never held together as a whole.
+    /// Group by group: no more is held twice.
     fn update_whole(&mut self, step: UpdateStep) {
-        let mut update = Update {
-            gradients: &mut self.gradients,
-            optimizer: self.optimizer,
-            state: &mut self.state,
-            step,
-        };
-        let groups = self.model.parameters.groups();
-        for group in groups {
-            map_group(&mut self.model, group, &mut update);
+        for group in self.model.parameters.groups() {
+            let mut taken = Taken::new(&mut self.gradients, &mut self.state);
+            map_group(&mut self.model, group, &mut taken);
+            let updated = taken.update(&self.optimizer, step).1;
+            let mut put_in = PutIn { updated };
+            map_group(&mut self.model, group, &mut put_in);
         }
     }
 
@@ -65,16 +64,10 @@ impl<B: TrainingOps> Learner<B> {
         let device = self.model.device();
         let mut before: Option<(ShardedGroup, Gathering<B::InnerBackend>)> = None;
         for group in self.gradients.shards().groups().to_vec() {
-            let mut own = OwnUpdate {
-                gradients: &mut self.gradients,
-                optimizer: self.optimizer,
-                state: &mut self.state,
-                step,
-                updated: Vec::new(),
-                dtype: DType::F32,
-            };
-            visit_group(&self.model.valid(), group.group, &mut own);
-            let OwnUpdate { updated, dtype, .. } = own;
+            let mut taken = Taken::new(&mut self.gradients, &mut self.state);
+            visit_group(&self.model.valid(), group.group, &mut taken);
+            let (dtype, updated) = taken.update(&self.optimizer, step);
+            let updated = updated.into_iter().map(|(_, weights)| weights).collect();
             let exchange = self.gradients.exchange();
             let gathering = exchange.all_gather(&group, updated, dtype, &device)?;
             if let Some((group, gathering)) = before.replace((group, gathering)) {
@@ -102,19 +95,25 @@ impl<B: TrainingOps> Learner<B> {
 
     /// Whether every trained weight is finite, and the optimizer's state. Collective.
     pub fn is_finite(&self) -> Result<bool, DeviceError> {
-        let mut sums = Magnitudes {
+        let mut weights = TrainedWeights {
             table: self.parameters(),
+            have_masters: self.steps > 0,
             found: Vec::new(),
+            finite: Ok(true),
         };
-        visit_parameters(&self.model.valid(), 0, &mut sums);
-        for state in self.state().iter().flatten() {
-            let tensors = state.master.iter().chain(&state.slots);
-            sums.found.extend(tensors.map(|t| magnitude(t.clone())));
-        }
-        let values = to_host(Tensor::cat(sums.found, 0))?;
-        let finite = values.iter().all(|sum| sum.is_finite());
+        visit_parameters(&self.model.valid(), 0, &mut weights);
+        let state = self.state().iter().flatten();
+        let state = state.flat_map(|state| state.master.iter().chain(&state.slots));
+        weights.found.extend(state.cloned());
+        let finite = weights.finite? && all_finite(weights.found)?;
         Ok(!any(self.world, !finite))
     }
+}
+
+/// Whether all elements of f32 tensors are finite: their squares, scaled, are then.
+fn all_finite<B: ModelOps>(tensors: Vec<Tensor<B, 1>>) -> Result<bool, DeviceError> {
+    let sums = B::sums_of_squares(tensors)?;
+    Ok(sums.iter().flatten().all(|sum| sum.is_finite()))
 }
 
 /// Goes through one group of a model's parameters.
@@ -152,17 +151,65 @@ fn map_group<B: Backend>(model: &mut Llama<B>, group: Group, mapper: &mut impl P
     }
 }
 
-/// Maps every parameter to its updated self.
-struct Update<'a, I: Backend> {
+/// What is to be updated of a group's parameters, taken out of where it was.
+struct Taken<'a, I: Backend> {
     gradients: &'a mut Gradients<I>,
-    optimizer: Optimizer,
     state: &'a mut [Option<ParamState<I>>],
-    step: UpdateStep,
+    /// By place in the table.
+    found: Vec<(usize, Updating<I>)>,
+    /// Of one group, all that is trained has one dtype.
+    dtype: DType,
 }
 
-impl<B: AutodiffBackend<InnerBackend: ModelOps>> ParameterMapper<B>
-    for Update<'_, B::InnerBackend>
-{
+impl<'a, I: ModelOps> Taken<'a, I> {
+    fn new(gradients: &'a mut Gradients<I>, state: &'a mut [Option<ParamState<I>>]) -> Self {
+        Self {
+            gradients,
+            state,
+            found: Vec::new(),
+            dtype: DType::F32,
+        }
+    }
+
+    /// Takes the state of a parameter; its weights, flat, are read where no master stands for them.
+    fn add(&mut self, index: usize, grad: Tensor<I, 1>, weights: impl FnOnce() -> Tensor<I, 1>) {
+        let (master, slots) = match self.state[index].take() {
+            Some(state) => (state.master, state.slots),
+            None => (None, Vec::new()),
+        };
+        let updating = Updating {
+            weights: master.unwrap_or_else(|| to_f32(weights())),
+            grad,
+            slots,
+        };
+        self.found.push((index, updating));
+    }
+
+    /// One update of all: the states are put back, the weights given, flat and in their dtype, by
+    /// place in the table.
+    fn update(
+        self,
+        optimizer: &Optimizer,
+        step: UpdateStep,
+    ) -> (DType, Vec<(usize, Tensor<I, 1>)>) {
+        let (places, found): (Vec<usize>, Vec<_>) = self.found.into_iter().unzip();
+        let updated = I::update(optimizer, step, found, self.dtype);
+        let put_back = |(index, updated): (usize, Updated<I>)| {
+            let (master, weights) = match updated.rounded {
+                Some(rounded) => (Some(updated.weights), rounded),
+                None => (None, updated.weights),
+            };
+            let slots = updated.slots;
+            self.state[index] = Some(ParamState { master, slots });
+            (index, weights)
+        };
+        let weights = places.into_iter().zip(updated).map(put_back);
+        (self.dtype, weights.collect())
+    }
+}
+
+/// Whole parameters; the shape of each stays with what stands in for it.
+impl<B: AutodiffBackend<InnerBackend: ModelOps>> ParameterMapper<B> for Taken<'_, B::InnerBackend> {
     fn map<const D: usize>(
         &mut self,
         index: usize,
@@ -172,71 +219,49 @@ impl<B: AutodiffBackend<InnerBackend: ModelOps>> ParameterMapper<B>
         let Some(grad) = self.gradients.remove(index) else {
             return Param::from_mapped_value(id, tensor, mapper);
         };
-        let (shape, dtype) = (tensor.shape(), tensor.dtype());
-        let state = self.state[index].take();
-        let weights = || tensor.inner().reshape([-1]);
-        let (state, value) = updated(&self.optimizer, self.step, state, weights, dtype, grad);
-        self.state[index] = Some(state);
-        let value = Tensor::from_inner(value.reshape::<D, _>(shape)).require_grad();
-        Param::from_mapped_value(id, value, mapper)
-    }
-}
-
-/// Updates what this rank owns of each parameter; the model stays as it is.
-struct OwnUpdate<'a, I: Backend> {
-    gradients: &'a mut Gradients<I>,
-    optimizer: Optimizer,
-    state: &'a mut [Option<ParamState<I>>],
-    step: UpdateStep,
-    /// New weights, flat, in their order and dtype.
-    updated: Vec<Tensor<I, 1>>,
-    dtype: DType,
-}
-
-impl<I: ModelOps> ParameterVisitor<I> for OwnUpdate<'_, I> {
-    fn visit<const D: usize>(&mut self, index: usize, parameter: &Param<Tensor<I, D>>) {
-        let tensor = parameter.val();
+        let (shape, device) = (tensor.shape(), tensor.device());
         let dtype = tensor.dtype();
-        let own = self.gradients.shards().own(index);
-        // Of one group, all that is trained has one dtype.
-        if self.gradients.is_trained(index) {
-            self.dtype = dtype;
-        }
-        let Some(grad) = self.gradients.remove(index) else {
-            return;
-        };
-        let state = self.state[index].take();
-        let weights = || tensor.reshape([-1]).slice(own);
-        let (state, value) = updated(&self.optimizer, self.step, state, weights, dtype, grad);
-        self.state[index] = Some(state);
-        self.updated.push(value);
+        self.dtype = dtype;
+        self.add(index, grad, || tensor.inner().reshape([-1]));
+        // The old weights are nobody's any more: they are changed in place.
+        let stand_in = Tensor::<B, D>::empty([1; D], (&device, dtype)).expand::<D, _>(shape);
+        Param::from_mapped_value(id, stand_in, mapper)
     }
 }
 
-/// One update of flat weights: the new state, and the weights in their dtype.
-fn updated<I: ModelOps>(
-    optimizer: &Optimizer,
-    step: UpdateStep,
-    state: Option<ParamState<I>>,
-    weights: impl FnOnce() -> Tensor<I, 1>,
-    dtype: DType,
-    grad: Tensor<I, 1>,
-) -> (ParamState<I>, Tensor<I, 1>) {
-    let (master, slots) = match state {
-        Some(state) => (state.master, state.slots),
-        None => (None, Vec::new()),
-    };
-    let master = match master {
-        Some(master) => master,
-        None => to_f32(weights()),
-    };
-    let updated = I::update(optimizer, step, master, grad, slots, dtype);
-    let (master, weights) = match updated.rounded {
-        Some(rounded) => (Some(updated.weights), rounded),
-        None => (None, updated.weights),
-    };
-    let slots = updated.slots;
-    (ParamState { master, slots }, weights)
+/// What this rank owns of each parameter; the model stays as it is.
+impl<I: ModelOps> ParameterVisitor<I> for Taken<'_, I> {
+    fn visit<const D: usize>(&mut self, index: usize, parameter: &Param<Tensor<I, D>>) {
+        let (tensor, own) = (parameter.val(), self.gradients.shards().own(index));
+        // Also where this rank owns nothing: it gets all weights.
+        if self.gradients.is_trained(index) {
+            self.dtype = tensor.dtype();
+        }
+        if let Some(grad) = self.gradients.remove(index) {
+            self.add(index, grad, || tensor.reshape([-1]).slice(own));
+        }
+    }
+}
+
+/// Puts new weights, flat, by place in the table, into whole parameters.
+struct PutIn<I: Backend> {
+    updated: Vec<(usize, Tensor<I, 1>)>,
+}
+
+impl<B: AutodiffBackend<InnerBackend: ModelOps>> ParameterMapper<B> for PutIn<B::InnerBackend> {
+    fn map<const D: usize>(
+        &mut self,
+        index: usize,
+        parameter: Param<Tensor<B, D>>,
+    ) -> Param<Tensor<B, D>> {
+        let Some(at) = self.updated.iter().position(|(place, _)| *place == index) else {
+            return parameter;
+        };
+        let (id, stand_in, mapper) = parameter.consume();
+        let (_, value) = self.updated.swap_remove(at);
+        let value = value.reshape::<D, _>(stand_in.shape());
+        Param::from_mapped_value(id, Tensor::from_inner(value).require_grad(), mapper)
+    }
 }
 
 /// Puts weights, flat, into the parameters of a group.
@@ -264,21 +289,28 @@ impl<B: AutodiffBackend<InnerBackend: ModelOps>> ParameterMapper<B>
     }
 }
 
-/// A sum of magnitudes that is finite if all values are: scaled, so that it does not overflow.
-fn magnitude<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
-    (to_f32(x) * 1e-20).abs().sum()
-}
-
-/// The magnitude of each trained parameter.
-struct Magnitudes<'a, B: Backend> {
+/// Trained parameters whose numbers are to be looked at.
+struct TrainedWeights<'a, B: Backend> {
     table: &'a ParameterTable,
+    /// What is not f32 is a master, rounded, then: its owner looks at that.
+    have_masters: bool,
+    /// Those in f32, flat.
     found: Vec<Tensor<B, 1>>,
+    /// Whether the others are finite.
+    finite: Result<bool, DeviceError>,
 }
 
-impl<B: Backend> ParameterVisitor<B> for Magnitudes<'_, B> {
+impl<B: ModelOps> ParameterVisitor<B> for TrainedWeights<'_, B> {
     fn visit<const D: usize>(&mut self, index: usize, parameter: &Param<Tensor<B, D>>) {
-        if self.table.all()[index].trained {
-            self.found.push(magnitude(parameter.val()));
+        if !self.table.all()[index].trained {
+            return;
+        }
+        let weights = parameter.val().reshape([-1]);
+        if weights.dtype() == DType::F32 {
+            self.found.push(weights);
+        } else if !self.have_masters && matches!(self.finite, Ok(true)) {
+            // One by one: what is cast is as large as the weights.
+            self.finite = all_finite(vec![to_f32(weights)]);
         }
     }
 }

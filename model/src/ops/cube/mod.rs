@@ -26,7 +26,7 @@ use super::device::{DeviceError, Placement, ints};
 use super::embedding::TokenIds;
 use super::math::GRAIN;
 use super::memory::{primitive, tensor, to_f32, to_host};
-use super::optimizer::{Optimizer, UpdateStep, Updated, squares_of_grains};
+use super::optimizer::{Optimizer, UpdateStep, Updated, Updating, squares_of_grains};
 use super::rotary::Rotation;
 use product::product;
 
@@ -81,14 +81,27 @@ where
         tensor(norm::rms_norm(primitive(x), primitive(weight), eps))
     }
 
+    fn residual_rms_norm(
+        x: Tensor<Self, 2>,
+        residual: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        eps: f64,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let (x, residual) = (primitive(x), primitive(residual));
+        let (sum, normed) = norm::residual_rms_norm(x, residual, primitive(weight), eps);
+        (tensor(sum), tensor(normed))
+    }
+
     fn rms_norm_backward(
         grad: Tensor<Self, 2>,
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 1>,
         eps: f64,
+        more: Option<Tensor<Self, 2>>,
     ) -> (Tensor<Self, 2>, Tensor<Self, 1>) {
+        let (grad, more) = (primitive(grad), more.map(primitive));
         let (x, weight) = (primitive(x), primitive(weight));
-        let (of_x, of_weight) = norm::rms_norm_backward(primitive(grad), x, weight, eps);
+        let (of_x, of_weight) = norm::rms_norm_backward(grad, x, weight, eps, more);
         (tensor(of_x), tensor(of_weight))
     }
 
@@ -234,20 +247,21 @@ where
     fn update(
         optimizer: &Optimizer,
         step: UpdateStep,
-        weights: Tensor<Self, 1>,
-        grad: Tensor<Self, 1>,
-        slots: Vec<Tensor<Self, 1>>,
+        all: Vec<Updating<Self>>,
         dtype: DType,
-    ) -> Updated<Self> {
-        let (weights, grad) = (primitive(weights), primitive(grad));
-        let slots = slots.into_iter().map(primitive).collect();
-        let (weights, slots, rounded) =
-            optimizer::update(optimizer, step, weights, grad, slots, dtype);
-        Updated {
+    ) -> Vec<Updated<Self>> {
+        let all = all.into_iter().map(|one| optimizer::Flat {
+            weights: primitive(one.weights),
+            grad: primitive(one.grad),
+            slots: one.slots.into_iter().map(primitive).collect(),
+        });
+        let done = optimizer::update(optimizer, step, all.collect(), dtype);
+        let done = done.into_iter().map(|(weights, slots, rounded)| Updated {
             weights: tensor(weights),
             slots: slots.into_iter().map(tensor).collect(),
             rounded: rounded.map(tensor),
-        }
+        });
+        done.collect()
     }
 
     fn sums_of_squares(tensors: Vec<Tensor<Self, 1>>) -> Result<Vec<Vec<f64>>, DeviceError> {

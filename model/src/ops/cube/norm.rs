@@ -7,10 +7,13 @@ use cubecl::prelude::*;
 
 use super::launch::{RowWork, addresses, cubes, flat, room, sum_of_lanes, sum_of_vector, vector};
 
+/// The norm of `x`, or of `x + residual`, which is kept in `sum` then.
 #[cube(launch, address_type = "dynamic")]
 fn rms_norm_kernel<T: Float, N: Size>(
     x: &Array<Vector<T, N>>,
+    residual: &ComptimeOption<Array<Vector<T, N>>>,
     weight: &Array<Vector<T, N>>,
+    sum: &mut ComptimeOption<Array<Vector<T, N>>>,
     out: &mut Array<Vector<T, N>>,
     rows: usize,
     width: usize,
@@ -26,7 +29,22 @@ fn rms_norm_kernel<T: Float, N: Size>(
     let mut squares = 0.0f32;
     let mut i = UNIT_POS_X as usize;
     while i < width {
-        let x = Vector::<f32, N>::cast_from(x[start + i]);
+        let own = x[start + i];
+        #[comptime]
+        let added = match residual {
+            ComptimeOption::Some(residual) => {
+                let other = Vector::<f32, N>::cast_from(residual[start + i]);
+                Vector::cast_from(Vector::<f32, N>::cast_from(own) + other)
+            }
+            ComptimeOption::None => own,
+        };
+        #[comptime]
+        if let ComptimeOption::Some(sum) = sum {
+            if live {
+                sum[start + i] = added;
+            }
+        }
+        let x = Vector::<f32, N>::cast_from(added);
         squares += sum_of_vector::<N>(x * x);
         i += lanes;
     }
@@ -36,7 +54,13 @@ fn rms_norm_kernel<T: Float, N: Size>(
     if live {
         let mut i = UNIT_POS_X as usize;
         while i < width {
-            let normed = Vector::<f32, N>::cast_from(x[start + i]) * Vector::new(scale);
+            // A unit reads what it has written itself.
+            #[comptime]
+            let x = match sum {
+                ComptimeOption::Some(sum) => sum[start + i],
+                ComptimeOption::None => x[start + i],
+            };
+            let normed = Vector::<f32, N>::cast_from(x) * Vector::new(scale);
             // Rounded before it is scaled: the order of transformers.
             let normed = Vector::<f32, N>::cast_from(Vector::<T, N>::cast_from(normed));
             let scaled = normed * Vector::<f32, N>::cast_from(weight[i]);
@@ -52,12 +76,36 @@ pub(super) fn rms_norm<R: CubeRuntime>(
     weight: CubeTensor<R>,
     eps: f64,
 ) -> CubeTensor<R> {
-    let (x, weight) = (flat(x), flat(weight));
+    launch(flat(x), None, weight, eps)
+}
+
+/// `x + residual` and its norm, both `[rows, width]`.
+pub(super) fn residual_rms_norm<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    residual: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    eps: f64,
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let x = flat(x);
+    let sum = room(&x, x.meta.shape().clone(), x.dtype);
+    let out = launch(x, Some((flat(residual), sum.clone())), weight, eps);
+    (sum, out)
+}
+
+/// `added` is a residual and room for the sum.
+fn launch<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    added: Option<(CubeTensor<R>, CubeTensor<R>)>,
+    weight: CubeTensor<R>,
+    eps: f64,
+) -> CubeTensor<R> {
+    let weight = flat(weight);
     let [rows, width] = [x.meta.shape()[0], x.meta.shape()[1]];
     let dtype = x.dtype;
     let out = room(&x, [rows, width], dtype);
     let vector = vector(&x, width, &[dtype]);
     let work = RowWork::new(width / vector);
+    let (residual, sum) = added.unzip();
     rms_norm_kernel::launch(
         &out.client,
         work.cubes(rows),
@@ -65,7 +113,9 @@ pub(super) fn rms_norm<R: CubeRuntime>(
         addresses(&[&x, &weight]),
         vector,
         x.into_array_arg(),
+        residual.map(CubeTensor::into_array_arg).into(),
         weight.into_array_arg(),
+        sum.map(CubeTensor::into_array_arg).into(),
         out.clone().into_array_arg(),
         rows,
         width / vector,
@@ -83,6 +133,7 @@ fn rms_norm_backward_kernel<T: Float, N: Size>(
     grad: &Array<Vector<T, N>>,
     x: &Array<Vector<T, N>>,
     weight: &Array<Vector<T, N>>,
+    more: &ComptimeOption<Array<Vector<T, N>>>,
     of_x: &mut Array<Vector<T, N>>,
     of_weight: &mut Array<Vector<f32, N>>,
     rows: usize,
@@ -120,13 +171,20 @@ fn rms_norm_backward_kernel<T: Float, N: Size>(
                 let grad = Vector::<f32, N>::cast_from(grad[start + i]);
                 let weight = Vector::<f32, N>::cast_from(weight[i]);
                 let found = (grad * weight - x * Vector::new(along)) * Vector::new(scale);
+                #[comptime]
+                let found = match more {
+                    ComptimeOption::Some(more) => {
+                        found + Vector::<f32, N>::cast_from(more[start + i])
+                    }
+                    ComptimeOption::None => found,
+                };
                 of_x[start + i] = Vector::cast_from(found);
-                let more = grad * x * Vector::new(scale);
+                let next = grad * x * Vector::new(scale);
                 if row == CUBE_POS * block {
-                    of_weight[sums + i] = more;
+                    of_weight[sums + i] = next;
                 } else {
                     let sum = of_weight[sums + i];
-                    of_weight[sums + i] = sum + more;
+                    of_weight[sums + i] = sum + next;
                 }
                 i += lanes;
             }
@@ -171,14 +229,15 @@ fn rows_of_a_sum(rows: usize) -> usize {
     rows.div_ceil(256).max(4)
 }
 
-/// The gradients by input `[rows, width]` and weight f32 `[width]`.
+/// The gradients by input `[rows, width]`, to which `more` is added, and weight f32 `[width]`.
 pub(super) fn rms_norm_backward<R: CubeRuntime>(
     grad: CubeTensor<R>,
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
     eps: f64,
+    more: Option<CubeTensor<R>>,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
-    let (grad, x, weight) = (flat(grad), flat(x), flat(weight));
+    let (grad, x, weight, more) = (flat(grad), flat(x), flat(weight), more.map(flat));
     let [rows, width] = [x.meta.shape()[0], x.meta.shape()[1]];
     let (dtype, client) = (x.dtype, x.client.clone());
     let block = rows_of_a_sum(rows);
@@ -197,6 +256,7 @@ pub(super) fn rms_norm_backward<R: CubeRuntime>(
         grad.into_array_arg(),
         x.into_array_arg(),
         weight.into_array_arg(),
+        more.map(CubeTensor::into_array_arg).into(),
         of_x.clone().into_array_arg(),
         parts.clone().into_array_arg(),
         rows,
