@@ -601,12 +601,12 @@ fn pass<B: ModelOps>(
     prefixes: &mut [Prefix<B>],
     tokens: &[(usize, &[u32])],
 ) -> Vec<Vec<f32>> {
-    let mut left = prefixes.iter_mut().enumerate();
-    let piece = |&(number, tokens): &(usize, _)| {
-        let (_, prefix) = left.find(|(n, _)| *n == number).unwrap();
-        Piece { tokens, prefix }
-    };
-    let mut pieces: Vec<Piece<'_, B>> = tokens.iter().map(piece).collect();
+    let mut pieces: Vec<Piece<'_, B>> = Vec::new();
+    for (number, prefix) in prefixes.iter_mut().enumerate() {
+        if let Some(&(_, tokens)) = tokens.iter().find(|(n, _)| *n == number) {
+            pieces.push(Piece { tokens, prefix });
+        }
+    }
     let (hidden, rows) = decoder.prefill(&mut pieces);
     let rows = rows.into_iter();
     rows.map(|rows| numbers(hidden.clone().narrow(0, rows.start, rows.len())))
@@ -616,8 +616,10 @@ fn pass<B: ModelOps>(
 /// Prompts of one token and of many in one pass give what each gives alone on Flex.
 fn prompts_together<B: ModelOps>(device: &B::Device, dtype: DType) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/llama");
-    let prompt = |length: u32| (0..length).map(move |i| (i * 31 + length) % 400).collect();
-    let prompts: Vec<Vec<u32>> = [1, 40, 7, 1, 129, 64].map(prompt).into();
+    let prompts = [1u32, 40, 7, 1, 129, 64].map(|length| {
+        let tokens = (0..length).map(|i| (i * 31 + length) % 400);
+        tokens.collect::<Vec<u32>>()
+    });
     let (config, model) = Llama::<Flex>::load(&golden, DType::F32, &Default::default()).unwrap();
     let decoder = Decoder::new(model, &config);
     let alone = prompts.iter().map(|prompt| {
