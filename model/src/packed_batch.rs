@@ -128,12 +128,21 @@ fn padded_batches(lengths: &[usize]) -> Vec<PaddedBatch> {
 impl PackedBatch {
     /// Packs sequences of token ids; empty ones are not allowed.
     pub fn new(sequences: &[&[u32]]) -> Self {
+        Self::packed(sequences, |i| relative(sequences, i))
+    }
+
+    /// The same with all tokens of each sequence end to end, shared ones too.
+    pub fn apart(sequences: &[&[u32]]) -> Self {
+        Self::packed(sequences, |_| None)
+    }
+
+    fn packed(sequences: &[&[u32]], relative: impl Fn(usize) -> Option<(usize, usize)>) -> Self {
         debug_assert!(sequences.iter().all(|s| !s.is_empty()));
         let lengths: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
         let mut places: Vec<Places> = Vec::with_capacity(sequences.len());
         let (mut ids, mut positions) = (Vec::new(), Vec::new());
         for (i, sequence) in sequences.iter().enumerate() {
-            let (mut pieces, shared) = match relative(sequences, i) {
+            let (mut pieces, shared) = match relative(i) {
                 Some((j, shared)) => (places[j].first(shared), shared),
                 None => (Vec::new(), 0),
             };

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::json;
 use sppo_model::generate::{CachePlan, Engine, EngineQueue, engine_queue};
-use sppo_model::llama::Decoder;
 use sppo_model::llama::lora::AdapterFolder;
+use sppo_model::llama::{Decoder, prefill_tokens};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
 use sppo_training::config::resolve_model;
@@ -208,6 +208,7 @@ impl Serving<'_> {
             args.batch,
             workers,
             self.app.served.context,
+            prefill_tokens(B::ON_HOST),
             budget,
         )?;
         if plan.slots < args.batch {

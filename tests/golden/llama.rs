@@ -115,7 +115,7 @@ fn answers<B: ModelOps>(
     requests: Vec<Request>,
 ) -> Vec<Vec<Sample>> {
     let context = config.max_position_embeddings;
-    let plan = CachePlan::new(config, DType::F32, 5, 2, context, None).unwrap();
+    let plan = CachePlan::new(config, DType::F32, 5, 2, context, 256, None).unwrap();
     let decoder = Arc::new(Decoder::new(model, config));
     answer_all(&mut Engine::new(decoder, plan, None), requests).unwrap()
 }
@@ -149,7 +149,7 @@ fn greedy_tokens<B: ModelOps>(device: &B::Device) {
 fn prompt_scores<B: ModelOps>(device: &B::Device) {
     let (config, model) = Llama::<B>::load(&path("llama"), DType::F32, device).unwrap();
     let context = config.max_position_embeddings;
-    let plan = CachePlan::new(&config, DType::F32, 2, 1, context, None).unwrap();
+    let plan = CachePlan::new(&config, DType::F32, 2, 1, context, 256, None).unwrap();
     let decoder = Arc::new(Decoder::new(model, &config));
     let mut engine = Engine::new(decoder, plan, None).keep_prefixes(1 << 24);
     for (ids, logits) in cases() {

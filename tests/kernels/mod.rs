@@ -1,9 +1,12 @@
 //! The kernels of GPUs against Flex, values and gradients, at sizes that fit no vector and no tile.
 
+use std::path::Path;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 use rand::rngs::ChaCha12Rng;
 use rand::{RngExt, SeedableRng};
+use sppo_model::llama::{Decoder, Llama, Piece, Prefix};
 use sppo_model::ops::{
     AdamW, CachedStep, Heads, ModelOps, Optimizer, PackedAttention, RmsProp, Rotation, Sgd,
     TokenIds, UpdateStep, Updating, cast, to_f32, to_host,
@@ -602,6 +605,100 @@ fn copied_slots<B: ModelOps>(device: &B::Device, dtype: DType) {
     }
 }
 
+/// Prompts at the start of slots, zeros behind them, all else as it was.
+fn filled_slots<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let place = Place::<Autodiff<B>> {
+        device: device.clone(),
+        dtype,
+        rounds: dtype == DType::BF16,
+    };
+    let (kv, capacity, dim) = (2, 64, 6);
+    let mut random = Random::new(13);
+    let mut caches = [(); 2].map(|()| random.tensor([5, kv, capacity, dim], &place).inner());
+    let rows = [(); 2].map(|()| random.tensor([70, kv, dim], &place).inner());
+    let before = caches.clone().map(|cache| numbers(cache.mul_scalar(1.0)));
+    // Two of them of the same rows, one of a whole slot.
+    let fills: [[usize; 3]; 4] = [[3, 0, 5], [0, 5, 1], [4, 6, 64], [1, 0, 5]];
+    let table = fills
+        .concat()
+        .into_iter()
+        .map(|n| n as i64)
+        .collect::<Vec<_>>();
+    let table = Tensor::from_data(TensorData::new(table, [3 * fills.len()]), device);
+    let [keys, values] = &mut caches;
+    assert!(B::fill_slots([keys, values], rows.clone(), table));
+    for ((cache, mut expected), rows) in caches.into_iter().zip(before).zip(rows.map(numbers)) {
+        for [slot, first, tokens] in fills {
+            for (head, at) in (0..kv).flat_map(|head| (0..capacity).map(move |at| (head, at))) {
+                let to = ((slot * kv + head) * capacity + at) * dim;
+                let from = ((first + at) * kv + head) * dim;
+                for i in 0..dim {
+                    expected[to + i] = if at < tokens { rows[from + i] } else { 0.0 };
+                }
+            }
+        }
+        assert_eq!(numbers(cache), expected);
+    }
+}
+
+/// Outputs of the next tokens of some prompts in one pass.
+fn pass<B: ModelOps>(
+    decoder: &Decoder<B>,
+    prefixes: &mut [Prefix<B>],
+    tokens: &[(usize, &[u32])],
+) -> Vec<Vec<f32>> {
+    let mut pieces: Vec<Piece<'_, B>> = Vec::new();
+    for (number, prefix) in prefixes.iter_mut().enumerate() {
+        if let Some(&(_, tokens)) = tokens.iter().find(|(n, _)| *n == number) {
+            pieces.push(Piece { tokens, prefix });
+        }
+    }
+    let (hidden, rows) = decoder.prefill(&mut pieces);
+    let rows = rows.into_iter();
+    rows.map(|rows| numbers(hidden.clone().narrow(0, rows.start, rows.len())))
+        .collect()
+}
+
+/// Prompts of one token and of many in one pass give what each gives alone on Flex.
+fn prompts_together<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/llama");
+    let prompts = [1u32, 40, 7, 1, 129, 64].map(|length| {
+        let tokens = (0..length).map(|i| (i * 31 + length) % 400);
+        tokens.collect::<Vec<u32>>()
+    });
+    let (config, model) = Llama::<Flex>::load(&golden, DType::F32, &Default::default()).unwrap();
+    let decoder = Decoder::new(model, &config);
+    let alone = prompts.iter().map(|prompt| {
+        let mut prefix = [Prefix::default()];
+        pass(&decoder, &mut prefix, &[(0, prompt)]).remove(0)
+    });
+    let alone: Vec<Vec<f32>> = alone.collect();
+    let (config, model) = Llama::<B>::load(&golden, dtype, device).unwrap();
+    let decoder = Decoder::new(model, &config);
+    let mut prefixes = vec![Prefix::default(); prompts.len()];
+    // The long one in two passes, of which the second brings two others.
+    let all = |n: usize| (n, &prompts[n][..]);
+    let (begin, rest) = prompts[4].split_at(100);
+    let first = [all(0), all(1), all(2), (4, begin)];
+    let mut first = pass(&decoder, &mut prefixes, &first);
+    let second = [all(3), (4, rest), all(5)];
+    let mut second = pass(&decoder, &mut prefixes, &second);
+    let long = [first.remove(3), second.remove(1)].concat();
+    let last = second.remove(1);
+    let found = first.into_iter().chain([second.remove(0), long, last]);
+    let bound = if dtype == DType::BF16 { 0.1 } else { 1e-4 };
+    for (found, expected) in found.zip(alone) {
+        assert_eq!(found.len(), expected.len());
+        let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() <= bound * largest, "{a} is not {b}");
+        }
+    }
+    for (prefix, prompt) in prefixes.iter().zip(&prompts) {
+        assert_eq!(prefix.tokens(), prompt.len());
+    }
+}
+
 macro_rules! cases {
     ($Backend:ty, $dtype:expr, $(#[$ignored:meta])?) => {
         type Backend = $Backend;
@@ -646,6 +743,18 @@ macro_rules! cases {
         $(#[$ignored])?
         fn copied_slots() {
             super::copied_slots::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn filled_slots() {
+            super::filled_slots::<Backend>(&Default::default(), $dtype);
+        }
+
+        #[test]
+        $(#[$ignored])?
+        fn prompts_together() {
+            super::prompts_together::<Backend>(&Default::default(), $dtype);
         }
 
         #[test]

@@ -19,6 +19,7 @@ pub(super) enum StepLogits<B: Backend> {
 }
 
 /// The likeliest tokens of one row.
+#[derive(Clone)]
 pub(super) struct Candidates {
     /// Logits and tokens, likeliest first, ties by token.
     best: Vec<(f32, u32)>,
@@ -78,6 +79,28 @@ impl<B: ModelOps> StepLogits<B> {
         }
         let logits = read(logits.clone().narrow(0, row, 1))?;
         Ok(turn.draw(&logits, sampler))
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Host { values, vocab } => values.len() / vocab,
+            Self::Device(logits, _) => logits.dims()[0],
+        }
+    }
+
+    /// One row, in memory of its own.
+    pub fn only(&self, row: usize) -> Self {
+        match self {
+            Self::Host { values, vocab } => Self::Host {
+                values: values[row * vocab..(row + 1) * vocab].to_vec(),
+                vocab: *vocab,
+            },
+            Self::Device(logits, found) => Self::Device(
+                logits.clone().narrow(0, row, 1).mul_scalar(1.0),
+                vec![found[row].clone()],
+            ),
+        }
     }
 
     /// Whether the logits of `row` are finite.

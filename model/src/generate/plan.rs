@@ -18,30 +18,38 @@ pub struct CachePlan {
     pub workers: usize,
     /// Most tokens of a sequence, prompt and response.
     pub tokens: usize,
+    /// Tokens of prompts that go through the model together: [`prefill_tokens`].
+    ///
+    /// [`prefill_tokens`]: crate::llama::prefill_tokens
+    pub pass: usize,
     /// Most bytes that keys and values take.
     pub bytes: u64,
 }
 
 impl CachePlan {
     /// As many slots as are `wanted` and fit into `budget` bytes, for sequences of up to `tokens`
-    /// tokens; an error with the numbers where not even one fits.
+    /// tokens, whose prompts go through the model `pass` tokens at a time; an error with the numbers
+    /// where not even one fits.
     pub fn new(
         config: &LlamaConfig,
         dtype: DType,
         wanted: usize,
         workers: usize,
         tokens: usize,
+        pass: usize,
         budget: Option<u64>,
     ) -> Result<Self, GenerateError> {
         let plan = |slots: usize| {
             let workers = workers.clamp(1, slots);
-            let bytes = bytes(config, dtype, slots, workers, tokens);
-            Self {
+            let mut plan = Self {
                 slots,
                 workers,
                 tokens,
-                bytes,
-            }
+                pass,
+                bytes: 0,
+            };
+            plan.bytes = plan.bytes_of(config, dtype);
+            plan
         };
         let fits = |slots: &usize| budget.is_none_or(|budget| plan(*slots).bytes <= budget);
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -61,25 +69,23 @@ impl CachePlan {
 
     /// Slots of worker number `worker`.
     pub(super) fn slots_of(&self, worker: usize) -> usize {
-        slots_of(self.slots, self.workers, worker)
+        self.slots / self.workers + usize::from(worker < self.slots % self.workers)
     }
-}
 
-fn slots_of(slots: usize, workers: usize, worker: usize) -> usize {
-    slots / workers + usize::from(worker < slots % workers)
-}
-
-/// The cache of every worker, the prompt that it prefills (held twice while a chunk is added), and
-/// the one tensor that is held twice while the cache grows. Absurd sizes stay absurd: they do not
-/// wrap around.
-fn bytes(config: &LlamaConfig, dtype: DType, slots: usize, workers: usize, tokens: usize) -> u64 {
-    let token = u128::from(bytes_per_token(config, dtype));
-    let slot = token * rounded_width(tokens) as u128;
-    let growing = |slots: u128| slot * slots / (2 * config.num_hidden_layers as u128);
-    let worker = |worker: usize| {
-        let slots = slots_of(slots, workers, worker).max(2) as u128;
-        slot * (slots + 1) + growing(slots + 2)
-    };
-    let all: u128 = (0..workers).map(worker).sum();
-    all.min(MOST_BYTES.into()) as u64
+    /// The cache of every worker, the prompts of its pass, and the one tensor that is held twice
+    /// while the cache or a prompt grows. Absurd sizes stay absurd: they do not wrap around.
+    fn bytes_of(&self, config: &LlamaConfig, dtype: DType) -> u64 {
+        let token = u128::from(bytes_per_token(config, dtype));
+        let slot = rounded_width(self.tokens) as u128;
+        let growing = |tokens: u128| tokens / (2 * config.num_hidden_layers as u128);
+        let worker = |worker: usize| {
+            let slots = self.slots_of(worker) as u128;
+            let together = (self.pass as u128).min(slots * self.tokens as u128);
+            let prompts = slot.max(together);
+            let cache = slot * slots.max(2);
+            token * (cache + prompts + growing(cache + 2 * prompts))
+        };
+        let all: u128 = (0..self.workers).map(worker).sum();
+        all.min(MOST_BYTES.into()) as u64
+    }
 }

@@ -7,11 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::request::TokenScore;
-use crate::llama::slot_cache::Prefix;
+use crate::llama::Prefix;
+use crate::ops::ModelOps;
 use crate::packed_batch::common_prefix;
 
 /// Fewer shared tokens are not worth the copy.
-const LEAST_SHARED: usize = 8;
+pub(super) const LEAST_SHARED: usize = 8;
 
 /// Most prompts that are looked through.
 const MOST_ENTRIES: usize = 4096;
@@ -31,8 +32,7 @@ pub(super) struct Computed<B: Backend> {
 impl<B: Backend> Computed<B> {
     /// Tokens that were computed.
     pub fn tokens(&self) -> usize {
-        let first = self.prefix.first();
-        first.map_or(0, |(_, values)| values.dims()[1])
+        self.prefix.tokens()
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) fn lock<B: Backend>(kept: &Mutex<Prefixes<B>>) -> MutexGuard<'_, Pref
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<B: Backend> Prefixes<B> {
+impl<B: ModelOps> Prefixes<B> {
     /// Keeps up to `room` tokens.
     pub fn new(room: usize) -> Self {
         Self {
@@ -106,6 +106,11 @@ impl<B: Backend> Prefixes<B> {
         (shared >= LEAST_SHARED).then_some((id, shared))
     }
 
+    /// How many tokens that `prompt` begins with were computed.
+    pub fn shares(&self, prompt: &[u32]) -> usize {
+        self.nearest(prompt).map_or(0, |(_, shared)| shared)
+    }
+
     /// The most that was computed of what `prompt` begins with.
     pub fn find(&mut self, prompt: &[u32]) -> Option<Computed<B>> {
         let (id, shared) = self.nearest(prompt)?;
@@ -124,7 +129,7 @@ impl<B: Backend> Prefixes<B> {
     /// Keys, values and outputs of the first `tokens` of an entry's prompt.
     fn gather(&mut self, id: u64, tokens: usize) -> Option<(Prefix<B>, Tensor<B, 2>)> {
         self.clock += 1;
-        let (mut layers, mut hidden) = (Vec::new(), Vec::new());
+        let (mut parts, mut hidden) = (Vec::new(), Vec::new());
         let (mut next, mut end) = (Some(id), tokens);
         while let Some(id) = next.filter(|_| end > 0) {
             let entry = self.entries.get_mut(&id)?;
@@ -132,18 +137,18 @@ impl<B: Backend> Prefixes<B> {
             if end > entry.start {
                 let count = end - entry.start;
                 hidden.push(entry.hidden.clone().narrow(0, 0, count));
-                layers.resize_with(entry.prefix.len(), || (Vec::new(), Vec::new()));
-                for (layer, (keys, values)) in layers.iter_mut().zip(&entry.prefix) {
-                    layer.0.push(keys.clone().narrow(2, 0, count));
-                    layer.1.push(values.clone().narrow(1, 0, count));
-                }
+                parts.push(entry.prefix.part(0, count));
                 end = entry.start;
             }
             next = entry.parent;
         }
-        let layers = layers.into_iter();
-        let layers = layers.map(|(keys, values)| (whole(keys, 2), whole(values, 1)));
-        Some((layers.collect(), whole(hidden, 0)))
+        parts.reverse();
+        hidden.reverse();
+        let hidden = match hidden.len() {
+            1 => hidden.remove(0),
+            _ => Tensor::cat(hidden, 0),
+        };
+        Some((Prefix::joined(parts), hidden))
     }
 
     /// Keeps what was computed of a whole prompt. What was not used for longest makes room.
@@ -177,16 +182,12 @@ impl<B: Backend> Prefixes<B> {
         if let Some(parent) = nearest.and_then(|(parent, _)| self.entries.get_mut(&parent)) {
             parent.used = id;
         }
-        let layers = computed.prefix.iter().map(|(keys, values)| {
-            // Copies: a view would keep the whole prompt's.
-            let keys = keys.clone().narrow(2, start, count).mul_scalar(1.0);
-            (keys, values.clone().narrow(1, start, count).mul_scalar(1.0))
-        });
         let entry = Entry {
             prompt: prompt.to_vec(),
             parent: nearest.map(|(parent, _)| parent),
             start,
-            prefix: layers.collect(),
+            // Copies: a view would keep the whole prompt's.
+            prefix: computed.prefix.part(start, count).copied(),
             hidden: hidden.clone().narrow(0, start, count).mul_scalar(1.0),
             scores: computed.scores.clone(),
             likeliest: computed.likeliest,
@@ -213,14 +214,5 @@ impl<B: Backend> Prefixes<B> {
                 None => return,
             }
         }
-    }
-}
-
-/// Parts from the last to the first, as one.
-fn whole<B: Backend, const D: usize>(mut parts: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
-    parts.reverse();
-    match parts.len() {
-        1 => parts.remove(0),
-        _ => Tensor::cat(parts, dim),
     }
 }

@@ -25,11 +25,7 @@ pub(super) fn score_tokens<B: ModelOps>(
     let rows = (MOST_LOGITS / vocab).max(2);
     let mut scores = Vec::with_capacity(tokens.len());
     for (piece, tokens) in tokens.chunks(rows).enumerate() {
-        let mut hidden = hidden.clone().narrow(0, piece * rows, tokens.len());
-        if tokens.len() == 1 {
-            // A row alone would be computed by other routines than several are.
-            hidden = Tensor::cat(vec![hidden.clone(), hidden], 0);
-        }
+        let hidden = hidden.clone().narrow(0, piece * rows, tokens.len());
         let logits = decoder.logits(hidden);
         let found = match on_device && vocab > 2 * COUNT {
             true => score_on_device(logits, tokens, likeliest)?,
@@ -62,8 +58,7 @@ fn score_on_device<B: ModelOps>(
     likeliest: usize,
 ) -> Result<Option<Vec<TokenScore>>, GenerateError> {
     let rows = logits.dims()[0];
-    let mut ids: Vec<i64> = tokens.iter().map(|&token| token.into()).collect();
-    ids.resize(rows, 0);
+    let ids: Vec<i64> = tokens.iter().map(|&token| token.into()).collect();
     let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [rows, 1]), &logits.device());
     let own = read(logits.clone().gather(1, ids))?;
     let candidates = Candidates::find(&logits, &[])?;

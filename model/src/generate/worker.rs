@@ -1,4 +1,4 @@
-//! One group of slots: prompts enter in chunks, every sequence under way gets a token a step.
+//! One group of slots: prompts enter some at a time, every sequence under way gets a token a step.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex};
 use burn::tensor::backend::Backend;
 
 use super::candidates::{StepLogits, Turn};
-use super::entering::Entering;
+use super::entering::{Entering, prefill};
 use super::plan::CachePlan;
-use super::prefixes::Prefixes;
+use super::prefixes::{LEAST_SHARED, Prefixes, lock};
 use super::request::{
     FinishReason, GenerateError, Request, RequestId, Sample, SampleId, TokenScore,
 };
 use super::sampling::{Draws, Sampler, SamplingParams};
-use crate::llama::Decoder;
-use crate::llama::decoder::PREFILL_CHUNK;
 use crate::llama::slot_cache::{SlotCache, Writes};
+use crate::llama::{Decoder, Prefix};
 use crate::ops::ModelOps;
+use crate::packed_batch::common_prefix;
 
 /// What a step did for one sample.
 pub(super) enum Drawn {
@@ -60,7 +60,10 @@ pub(super) struct Worker<B: Backend> {
     /// What is in each of the first slots; a gap until the next sample enters or the last moves in.
     rows: Vec<Option<Row>>,
     waiting: VecDeque<(RequestId, Arc<Request>)>,
-    entering: Option<Entering<B>>,
+    /// Prompts that have begun, in order; samples of the first may wait for slots.
+    entering: Vec<Entering<B>>,
+    /// Prompts' tokens of a pass.
+    pass: usize,
     sampler: Sampler,
     /// Whether logits stay on the device but for the likeliest.
     on_device: bool,
@@ -105,7 +108,8 @@ impl<B: ModelOps> Worker<B> {
             cache,
             rows: Vec::with_capacity(plan.slots_of(number)),
             waiting: VecDeque::new(),
-            entering: None,
+            entering: Vec::new(),
+            pass: plan.pass.max(1),
             sampler: Sampler::default(),
             on_device: writes == Writes::Additions,
             done: Done::default(),
@@ -117,22 +121,19 @@ impl<B: ModelOps> Worker<B> {
         self.done
     }
 
-    /// Sequences under way, a prompt that enters among them, and their tokens.
+    /// Sequences under way, prompts that enter among them, and their tokens.
     pub fn under_way(&self) -> (usize, usize) {
         let rows = self.rows.iter().flatten();
         let tokens: usize = rows.clone().map(|row| row.length).sum();
-        let entering = self.entering.as_ref();
-        (
-            rows.count() + usize::from(entering.is_some()),
-            tokens + entering.map_or(0, Entering::tokens),
-        )
+        let entering: usize = self.entering.iter().map(Entering::tokens).sum();
+        (rows.count() + self.entering.len(), tokens + entering)
     }
 
     /// Samples that are here, under way or not.
     pub fn load(&self) -> usize {
         let waiting = self.waiting.iter().map(|(_, r)| r.samples);
-        let entering = self.entering.as_ref().map_or(0, |e| e.samples.len());
-        waiting.sum::<usize>() + entering + self.rows.iter().flatten().count()
+        let entering = self.entering.iter().map(|e| e.samples.len());
+        waiting.chain(entering).sum::<usize>() + self.rows.iter().flatten().count()
     }
 
     pub fn push(&mut self, id: RequestId, request: Arc<Request>) {
@@ -161,13 +162,11 @@ impl<B: ModelOps> Worker<B> {
                 *row = None;
             }
         }
-        if let Some(Entering { id, samples, .. }) = &mut self.entering {
+        self.entering.retain_mut(|Entering { id, samples, .. }| {
             let request = *id;
             samples.retain(|&sample| !dropped(SampleId { request, sample }));
-            if samples.is_empty() {
-                self.entering = None;
-            }
-        }
+            !samples.is_empty()
+        });
     }
 
     /// Drops a request that has not begun.
@@ -220,8 +219,8 @@ impl<B: ModelOps> Worker<B> {
         Ok(drawn)
     }
 
-    /// Prefills about [`PREFILL_CHUNK`] tokens while there are free slots for samples, and starts
-    /// those.
+    /// Prefills about as many tokens as a pass takes while there are free slots for samples, and
+    /// starts those.
     fn enter(
         &mut self,
         decoder: &Decoder<B>,
@@ -229,44 +228,96 @@ impl<B: ModelOps> Worker<B> {
         kept: &Mutex<Prefixes<B>>,
         drawn: &mut Vec<Drawn>,
     ) -> Result<(), GenerateError> {
-        let mut budget = PREFILL_CHUNK;
-        while self.rows.iter().flatten().count() < slots {
-            let mut entering = match self.entering.take() {
-                Some(entering) => entering,
-                None => match self.waiting.pop_front() {
-                    Some((id, request)) => Entering::new(id, request, kept),
-                    None => return Ok(()),
-                },
-            };
-            if !entering.is_ready() {
-                if budget == 0 {
-                    self.entering = Some(entering);
-                    return Ok(());
+        let mut budget = self.pass;
+        loop {
+            self.start_ready(slots, decoder, drawn)?;
+            let together = self.choose(slots, budget, kept);
+            if together == 0 {
+                return Ok(());
+            }
+            let entering = &mut self.entering[..together];
+            let computed = prefill(entering, decoder, self.pass, self.on_device)?;
+            self.done.computed += computed as u64;
+            budget = budget.saturating_sub(computed);
+            for entering in entering.iter().filter(|e| e.is_ready()) {
+                self.done.cached += entering.cached as u64;
+                entering.keep(kept);
+                drawn.push(Drawn::Prompt {
+                    request: entering.id,
+                    cached: entering.cached,
+                    scores: entering.scores(),
+                });
+            }
+        }
+    }
+
+    /// How many of the prompts that have begun go on in the next pass, new ones among them: in
+    /// order, while their samples have slots and their tokens fit.
+    fn choose(&mut self, slots: usize, budget: usize, kept: &Mutex<Prefixes<B>>) -> usize {
+        let mut free = slots.saturating_sub(self.rows.iter().flatten().count());
+        let (mut together, mut new, mut held) = (0, 0, 0);
+        while free > 0 && new < budget {
+            if together == self.entering.len() {
+                match self.waiting.front() {
+                    Some((_, request)) if !self.shares_more(request, kept) => {}
+                    _ => break,
                 }
-                let computed = entering.prefill(decoder, self.on_device)?;
-                self.done.computed += computed as u64;
-                budget = budget.saturating_sub(computed);
-                if entering.is_ready() {
-                    self.done.cached += entering.cached as u64;
-                    entering.keep(kept);
-                    drawn.push(Drawn::Prompt {
-                        request: entering.id,
-                        cached: entering.cached,
-                        scores: entering.scores(),
-                    });
+                if let Some((id, request)) = self.waiting.pop_front() {
+                    self.entering.push(Entering::new(id, request, kept));
                 }
             }
-            if entering.is_ready() {
-                while let Some(slot) = self.free_slot(slots) {
-                    let Some(sample) = entering.samples.pop_front() else {
-                        break;
-                    };
-                    self.start(slot, sample, &entering, decoder, drawn)?;
+            let next = &self.entering[together];
+            let tokens = next.next(self.pass).len();
+            // Tokens that were there already are held in the pass, too.
+            let all = next.tokens() + tokens;
+            if together > 0 && (new + tokens > budget || held + all > self.pass) {
+                break;
+            }
+            (new, held) = (new + tokens, held + all);
+            free = free.saturating_sub(next.samples.len());
+            together += 1;
+        }
+        together
+    }
+
+    /// Whether more of a prompt is in the pass to come than is kept: then it waits for that.
+    fn shares_more(&self, request: &Request, kept: &Mutex<Prefixes<B>>) -> bool {
+        let kept = lock(kept);
+        if kept.room() == 0 {
+            return false;
+        }
+        let prompts = self.entering.iter().map(|e| &e.request.prompt);
+        let common = prompts.map(|prompt| common_prefix(prompt, &request.prompt));
+        let most = common.max().unwrap_or(0);
+        most >= LEAST_SHARED && most > kept.shares(&request.prompt)
+    }
+
+    /// Starts samples of prompts that are computed while there are free slots.
+    fn start_ready(
+        &mut self,
+        slots: usize,
+        decoder: &Decoder<B>,
+        drawn: &mut Vec<Drawn>,
+    ) -> Result<(), GenerateError> {
+        let (mut starts, mut longest): (Vec<(usize, Prefix<B>)>, usize) = (Vec::new(), 0);
+        let mut entering = std::mem::take(&mut self.entering);
+        for one in entering.iter_mut().filter(|one| one.is_ready()) {
+            while let Some(slot) = self.free_slot(slots) {
+                let Some(sample) = one.samples.pop_front() else {
+                    break;
+                };
+                if self.start(slot, sample, one, decoder, drawn)? {
+                    longest = longest.max(one.tokens() + 1);
+                    starts.push((slot, one.prefix().clone()));
                 }
             }
-            if !entering.samples.is_empty() {
-                self.entering = Some(entering);
-            }
+        }
+        entering.retain(|one| !one.samples.is_empty());
+        entering.iter_mut().for_each(Entering::leave_others);
+        self.entering = entering;
+        if !starts.is_empty() {
+            self.cache.reserve(longest, &decoder.device());
+            self.cache.fill(&starts, &decoder.device());
         }
         Ok(())
     }
@@ -276,6 +327,7 @@ impl<B: ModelOps> Worker<B> {
         gap.or((self.rows.len() < slots).then_some(self.rows.len()))
     }
 
+    /// Draws the first token of a sample; whether others follow, for which its slot has to be filled.
     fn start(
         &mut self,
         slot: usize,
@@ -283,7 +335,7 @@ impl<B: ModelOps> Worker<B> {
         entering: &Entering<B>,
         decoder: &Decoder<B>,
         drawn: &mut Vec<Drawn>,
-    ) -> Result<(), GenerateError> {
+    ) -> Result<bool, GenerateError> {
         let request = entering.request.clone();
         let mut row = Row {
             of: SampleId {
@@ -297,26 +349,25 @@ impl<B: ModelOps> Worker<B> {
             request,
         };
         let of = row.of;
-        let Some(logits) = entering.logits() else {
+        let Some((logits, number)) = entering.logits() else {
             drawn.push(Drawn::NonFinite { of });
-            return Ok(());
+            return Ok(false);
         };
         if row.params().max_new_tokens == 0 {
             drawn.push(Drawn::Nothing { of });
-            return Ok(());
+            return Ok(false);
         }
-        let one = row.draw(logits, 0, &mut self.sampler, decoder)?;
+        let one = row.draw(logits, number, &mut self.sampler, decoder)?;
         self.done.drawn += 1;
-        if one.goes_on() {
-            self.cache.reserve(row.length + 1, &decoder.device());
-            self.cache.fill(slot, entering.prefix());
+        let goes_on = one.goes_on();
+        if goes_on {
             match self.rows.get_mut(slot) {
                 Some(place) => *place = Some(row),
                 None => self.rows.push(Some(row)),
             }
         }
         drawn.push(one);
-        Ok(())
+        Ok(goes_on)
     }
 
     /// Moves the last sequences into gaps, so that no step computes an empty row.

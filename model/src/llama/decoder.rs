@@ -1,5 +1,7 @@
 //! A Llama prepared for generation: prompts into prefixes, and one token a slot behind them.
 
+use std::ops::Range;
+
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
 
@@ -7,12 +9,19 @@ use super::attention::{Attention, AttentionContext};
 use super::block::{Block, Mlp};
 use super::config::LlamaConfig;
 use super::model::Llama;
-use super::slot_cache::{Prefix, SlotCache, rounded_width};
+use super::prefill::{Layout, Made, Piece, PrefillContext};
+use super::slot_cache::{SlotCache, rounded_width};
 use crate::nn::Linear;
-use crate::ops::{CachedStep, Heads, ModelOps, Rotation, TokenIds, Visible, columns_on_host};
+use crate::ops::{CachedStep, Heads, ModelOps, Rotation, TokenIds, Visible};
 
-/// Tokens of a prompt that run together, cut at multiples of this.
-pub const PREFILL_CHUNK: usize = 256;
+/// Tokens of prompts that go through the model in one pass. On a device more are needed for its
+/// products to be worth their weights' reading; on a CPU, sequences under way wait for a worker's pass.
+pub const fn prefill_tokens(on_host: bool) -> usize {
+    match on_host {
+        true => 256,
+        false => 1024,
+    }
+}
 
 /// A Llama for generation only. Results differ from [`Llama`]'s by rounding.
 #[derive(Debug)]
@@ -50,38 +59,38 @@ impl<B: ModelOps> Decoder<B> {
         self.model.dtype()
     }
 
-    /// Runs the next tokens of a prompt behind those in `prefix` and adds them to it; the last
-    /// block's output `[tokens, hidden]`. Where a prompt is cut changes nothing on a CPU.
-    pub fn prefill(&self, tokens: &[u32], prefix: &mut Prefix<B>) -> Tensor<B, 2> {
-        if let ([token], true) = (tokens, B::ON_HOST) {
-            return self.prefill_one(*token, prefix);
-        }
-        let new = tokens.len();
-        let before = length(prefix);
-        let positions: Vec<u32> = (before as u32..(before + new) as u32).collect();
+    /// Runs the next tokens of some prompts in one pass, each behind those in its prefix, and adds
+    /// them there; the last block's output `[rows, hidden]`, and the rows of each piece.
+    ///
+    /// On a CPU neither where a prompt is cut nor what else is in the pass changes anything.
+    pub fn prefill(&self, pieces: &mut [Piece<'_, B>]) -> (Tensor<B, 2>, Vec<Range<usize>>) {
+        let layout = Layout::new(pieces);
+        let fresh = layout.fresh(pieces);
+        let before = pieces.iter_mut().map(|piece| {
+            let before: Box<dyn Iterator<Item = _>> =
+                Box::new(std::mem::take(piece.prefix).into_layers());
+            before
+        });
         let mut context = PrefillContext {
-            prefix,
-            rotation: self.rotation(&positions),
+            before: before.collect(),
+            rotation: self.rotation(&layout.positions),
             heads: self.heads(),
-            visible: Visible::Causal { before, new },
-            before,
+            fresh: fresh.map(|batch| self.model.attention_over(&batch)),
+            made: Made::new(&layout),
+            layout: &layout,
         };
-        self.run(tokens, &mut context)
-    }
-
-    /// A row alone would be computed by other routines than several are.
-    fn prefill_one(&self, token: u32, prefix: &mut Prefix<B>) -> Tensor<B, 2> {
-        let after = length(prefix) + 1;
-        let hidden = self.prefill(&[token, token], prefix);
-        for (keys, values) in prefix {
-            *keys = keys.clone().narrow(2, 0, after);
-            *values = values.clone().narrow(1, 0, after);
-        }
-        hidden.narrow(0, 0, 1)
+        let hidden = self.run(&layout.ids, &mut context);
+        context.made.give(&layout, pieces);
+        (hidden, layout.rows())
     }
 
     /// Logits of the last block's output, f32 `[rows, hidden]` → `[rows, vocab]`.
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        if B::ON_HOST && hidden.dims()[0] == 1 {
+            // A row alone would be computed by other routines than several are.
+            let two = Tensor::cat(vec![hidden.clone(), hidden], 0);
+            return self.model.project(two).narrow(0, 0, 1);
+        }
         self.model.project(hidden)
     }
 
@@ -124,11 +133,6 @@ impl<B: ModelOps> Decoder<B> {
     }
 }
 
-/// Tokens of a prefix.
-fn length<B: Backend>(prefix: &Prefix<B>) -> usize {
-    prefix.first().map_or(0, |layer| layer.1.dims()[1])
-}
-
 /// The same block with weights laid out for products of few rows.
 fn for_few_rows<B: ModelOps>(block: Block<B>) -> Block<B> {
     let (attention, mlp) = (block.self_attn, block.mlp);
@@ -146,75 +150,6 @@ fn for_few_rows<B: ModelOps>(block: Block<B>) -> Block<B> {
             down_proj: mlp.down_proj.for_few_rows(),
         },
         ..block
-    }
-}
-
-/// The next tokens of one prompt behind its first ones.
-struct PrefillContext<'a, B: Backend> {
-    prefix: &'a mut Prefix<B>,
-    /// Its tokens.
-    before: usize,
-    rotation: Rotation<B>,
-    heads: Heads,
-    visible: Visible,
-}
-
-impl<B: ModelOps> AttentionContext<B> for PrefillContext<'_, B> {
-    fn attend(
-        &mut self,
-        layer: usize,
-        queries: Tensor<B, 2>,
-        keys: Tensor<B, 2>,
-        values: Tensor<B, 2>,
-    ) -> Tensor<B, 2> {
-        let heads = self.heads;
-        let new = queries.dims()[0];
-        let queries = B::rotate(queries, &self.rotation, heads.scale());
-        let keys = B::rotate(keys, &self.rotation, 1.0).permute([1, 2, 0]);
-        let values = values.reshape([new, heads.kv, heads.dim]).swap_dims(0, 1);
-        let (mut all_keys, mut all_values) = (vec![keys], vec![values]);
-        if let Some((old_keys, old_values)) = self.prefix.get(layer) {
-            all_keys.insert(0, old_keys.clone());
-            all_values.insert(0, old_values.clone());
-        }
-        let columns = self.before + new;
-        if B::ON_HOST {
-            let more = columns_on_host(columns) - columns;
-            all_keys.extend(zeros(&all_keys[0], 2, more));
-            all_values.extend(zeros(&all_values[0], 1, more));
-        }
-        let (keys, values) = (cat(all_keys, 2), cat(all_values, 1));
-        let queries = queries
-            .reshape([new, heads.kv, heads.group(), heads.dim])
-            .permute([1, 2, 0, 3])
-            .reshape([1, heads.kv, heads.group() * new, heads.dim]);
-        let all_keys = keys.clone().unsqueeze_dim(0);
-        let all_values = values.clone().unsqueeze_dim(0);
-        let mixed = B::cached_attention(queries, all_keys, all_values, &self.visible);
-        let new_prefix = (keys.narrow(2, 0, columns), values.narrow(1, 0, columns));
-        match self.prefix.get_mut(layer) {
-            None => self.prefix.push(new_prefix),
-            Some(place) => *place = new_prefix,
-        }
-        mixed
-            .reshape([heads.kv, heads.group(), new, heads.dim])
-            .permute([2, 0, 1, 3])
-            .reshape([new, heads.queries * heads.dim])
-    }
-}
-
-/// As many as are missing along `dim`, if any.
-fn zeros<B: Backend>(like: &Tensor<B, 3>, dim: usize, count: usize) -> Option<Tensor<B, 3>> {
-    let mut shape = like.dims();
-    shape[dim] = count;
-    (count > 0).then(|| Tensor::zeros(shape, (&like.device(), like.dtype())))
-}
-
-/// One alone is left as it is.
-fn cat<B: Backend>(mut parts: Vec<Tensor<B, 3>>, dim: usize) -> Tensor<B, 3> {
-    match parts.len() {
-        1 => parts.remove(0),
-        _ => Tensor::cat(parts, dim),
     }
 }
 
@@ -257,9 +192,12 @@ impl<B: ModelOps> AttentionContext<B> for StepContext<'_, B> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use burn::tensor::TensorData;
     use rand::rngs::ChaCha12Rng;
     use rand::{RngExt, SeedableRng};
+
+    use super::super::prefix::Prefix;
+    use super::*;
 
     type Flex = burn_flex::Flex<f32, i32>;
     type NdArray = burn_ndarray::NdArray<f32, i64, i8>;
@@ -282,42 +220,67 @@ mod tests {
         Decoder::new(model, &config)
     }
 
-    /// Outputs, logits, keys and values of a prompt that runs in pieces.
-    fn in_pieces<B: ModelOps>(
+    /// Outputs, logits, keys and values of prompts, the next pieces of which run together: of each
+    /// prompt up to the next of its cuts.
+    fn together<B: ModelOps>(
         decoder: &Decoder<B>,
-        prompt: &[u32],
-        cut: Option<usize>,
-    ) -> Vec<burn::tensor::TensorData> {
-        let chunks = (PREFILL_CHUNK..prompt.len()).step_by(PREFILL_CHUNK);
-        let mut ends: Vec<usize> = chunks.chain([prompt.len()]).chain(cut).collect();
-        ends.sort_unstable();
-        ends.dedup();
-        let (mut prefix, mut hidden, mut done) = (Vec::new(), Vec::new(), 0);
-        for end in ends {
-            hidden.push(decoder.prefill(&prompt[done..end], &mut prefix));
-            done = end;
+        prompts: &[(&[u32], Vec<usize>)],
+    ) -> Vec<Vec<TensorData>> {
+        let mut prefixes = vec![Prefix::default(); prompts.len()];
+        let mut outputs = vec![Vec::new(); prompts.len()];
+        loop {
+            let (mut pieces, mut numbers) = (Vec::new(), Vec::new());
+            for (number, prefix) in prefixes.iter_mut().enumerate() {
+                let ((prompt, cuts), done) = (&prompts[number], prefix.tokens());
+                let end = cuts.iter().copied().filter(|&cut| cut > done).min();
+                let tokens = &prompt[done..end.unwrap_or(prompt.len())];
+                if !tokens.is_empty() {
+                    numbers.push(number);
+                    pieces.push(Piece { tokens, prefix });
+                }
+            }
+            if pieces.is_empty() {
+                break;
+            }
+            let (hidden, rows) = decoder.prefill(&mut pieces);
+            for (number, rows) in numbers.into_iter().zip(rows) {
+                outputs[number].push(hidden.clone().narrow(0, rows.start, rows.len()));
+            }
         }
-        let hidden = Tensor::cat(hidden, 0);
-        let mut all = vec![
-            decoder.logits(hidden.clone()).into_data(),
-            hidden.into_data(),
-        ];
-        for (keys, values) in prefix {
-            all.extend([keys.into_data(), values.into_data()]);
-        }
-        all
+        let all = outputs.into_iter().zip(prefixes);
+        let all = all.map(|(hidden, prefix)| {
+            let hidden = Tensor::cat(hidden, 0);
+            let mut all = vec![
+                decoder.logits(hidden.clone()).into_data(),
+                hidden.into_data(),
+            ];
+            for layer in 0..decoder.config.num_hidden_layers {
+                all.extend(prefix.layer(layer).map(Tensor::into_data));
+            }
+            all
+        });
+        all.collect()
+    }
+
+    fn prompts(generator: &mut ChaCha12Rng, lengths: &[usize]) -> Vec<Vec<u32>> {
+        let mut prompt = |&length: &usize| {
+            let tokens = (0..length).map(|_| generator.random_range(0..300));
+            tokens.collect::<Vec<u32>>()
+        };
+        lengths.iter().map(&mut prompt).collect()
     }
 
     fn cuts_change_nothing<B: ModelOps>(dtype: DType) {
         let decoder = decoder::<B>(dtype);
         let mut generator = ChaCha12Rng::seed_from_u64(1);
         for length in [2, 40, 257, 513, 600, 1030, 1400] {
-            let prompt = (0..length).map(|_| generator.random_range(0..300));
-            let prompt: Vec<u32> = prompt.collect();
-            let whole = in_pieces(&decoder, &prompt, None);
+            let prompt = prompts(&mut generator, &[length]).remove(0);
+            let chunks: Vec<usize> = (256..length).step_by(256).collect();
+            let whole = together(&decoder, &[(&prompt, chunks.clone())]);
             let mut anywhere = || generator.random_range(1..length);
             for cut in [1, length - 1, anywhere(), anywhere()] {
-                let found = in_pieces(&decoder, &prompt, Some(cut));
+                let cuts = [&chunks[..], &[cut]].concat();
+                let found = together(&decoder, &[(&prompt, cuts)]);
                 assert!(found == whole, "{length} tokens cut at {cut}");
             }
         }
@@ -333,5 +296,37 @@ mod tests {
     #[test]
     fn prompts_may_be_cut_anywhere_in_bf16() {
         cuts_change_nothing::<Flex>(DType::BF16);
+    }
+
+    /// Prompts of one token and of many, whole and behind their first tokens.
+    fn company_changes_nothing_on<B: ModelOps>(dtype: DType) {
+        let decoder = decoder::<B>(dtype);
+        let mut generator = ChaCha12Rng::seed_from_u64(2);
+        for lengths in [
+            &[1, 1][..],
+            &[7, 1, 64],
+            &[1, 3, 5, 33, 100, 1, 256, 17],
+            &[300, 2, 511, 90],
+        ] {
+            let prompts = prompts(&mut generator, lengths);
+            let mut cut = |prompt: &Vec<u32>| match generator.random_range(0..2) {
+                1 if prompt.len() > 1 => vec![generator.random_range(1..prompt.len())],
+                _ => vec![],
+            };
+            let prompts: Vec<(&[u32], Vec<usize>)> =
+                prompts.iter().map(|p| (&p[..], cut(p))).collect();
+            let found = together(&decoder, &prompts);
+            for (prompt, found) in prompts.iter().zip(found) {
+                let alone = together(&decoder, &[(prompt.0, vec![])]).remove(0);
+                assert!(found == alone, "{} of {lengths:?}", prompt.0.len());
+            }
+        }
+    }
+
+    #[test]
+    fn company_changes_nothing() {
+        company_changes_nothing_on::<Flex>(DType::F32);
+        company_changes_nothing_on::<NdArray>(DType::F32);
+        company_changes_nothing_on::<Flex>(DType::BF16);
     }
 }

@@ -3,6 +3,7 @@
 use burn::tensor::{DType, IndexingUpdateOp, Tensor, backend::Backend};
 
 use super::config::LlamaConfig;
+use super::prefix::Prefix;
 use crate::ops::{ModelOps, edit_bytes, ints};
 
 /// How new keys and values reach their slots.
@@ -23,10 +24,6 @@ impl Writes {
         }
     }
 }
-
-/// Keys and values of a prompt, one pair a layer: keys `[kv_heads, head_dim, tokens]`, values
-/// `[kv_heads, tokens, head_dim]`.
-pub type Prefix<B> = Vec<(Tensor<B, 3>, Tensor<B, 3>)>;
 
 /// Slots for sequences; position `p` of a sequence lies at place `p` of its slot.
 #[derive(Debug)]
@@ -129,18 +126,45 @@ impl<B: ModelOps> SlotCache<B> {
         self.capacity += more;
     }
 
-    /// Puts a prompt at the start of a slot.
-    pub fn fill(&mut self, slot: usize, prefix: &[(Tensor<B, 3>, Tensor<B, 3>)]) {
+    /// Puts prompts at the start of slots, zeros behind them where new tokens are added.
+    pub fn fill(&mut self, starts: &[(usize, Prefix<B>)], device: &B::Device) {
+        let mut left = starts;
+        while let Some((_, first)) = left.first() {
+            let others = left.iter().position(|(_, next)| !next.shares_with(first));
+            let (these, others) = left.split_at(others.unwrap_or(left.len()));
+            self.fill_from_one(these, device);
+            left = others;
+        }
+    }
+
+    /// The same from the tensors of one pass.
+    fn fill_from_one(&mut self, starts: &[(usize, Prefix<B>)], device: &B::Device) {
         let writes = self.writes;
-        for (layer, (keys, values)) in self.layers.iter_mut().zip(prefix) {
-            let mut keys = keys.clone();
-            if writes == Writes::Additions {
-                layer.clear(slot);
-                keys = keys.swap_dims(1, 2);
+        let fills = (B::HAS_KERNELS && writes == Writes::Additions).then(|| {
+            let fill = |(slot, prefix): &(usize, Prefix<B>)| {
+                [*slot, prefix.own().start, prefix.tokens()].map(|n| n as i64)
+            };
+            ints(starts.iter().flat_map(fill).collect(), device)
+        });
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            if let (Some(fills), Some((_, first))) = (&fills, starts.first()) {
+                let caches = [&mut layer.keys, &mut layer.values];
+                if B::fill_slots(caches, first.shared_layer(number), fills.clone()) {
+                    continue;
+                }
             }
-            change(&mut layer.keys, |all| at_start(all, slot, keys, writes));
-            let values = values.clone();
-            change(&mut layer.values, |all| at_start(all, slot, values, writes));
+            for (slot, prefix) in starts {
+                let [keys, values] = match writes {
+                    Writes::Copies => prefix.layer(number),
+                    Writes::Additions => {
+                        layer.clear(*slot);
+                        prefix.by_heads(number)
+                    }
+                };
+                for (tensor, part) in [(&mut layer.keys, keys), (&mut layer.values, values)] {
+                    change(tensor, |all| at_start(all, *slot, part, writes));
+                }
+            }
         }
     }
 

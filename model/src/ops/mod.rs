@@ -208,6 +208,18 @@ pub trait ModelOps: Placement {
         None
     }
 
+    /// Puts rows of keys and values `[tokens, kv_heads, head_dim]` at the start of slots of caches
+    /// `[slots, kv_heads, capacity, head_dim]`, zeros behind them; three integers of `fills` a slot:
+    /// which one, the first row and how many. False where the backend has no kernel for it: the
+    /// caches are as they were then.
+    fn fill_slots(
+        _caches: [&mut Tensor<Self, 4>; 2],
+        _rows: [Tensor<Self, 3>; 2],
+        _fills: Tensor<Self, 1, Int>,
+    ) -> bool {
+        false
+    }
+
     /// Copies the first `tokens` of one slot of caches `[slots, kv_heads, capacity, head_dim]` to
     /// another and sets to zero what lies behind them; false where the backend has no kernel for it:
     /// the caches are as they were then.

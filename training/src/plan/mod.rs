@@ -11,7 +11,7 @@ mod table;
 use burn::tensor::DType;
 use serde::Serialize;
 use sppo_model::generate::CachePlan;
-use sppo_model::llama::LlamaConfig;
+use sppo_model::llama::{LlamaConfig, prefill_tokens};
 
 pub use card::Card;
 pub use fit::Fit;
@@ -188,7 +188,8 @@ fn generation(
     let budget = generate.cache_memory_mib.map(|mib| (mib as u64) << 20);
     let workers = CachePlan::workers_for(cores, generate.batch);
     let dtype = generate.precision.dtype();
-    let slots = CachePlan::new(model, dtype, generate.batch, workers, tokens, budget)?;
+    let pass = prefill_tokens(assumed.host);
+    let slots = CachePlan::new(model, dtype, generate.batch, workers, tokens, pass, budget)?;
     Ok((memory::generation(model, dtype, &slots), slots))
 }
 

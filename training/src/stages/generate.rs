@@ -12,7 +12,7 @@ use sppo_model::end_of_turn::Stop;
 use sppo_model::generate::{
     CachePlan, Engine, Event, GenerateError, Request, RequestId, Sample, SamplingParams,
 };
-use sppo_model::llama::{Decoder, LlamaConfig};
+use sppo_model::llama::{Decoder, LlamaConfig, prefill_tokens};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
@@ -165,7 +165,8 @@ fn check_cache(
     };
     let tokens = prompts.iter().map(most).max().unwrap_or(1);
     let budget = sampling.cache_memory_mib.map(|mib| (mib as u64) << 20);
-    CachePlan::new(config, sampling.dtype, 1, 1, tokens, budget)?;
+    // One slot: a pass holds no more than its prompt.
+    CachePlan::new(config, sampling.dtype, 1, 1, tokens, tokens, budget)?;
     Ok(())
 }
 
@@ -186,7 +187,9 @@ pub(super) fn plan<B: ModelOps>(
     };
     let workers = CachePlan::workers_for(cores, wanted);
     let budget = budget_mib.map(|mib| (mib as u64) << 20);
-    let plan = CachePlan::new(config, dtype, wanted, workers, tokens.unwrap_or(1), budget)?;
+    let tokens = tokens.unwrap_or(1);
+    let pass = prefill_tokens(B::ON_HOST);
+    let plan = CachePlan::new(config, dtype, wanted, workers, tokens, pass, budget)?;
     tracing::debug!(
         "{} slots in {} workers, up to {} tokens each, at most {} MiB of cache",
         plan.slots,

@@ -242,7 +242,7 @@ fn plans_of_generation() {
         let before = ALLOCATED.current_usage();
         ALLOCATED.reset_peak_usage();
         let model = Llama::<burn_flex::Flex<f32, i32>>::init(&config, 1, &device).unwrap();
-        let plan = CachePlan::new(&config, DType::F32, slots, 2, prompt + new, None).unwrap();
+        let plan = CachePlan::new(&config, DType::F32, slots, 2, prompt + new, 256, None).unwrap();
         let decoder = Arc::new(Decoder::new(model, &config));
         let mut engine = Engine::new(decoder, plan, None);
         for number in 0..slots {

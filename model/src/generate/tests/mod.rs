@@ -42,7 +42,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 
 fn plan(config: &LlamaConfig, slots: usize, workers: usize) -> CachePlan {
     let context = config.max_position_embeddings;
-    CachePlan::new(config, DType::F32, slots, workers, context, None).unwrap()
+    CachePlan::new(config, DType::F32, slots, workers, context, 256, None).unwrap()
 }
 
 fn params(max_new_tokens: usize, seed: u64) -> SamplingParams {
@@ -217,23 +217,34 @@ fn any_interleaving<B: ModelOps>(
 
 fn interleavings<B: ModelOps>(writes: Writes, cases: u32) {
     let decoder = decoder::<B>();
-    let strategy = (vec(request(), 1..10), actions(), 1..9usize, 1..4usize);
+    // Passes that hold one prompt's piece, some prompts, and all.
+    let passes = select(vec![4, 32, 256]);
+    let strategy = (
+        vec(request(), 1..10),
+        actions(),
+        1..9usize,
+        1..4usize,
+        passes,
+    );
     let config = ProptestConfig::with_cases(cases);
     let counts = Cell::new((0, 0));
-    let found =
-        TestRunner::new(config).run(&strategy, |(mut requests, actions, slots, workers)| {
+    let found = TestRunner::new(config).run(
+        &strategy,
+        |(mut requests, actions, slots, workers, pass)| {
             // Seeds are per prompt id.
             for (number, request) in requests.iter_mut().enumerate() {
                 request.id = format!("p{number}");
             }
             let expected = one_by_one(&decoder, &requests);
-            let plan = plan(&decoder.config, slots, workers);
+            let mut plan = plan(&decoder.config, slots, workers);
+            plan.pass = pass;
             let mut engine = Engine::with_writes(decoder.clone(), plan, Some(tokenizer()), writes);
             let more = any_interleaving(&mut engine, &requests, &expected, actions, writes);
             let (samples, otherwise) = counts.get();
             counts.set((samples + more.0, otherwise + more.1));
             Ok(())
-        });
+        },
+    );
     if let Err(error) = found {
         panic!("{error}");
     }
@@ -318,11 +329,11 @@ fn long_prompts_agree_with_the_plain_model() {
 fn a_budget_bounds_the_slots_and_refuses_what_cannot_fit() {
     let decoder = decoder::<Flex>();
     let config = &decoder.config;
-    let all = CachePlan::new(config, DType::F32, 8, 2, 100, None).unwrap();
+    let all = CachePlan::new(config, DType::F32, 8, 2, 100, 256, None).unwrap();
     assert_eq!((all.slots, all.workers), (8, 2));
-    let some = CachePlan::new(config, DType::F32, 8, 2, 100, Some(all.bytes - 1)).unwrap();
+    let some = CachePlan::new(config, DType::F32, 8, 2, 100, 256, Some(all.bytes - 1)).unwrap();
     assert!(some.slots < 8 && some.bytes < all.bytes);
-    let error = CachePlan::new(config, DType::F32, 8, 2, 100, Some(1)).unwrap_err();
+    let error = CachePlan::new(config, DType::F32, 8, 2, 100, 256, Some(1)).unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("one sequence of 100 tokens needs") && text.contains("budget is 0 MiB"),
@@ -333,7 +344,7 @@ fn a_budget_bounds_the_slots_and_refuses_what_cannot_fit() {
 #[test]
 fn requests_that_cannot_be_answered() {
     let decoder = decoder::<Flex>();
-    let plan = CachePlan::new(&decoder.config, DType::F32, 2, 1, 50, None).unwrap();
+    let plan = CachePlan::new(&decoder.config, DType::F32, 2, 1, 50, 256, None).unwrap();
     let mut engine = Engine::new(decoder.clone(), plan, None);
     let ok = Request::new("p".into(), vec![1, 2], 1, params(4, 0));
     let mut refused = |change: &dyn Fn(&mut Request), message: &str| {

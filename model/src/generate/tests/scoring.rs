@@ -155,14 +155,20 @@ fn alike(generator: &mut ChaCha12Rng) -> Vec<Request> {
 fn sharing_changes_nothing<B: ModelOps>() {
     let decoder = decoder::<B>();
     let mut generator = ChaCha12Rng::seed_from_u64(7);
-    for (slots, workers, room) in [(1, 1, 1 << 30), (4, 2, 1 << 30), (3, 1, 300_000)] {
+    for (slots, workers, pass, room) in [
+        (1, 1, 256, 1 << 30),
+        (4, 2, 64, 1 << 30),
+        (8, 1, 1024, 1 << 30),
+        (3, 1, 256, 300_000),
+    ] {
         let requests = alike(&mut generator);
         let one = |request: &Request| {
             let mut engine = Engine::new(decoder.clone(), plan(&decoder.config, 1, 1), None);
             hear(&mut engine, std::slice::from_ref(request)).remove(0)
         };
         let expected: Vec<Heard> = requests.iter().map(one).collect();
-        let plan = plan(&decoder.config, slots, workers);
+        let mut plan = plan(&decoder.config, slots, workers);
+        plan.pass = pass;
         let mut engine = Engine::new(decoder.clone(), plan, None).keep_prefixes(room);
         let found = hear(&mut engine, &requests);
         let mut cached = 0;

@@ -286,6 +286,73 @@ pub(super) fn append_and_attend<R: CubeRuntime>(
     out
 }
 
+/// Rows of prompts to the start of slots, zeros behind them; `width` vectors a head.
+#[cube(launch, address_type = "dynamic")]
+fn fill_slots_kernel<T: Float, I: Int, N: Size>(
+    k: &Array<Vector<T, N>>,
+    v: &Array<Vector<T, N>>,
+    fills: &Array<I>,
+    keys: &mut Array<Vector<T, N>>,
+    values: &mut Array<Vector<T, N>>,
+    count: usize,
+    capacity: usize,
+    kv: usize,
+    width: usize,
+    #[define(T, I)] _dtypes: [StorageType; 2],
+) {
+    let i = ABSOLUTE_POS % width;
+    let place = ABSOLUTE_POS / width % capacity;
+    let head = ABSOLUTE_POS / width / capacity % kv;
+    let fill = ABSOLUTE_POS / width / capacity / kv;
+    if fill < count {
+        let slot = usize::cast_from(fills[3 * fill]);
+        let first = usize::cast_from(fills[3 * fill + 1]);
+        let tokens = usize::cast_from(fills[3 * fill + 2]);
+        let mut key = Vector::<T, N>::cast_from(Vector::<f32, N>::new(0.0f32));
+        let mut value = key;
+        if place < tokens {
+            let from = ((first + place) * kv + head) * width + i;
+            key = k[from];
+            value = v[from];
+        }
+        let to = ((slot * kv + head) * capacity + place) * width + i;
+        keys[to] = key;
+        values[to] = value;
+    }
+}
+
+/// Puts rows of keys and values `[tokens, kv_heads, head_dim]` at the start of slots of caches
+/// `[slots, kv_heads, capacity, head_dim]`, where they lie: slot, first row and rows of each.
+pub(super) fn fill_slots<R: CubeRuntime>(
+    [keys, values]: [&CubeTensor<R>; 2],
+    [k, v]: [CubeTensor<R>; 2],
+    fills: CubeTensor<R>,
+) {
+    let (k, v) = (flat(k), flat(v));
+    let shape = keys.meta.shape();
+    let [kv, capacity, dim] = [shape[1], shape[2], shape[3]];
+    let count = fills.meta.shape()[0] / 3;
+    let size = vector(keys, dim, &[keys.dtype]);
+    let (cubes, units) = elementwise(count * kv * capacity * dim / size);
+    fill_slots_kernel::launch(
+        &keys.client,
+        cubes,
+        units,
+        addresses(&[keys, &k]),
+        size,
+        k.into_array_arg(),
+        v.into_array_arg(),
+        fills.clone().into_array_arg(),
+        keys.clone().into_array_arg(),
+        values.clone().into_array_arg(),
+        count,
+        capacity,
+        kv,
+        dim / size,
+        [keys.dtype.into(), fills.dtype.into()],
+    );
+}
+
 /// One slot's first tokens to another, zeros behind them.
 #[cube(launch, address_type = "dynamic")]
 fn copy_slot_kernel<T: Float, N: Size>(

@@ -212,6 +212,20 @@ where
         Some(tensor(mixed))
     }
 
+    fn fill_slots(
+        caches: [&mut Tensor<Self, 4>; 2],
+        rows: [Tensor<Self, 3>; 2],
+        fills: Tensor<Self, 1, Int>,
+    ) -> bool {
+        let [keys, values] = caches.map(|cache| primitive(cache.clone()));
+        cached_attention::fill_slots(
+            [&keys, &values],
+            rows.map(primitive),
+            fills.into_primitive(),
+        );
+        true
+    }
+
     fn copy_slot(caches: [&mut Tensor<Self, 4>; 2], from: usize, to: usize, tokens: usize) -> bool {
         let [keys, values] = caches.map(|cache| primitive(cache.clone()));
         cached_attention::copy_slot([&keys, &values], from, to, tokens);
