@@ -34,8 +34,9 @@ const WORKSPACE: usize = 32 << 20;
 /// Plans that are kept. Batches differ in tokens, so that a long run meets ever new kinds.
 const MOST_PLANS: usize = 4096;
 
-/// The most that cuBLASLt asks of an address.
-const MOST_ALIGNMENT: u32 = 256;
+/// What routines ask of an address at most: the bytes of a load. Where more happened to hold it would
+/// only make other kinds, whose routines may round otherwise.
+const MOST_ALIGNMENT: u32 = 16;
 
 /// cuBLASLt on a card.
 pub struct Products {

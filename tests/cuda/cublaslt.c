@@ -7,7 +7,7 @@
  *
  * Environment:
  *   FAKE_CUBLASLT_CHECKS  if set, products are checked and not computed: large ones take no time
- *   FAKE_CUBLASLT_FAILS   create, choose or call: that call gives an error
+ *   FAKE_CUBLASLT_FAILS   create, choose or call: that call gives an error; later: the hundredth product
  * Trace of null_cuda.c: M us m n k inputs output, a product of m x k and k x n, formats as in
  * cudaDataType. */
 #define _GNU_SOURCE
@@ -176,7 +176,8 @@ int cublasLtMatmul(void *handle, const struct operation *op, const float *alpha,
                    const float *beta, const void *of_c, const struct layout *c, void *of_d, const struct layout *d, const struct routine *routine,
                    void *workspace, size_t bytes, void *stream) {
     if (handle != &a_handle) REFUSE(INVALID_VALUE, "product without a handle");
-    if (fails("call")) return EXECUTION_FAILED;
+    static int calls;
+    if (fails("call") || (++calls == 100 && fails("later"))) return EXECUTION_FAILED;
     int status = check(op, a, b, c, d);
     if (status) return status;
     if (routine->magic != MAGIC || routine->kind != kind_of(op, a, b, d)) REFUSE(INVALID_VALUE, "a routine of another kind of product");

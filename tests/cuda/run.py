@@ -2,7 +2,7 @@
 """Runs sppo's CUDA build on a machine without a card and counts what it asks of one.
 
     tests/cuda/run.py SPPO [--update] [--only CASE] [--top N] [--no-compile]
-    tests/cuda/run.py SPPO --8b train|decode64|decode256… [--layers N[,M]]
+    tests/cuda/run.py SPPO --8b train|decode64|decode256… [--layers N[,M]] [--matmul cublaslt]
 
 SPPO is the binary, built with --features cuda. The driver is null_cuda.c, before NVRTC stands
 trace_nvrtc.c, and cublaslt.c is cuBLASLt (their headers say how they work); what they need is built and fetched into the folder
@@ -128,6 +128,7 @@ CASES = {
     "train, bf16, cublaslt": (train(LLAMA, 4, 12, 16, "--precision", "bf16", "--recompute", "layer", "--matmul", "cublaslt"), 1, 3),
     "train, adapters": (train(LLAMA, 4, 12, 16, "--lora", 4), 1, 3),
     "generate, bf16": (generate(LLAMA, 8, 12, "--precision", "bf16"), 8, 24),
+    "generate, bf16, cublaslt": (generate(LLAMA, 8, 12, "--precision", "bf16", "--matmul", "cublaslt"), 8, 24),
     "generate, f32": (generate(LLAMA, 8, 12), 8, 24),
     "score": (score(LLAMA), 2, 6),
     "judge": (judge(PAIRRM), 16, 48),
@@ -199,6 +200,7 @@ def refusals():
         ("cuda", 2, 'matmul "cublaslt": libcublasLt.so.13 cannot be loaded: ', {"matmul": "cublaslt", "LD_LIBRARY_PATH": f"{WORK}/lib:{CUDA}/lib"}),
         ("cuda", 2, f'matmul "cublaslt": cuBLASLt 13.1.0 ({WORK}/cublaslt/libcublasLt.so.13) cannot be used: CUBLAS_STATUS_NOT_INITIALIZED (1)',
          {"matmul": "cublaslt", "FAKE_CUBLASLT_FAILS": "create"}),
+        ("cuda", 1, 'cuBLASLt failed: CUBLAS_STATUS_EXECUTION_FAILED (13); matmul "cubecl" does without it', {"matmul": "cublaslt", "FAKE_CUBLASLT_FAILS": "later"}),
         ("cuda", 1, "the device ran out of memory: ", {"NULLCUDA_MEMORY": "300M", "batch": 64, "prompt": 100, "response": 300}),
     ]
     failed = 0
@@ -288,7 +290,7 @@ def compile_all(digests):
 LARGE = ["train", "decode64", "decode256"]
 
 
-def large(names, layers, top):
+def large(names, layers, matmul, top):
     """Counts of the shape of Llama-3-8B; the kernels of the runs."""
     launched = set()
     for name in names:
@@ -298,9 +300,9 @@ def large(names, layers, top):
             if not os.path.exists(folder + "/config.json"):
                 checkpoint.zeros(folder, depth)
             if name == "train":
-                case = train(folder, 1, 512, 512, "--precision", "bf16", "--recompute", "layer"), 1, 2
+                case = train(folder, 1, 512, 512, "--precision", "bf16", "--recompute", "layer", "--matmul", matmul), 1, 2
             else:
-                case = generate(folder, int(name.removeprefix("decode")), 150, "--precision", "bf16"), 2, 6
+                case = generate(folder, int(name.removeprefix("decode")), 150, "--precision", "bf16", "--matmul", matmul), 2, 6
             step, digests = count(f"8b, {depth} layers, {name}", *case)
             print("\n".join(step.table(top)), flush=True)
             found.append(numbers(step))
@@ -321,13 +323,14 @@ def main():
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--8b", dest="large", nargs="+", choices=LARGE)
     parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4])
+    parser.add_argument("--matmul", choices=["cubecl", "cublaslt"], default="cubecl", help="with --8b")
     given = parser.parse_args()
     SPPO = os.path.abspath(given.sppo)
     prepare()
     table = json.load(open(TABLE)) if os.path.exists(TABLE) else {}
     failed, launched = False, set()
     if given.large:
-        launched = large(given.large, given.layers, given.top or 40)
+        launched = large(given.large, given.layers, given.matmul, given.top or 40)
     else:
         for name, case in CASES.items():
             if given.only and given.only not in name:

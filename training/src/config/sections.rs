@@ -364,8 +364,8 @@ section! {
         precision: Precision = Precision::F32;
         /// layer: keeps only the layers' inputs and computes the rest again.
         recompute: Recompute = Recompute::None, affects Speed;
-        /// Matrix products of linear layers, in all stages that a configuration drives; cublaslt needs
-        /// a CUDA card and NVIDIA's library, auto is cubecl. The results differ by rounding.
+        /// Matrix products of linear layers, in generation and judging too: cublaslt needs a CUDA card
+        /// and NVIDIA's library, auto is cubecl; the results differ by rounding.
         matmul: Matmul = Matmul::Auto, affects Speed;
         /// Steps between checkpoints; 0 writes one only where the run is interrupted.
         checkpoint_every: usize = 0, range COUNT_OR_NONE, affects Nothing;
