@@ -168,7 +168,7 @@ def torch_side(folder, args, pairs):
 def sppo_side(folder, args, pairs):
     device = args.sppo_device or {"cpu": "cpu", "cuda": "cuda:0"}[args.device]
     command = [args.sppo, "bench", "--model", folder, "--pairs", pairs, "--device", device, "--precision", args.dtype]
-    command += ["--recompute", args.recompute, "--json", "--quiet"]
+    command += ["--recompute", args.recompute, "--matmul", args.matmul, "--json", "--quiet"]
     for name in ["batch", "prompt", "response", "steps", "generate", "new", "shortest"]:
         if getattr(args, name) is not None:
             command += ["--" + name, str(getattr(args, name))]
@@ -194,6 +194,7 @@ def arguments():
     parser.add_argument("--sppo-device", help="the sppo side's device where it differs (ndarray, wgpu)")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--recompute", choices=["none", "layer"], default="none")
+    parser.add_argument("--matmul", choices=["auto", "cubecl", "cublaslt"], default="auto", help="the sppo side's matrix products")
     parser.add_argument("--what", default="train,generate")
     parser.add_argument("--lengths", choices=["uniform", "ultrafeedback"], default="uniform")
     for name, value in dict(batch=8, prompt=48, response=80, steps=6, generate=32, new=64, threads=2, rounds=3).items():

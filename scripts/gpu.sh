@@ -23,12 +23,18 @@ if [ -n "${REHEARSE:-}" ]; then
     kind=wgpu dtype=f32 golden_seconds=600 adapter_seconds=400 generate_seconds=400
     sides=(--device cpu --sppo-device wgpu --dtype f32) shapes=(tiny) slots=(4 8)
     train=(--batch 2 --prompt 12 --response 16 --steps 1) generate=(--prompt 12 --new 8)
-    adapters=(--batch 2 --prompt 12 --response 16 --steps 1)
+    adapters=(--batch 2 --prompt 12 --response 16 --steps 1) products=(cubecl)
 else
     kind=cuda dtype=bf16 golden_seconds=300 adapter_seconds=120 generate_seconds=150
     sides=(--device cuda --dtype bf16) shapes=(1b 8b) slots=(64 256)
     train=(--batch 4 --lengths ultrafeedback --steps 3) generate=(--prompt 150 --new 128)
-    adapters=(--batch 4 --prompt 150 --response 600 --steps 3 --precision bf16)
+    adapters=(--batch 4 --prompt 150 --response 600 --steps 3 --precision bf16) products=(cubecl cublaslt)
+    # PyTorch's wheels bring cuBLASLt along, where no loader looks.
+    if [ -z "${SPPO_CUBLASLT:-}" ] && ! ldconfig -p | grep -q 'libcublasLt\.so\.1[23]'; then
+        SPPO_CUBLASLT=$("$PYTHON" -c 'import glob, sys
+print(next((f for p in sys.path for f in sorted(glob.glob(p + "/nvidia/*/lib/libcublasLt.so.1[23]"))), ""))')
+        export SPPO_CUBLASLT
+    fi
 fi
 
 say() { printf '%s\n' "$*" | tee -a "$TABLE"; }
@@ -94,7 +100,9 @@ for shape in "${shapes[@]}"; do
     for count in "${slots[@]}"; do
         part "generate-$shape-$count" "$generate_seconds" "${bench[@]}" --what generate --generate "$count" --bytes "${generate[@]}"
     done
-    part "adapters-$shape" "$adapter_seconds" "$SPPO" bench --model "$WORK/$shape-${dtype}" --device "$kind" --only train \
-        --lora 16 --recompute layer "${adapters[@]}"
+    for matmul in "${products[@]}"; do
+        part "adapters-$shape-$matmul" "$adapter_seconds" "$SPPO" bench --model "$WORK/$shape-${dtype}" --device "$kind" --only train \
+            --lora 16 --recompute layer --matmul "$matmul" "${adapters[@]}"
+    done
 done
 [ -z "$failed" ] || { say ""; say "something failed; see the logs in $OUT"; exit 1; }

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn_autodiff::Autodiff;
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::Cluster;
+use sppo_training::config::{Cluster, Matmul};
 
+use crate::cublaslt;
 use crate::errors::user;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use crate::gpu::probe;
@@ -183,8 +184,16 @@ pub fn cuda_cards() -> Result<Vec<String>, String> {
     Err("this build has no CUDA".into())
 }
 
-/// Runs the action on the device; a `UserError` where the machine lacks it.
-pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::Output> {
+/// Runs the action on the device, linear layers by the library that `matmul` names; a `UserError`
+/// where the machine lacks either.
+pub fn dispatch<A: WithBackend>(
+    device: Device,
+    matmul: Matmul,
+    action: A,
+) -> anyhow::Result<A::Output> {
+    if device.kind() != "cuda" {
+        cublaslt::refuse(matmul)?;
+    }
     match device {
         #[cfg(feature = "flex")]
         Device::Flex => Ok(action.run::<Autodiff<burn_flex::Flex<f32, i32>>>(Default::default())),
@@ -227,6 +236,7 @@ pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::
             let place = burn_cuda::CudaDevice::new(number);
             try_out::<CudaRuntime>(&place)
                 .map_err(|failed| user(unusable("cuda", index, &failed)))?;
+            cublaslt::enable(matmul, &place)?;
             Ok(action.run::<Autodiff<burn_cuda::Cuda<f32, i32>>>(place))
         }
     }
@@ -237,14 +247,15 @@ pub fn dispatch<A: WithBackend>(device: Device, action: A) -> anyhow::Result<A::
 pub fn dispatch_connected<A: WithBackend>(
     device: Device,
     cluster: &Cluster,
+    matmul: Matmul,
     action: A,
 ) -> anyhow::Result<A::Output> {
     #[cfg(feature = "cuda")]
     if matches!(device, Device::Cuda(_)) {
-        return dispatch(device, Connected(cluster, action))?;
+        return dispatch(device, matmul, Connected(cluster, action))?;
     }
     nccl::refuse(cluster)?;
-    dispatch(device, action)
+    dispatch(device, matmul, action)
 }
 
 /// Connects the cards before the action.
@@ -375,6 +386,6 @@ mod tests {
             }
         }
         let device: Device = "cpu".parse().unwrap();
-        assert_eq!(dispatch(device, Sum).unwrap(), 3.0);
+        assert_eq!(dispatch(device, Matmul::Auto, Sum).unwrap(), 3.0);
     }
 }

@@ -2,6 +2,7 @@
 
 mod backend;
 mod commands;
+mod cublaslt;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod device_memory;
 mod devices;
@@ -18,6 +19,9 @@ mod output;
 mod progress;
 #[cfg(feature = "serve")]
 mod serve;
+#[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "tests load NCCL"))]
+mod shared_library;
 mod start;
 mod terminal;
 

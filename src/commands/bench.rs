@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Precision, Recompute, resolve_model};
+use sppo_training::config::{Matmul, Precision, Recompute, resolve_model};
 use sppo_training::stages::{Bench, BenchReport, Half, StageError, bench};
 
 use super::args::{DeviceArg, count, not_negative, probability, rank, refuse_bf16_flag};
@@ -63,6 +63,9 @@ pub struct Args {
     /// What the backward pass computes again: none or layer.
     #[arg(long, default_value_t = Recompute::None)]
     pub recompute: Recompute,
+    /// Matrix products of linear layers: auto, cubecl or cublaslt (on CUDA cards).
+    #[arg(long, default_value_t = Matmul::Auto)]
+    pub matmul: Matmul,
     /// Trains LoRA adapters of this rank instead of all weights.
     #[arg(long, value_name = "RANK", value_parser = rank)]
     pub lora: Option<usize>,
@@ -102,7 +105,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         recompute: args.recompute,
         lora: args.lora,
     };
-    let report = dispatch(args.device.device, Measure(job))??;
+    let report = dispatch(args.device.device, args.matmul, Measure(job))??;
     let rate = |name, value: Option<f64>| value.map(|v| format!("{name} {v:.0} tokens/s, "));
     let step = report.train_step_s.zip(report.train_tflops_per_s);
     output::print(&format!(

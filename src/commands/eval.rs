@@ -117,7 +117,11 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let cache = || folder.join("judge-cache.jsonl");
     judging.http.cache.get_or_insert_with(cache);
     let date = same_date(Some(date_of_folder(&folder, config.model.date)))?.map(Date);
-    let mut judge = dispatch(device, Judging(&judging, (&policy, template), date))??;
+    let mut judge = dispatch(
+        device,
+        config.train.matmul,
+        Judging(&judging, (&policy, template), date),
+    )??;
     let limits = PromptLimits::from(&config);
     let mut answers = Vec::new();
     for name in [&model, &other] {
@@ -143,7 +147,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         let out = folder.join(format!("answers-{}.jsonl", &key[..16]));
         job.out = &out;
         lead(cluster::world(), || keep_date(&folder, date))?;
-        dispatch(device, Answers(job))??;
+        dispatch(device, config.train.matmul, Answers(job))??;
         answers.push((out, key));
     }
     let judge_text = judge.description().to_string();

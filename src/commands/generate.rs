@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
 use sppo_training::cluster::{self, lead};
-use sppo_training::config::{self, resolve_model};
+use sppo_training::config::{self, Matmul, resolve_model};
 use sppo_training::data::{PromptRow, RowFile};
 use sppo_training::stages::{
     AnswerFormat, Answers, Generation, ReadyAnswers, Sampling, StageError, generate,
@@ -151,7 +151,7 @@ pub fn run(mut args: Args, json: bool) -> anyhow::Result<()> {
         existing: args.overwrite.existing(),
     };
     match answers {
-        None => dispatch(device, Generate(job))??,
+        None => dispatch(device, Matmul::Auto, Generate(job))??,
         Some(answers) => answer(&answers, job, device)?,
     }
     output::made(&args.out, json)
@@ -164,7 +164,7 @@ fn answer(answers: &ReadyAnswers<'_>, job: Generation<'_>, device: Device) -> an
     if lead(world, || answers.are_there(&made_from()?))? {
         return Ok(());
     }
-    dispatch(device, Generate(job))??;
+    dispatch(device, Matmul::Auto, Generate(job))??;
     Ok(lead(world, || answers.write(&made_from()?, job.out))?)
 }
 

@@ -121,6 +121,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     })?;
     dispatch(
         device,
+        config.train.matmul,
         JudgeResponses {
             args: &args,
             config: judge,

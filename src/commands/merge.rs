@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Precision, resolve_model};
+use sppo_training::config::{Matmul, Precision, resolve_model};
 use sppo_training::stages::{Merging, StageError, merge_adapters};
 
 use super::args::{DeviceArg, OverwriteArg};
@@ -48,7 +48,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         dtype: args.precision.map(Precision::dtype),
         existing: args.overwrite.existing(),
     };
-    let kept = dispatch(args.device.device, Merge(job))??;
+    let kept = dispatch(args.device.device, Matmul::Auto, Merge(job))??;
     match json {
         true => output::json(&json!({"path": args.out, "kept": kept})),
         false => output::made(&args.out, false),

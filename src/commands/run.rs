@@ -49,6 +49,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let report = dispatch_connected(
         device,
         &config.cluster,
+        config.train.matmul,
         Run(&config, args.overwrite.overwrite),
     )??;
     output::print(&report.table())?;

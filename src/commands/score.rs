@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Rows, Train, resolve_model};
+use sppo_training::config::{Matmul, Rows, Train, resolve_model};
 use sppo_training::stages::{Scoring, StageError, score};
 
 use super::args::{BadRowArg, DateArg, DeviceArg, OverwriteArg, TemplateArg, count};
@@ -77,7 +77,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         ],
         device: args.device.device,
     })?;
-    dispatch(device, Score(job))??;
+    dispatch(device, Matmul::Auto, Score(job))??;
     output::made(&args.out, json)
 }
 

@@ -14,7 +14,7 @@ use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::llama::{Decoder, prefill_tokens};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
-use sppo_training::config::resolve_model;
+use sppo_training::config::{Matmul, resolve_model};
 use sppo_training::stages::StageError;
 
 use super::args::refuse_bf16_flag;
@@ -83,7 +83,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         server: &server,
         queue,
     };
-    let ended = dispatch(args.device.device, serving);
+    let ended = dispatch(args.device.device, Matmul::Auto, serving);
     app.life.drain();
     server.end();
     Ok(ended??)

@@ -35,7 +35,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, [("sft.data", config.sft.data.as_ref())]),
         device,
     })?;
-    let model = dispatch_connected(device, &config.cluster, FineTune(&config, &args.overwrite))??;
+    let model = dispatch_connected(
+        device,
+        &config.cluster,
+        config.train.matmul,
+        FineTune(&config, &args.overwrite),
+    )??;
     output::made(&model, json)
 }
 

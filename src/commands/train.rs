@@ -42,7 +42,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, files),
         device,
     })?;
-    let model = dispatch_connected(device, &config.cluster, Training(&config, &args.overwrite))??;
+    let model = dispatch_connected(
+        device,
+        &config.cluster,
+        config.train.matmul,
+        Training(&config, &args.overwrite),
+    )??;
     output::made(&model, json)
 }
 

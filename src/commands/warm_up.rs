@@ -52,6 +52,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let folder = Folder::new()?;
     dispatch(
         device,
+        config.train.matmul,
         WarmUp {
             config: &config,
             model: &model,

@@ -1,7 +1,11 @@
 //! GPUs before Burn has them: whether one can be used, and where its compiled kernels are kept.
 
 #[cfg(feature = "cuda")]
+pub mod buffer;
+#[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cuda")]
+pub mod driver;
 pub mod kernel_cache;
 pub mod probe;
 #[cfg(any(feature = "wgpu", test))]

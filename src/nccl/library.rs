@@ -1,10 +1,10 @@
 //! NCCL, as far as it is used: loaded at run time, so that no build needs it.
 
-use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_void};
+use std::ffi::{OsStr, OsString, c_char, c_int, c_void};
 use std::fmt;
 use std::path::PathBuf;
 
-use super::table::{file_of, open, table};
+use crate::shared_library::{self, file_of, open, table, text};
 
 /// Where NCCL is looked for unless its path is given. PyPI's packages have the first name only.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
@@ -133,17 +133,8 @@ pub struct Given {
 
 /// Finds NCCL: where it was given and nowhere else, or by its names. Says what is wrong otherwise.
 pub fn find(given: Option<&Given>) -> Result<Library, String> {
-    if let Some(Given { name, path }) = given {
-        return load(path).map_err(|error| format!("{name}: {error}"));
-    }
-    let mut errors = Vec::new();
-    for name in NAMES {
-        match load(OsStr::new(name)) {
-            Ok(library) => return Ok(library),
-            Err(error) => errors.push(error),
-        }
-    }
-    Err(errors.join("; "))
+    let given = given.map(|Given { name, path }| (*name, path.as_os_str()));
+    shared_library::find(given, &NAMES, load)
 }
 
 /// Loads one library.
@@ -189,17 +180,5 @@ impl Functions {
             "" => format!("{what} ({status})"),
             last => format!("{what} ({status}): {last}"),
         }
-    }
-}
-
-/// # Safety
-/// A string of C, or null.
-unsafe fn text(string: *const c_char) -> String {
-    match string.is_null() {
-        true => String::new(),
-        // SAFETY: the caller's promise.
-        false => unsafe { CStr::from_ptr(string) }
-            .to_string_lossy()
-            .into_owned(),
     }
 }

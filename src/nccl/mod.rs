@@ -2,13 +2,9 @@
 
 #[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
 mod agree;
-#[cfg(feature = "cuda")]
-mod driver;
 #[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "tests load it"))]
 mod library;
-#[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
-mod table;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
 #[cfg(feature = "cuda")]

@@ -12,16 +12,15 @@ use std::time::Duration;
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::tensor::CubeTensor;
 use burn_cuda::{Cuda, CudaDevice};
-use cubecl::cuda::CudaRuntime;
 use cubecl::future::block_on;
 use sppo_training::cluster::{Arriving, Communicator, DeviceTransport, waiting, world};
 
-use super::driver::{Driver, Event};
 use super::library::{
     BFLOAT16, Comm, CommConfig, FLOAT32, IN_PROGRESS, Library, SUCCESS, SUM, Status, UniqueId,
 };
+use crate::gpu::buffer::Buffer;
+use crate::gpu::driver::{Driver, Event};
 use crate::{errors, job};
 
 /// The backend whose tensors travel.
@@ -111,7 +110,10 @@ impl Transport {
         launch: impl Fn(&Link, *const c_void, *mut c_void) -> Status,
     ) -> Result<UnderWay, String> {
         let link = &self.link;
-        let (from, to) = (Buffer::of(from)?, Buffer::of(to)?);
+        let flat = |tensor: Tensor<Backend, 1>| {
+            Buffer::of(into_contiguous(tensor.into_primitive().tensor()))
+        };
+        let (from, to) = (flat(from)?, flat(to)?);
         link.driver.enter()?;
         match self.watch {
             Some(_) => link.driver.stream_waits_for_context()?,
@@ -286,27 +288,6 @@ impl Drop for UnderWay {
             }
             false => self.link.wait_for(&self.past),
         }
-    }
-}
-
-/// A tensor's memory on the device, which is its own as long as this is there.
-struct Buffer {
-    at: u64,
-    tensor: CubeTensor<CudaRuntime>,
-    _memory: Box<dyn Send>,
-}
-
-impl Buffer {
-    /// Whatever was to be computed for the tensor has been launched when this returns.
-    fn of(tensor: Tensor<Backend, 1>) -> Result<Self, String> {
-        let tensor = into_contiguous(tensor.into_primitive().tensor());
-        let memory = tensor.client.get_resource(tensor.handle.clone());
-        let memory = memory.map_err(|e| format!("{e:?}"))?;
-        Ok(Self {
-            at: memory.resource().ptr,
-            tensor,
-            _memory: Box::new(memory),
-        })
     }
 }
 

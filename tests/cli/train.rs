@@ -473,6 +473,16 @@ fn a_training_does_not_replace_the_model_it_starts_from() {
     );
 }
 
+#[test]
+fn cublaslt_is_refused_on_a_cpu() {
+    let place = place();
+    place.refused(
+        &format!("{TRAIN} --set train.matmul=cublaslt"),
+        &["matmul \"cublaslt\": cuBLASLt is for CUDA cards; use --device cuda"],
+    );
+    assert!(!place.path("out/model").exists());
+}
+
 /// Settings that do not change the result do not train again.
 #[test]
 fn what_leaves_the_result_as_it_is_is_no_part_of_the_key() {

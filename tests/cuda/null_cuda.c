@@ -1,10 +1,11 @@
 /* A CUDA driver without a card, for tests: libcuda.so.1 with the calls that CubeCL's CUDA runtime (by
- * way of cudarc) and src/nccl make.
+ * way of cudarc), src/nccl and src/cublaslt make.
  *
  * Device memory is host memory, mapped where it is touched. Kernels are loaded from PTX, checked
  * against the limits of an H100, counted, written to a trace, and never run: what a kernel would
  * have computed is whatever was in memory. So all of a program's host side runs, on garbage.
- * tests/cuda/run.py counts with it; src/nccl/tests.rs moves data with it and nccl_over_mpi.c.
+ * tests/cuda/run.py counts with it; src/nccl/tests.rs moves data with it and nccl_over_mpi.c, and
+ * src/cublaslt/tests.rs multiplies with it and cublaslt.c.
  *
  * Environment (bytes with an optional K, M or G):
  *   NULLCUDA_CARDS    cards of this machine (default 1)
@@ -29,6 +30,7 @@
  *   H us ptr bytes / D us ptr bytes  copy to the device, to the host
  *   S us                             the host waits (event or stream)
  *   T us ptr type rank dims… box…    a tensor map
+ *   M us m n k inputs output         a product by cublaslt.c
  *   E us text                        a call that a real driver would refuse
  * The last lines are a summary (#). What is not implemented is absent: cudarc then says its name.
  */
@@ -196,7 +198,7 @@ struct later { void (*run)(void *); void *argument; struct later *next; };
 static struct later *operations, **last_operation = &operations;
 static uint enqueued, finished;
 
-/* For NCCL: an operation that its stream is given. */
+/* For libraries: an operation that a stream is given. */
 void null_cuda_enqueue(void (*run)(void *), void *argument) {
     pthread_mutex_lock(&lock);
     struct later *later = malloc(sizeof *later);
@@ -328,8 +330,46 @@ int cuMemGetInfo_v2(size_t *left, size_t *all) {
     return SUCCESS;
 }
 
+struct stream { struct stream *next; };
+static struct stream *streams;
+
+int cuStreamCreate(void **out, uint flags) {
+    pthread_mutex_lock(&lock);
+    struct stream *stream = malloc(sizeof *stream);
+    stream->next = streams;
+    *out = streams = stream;
+    pthread_mutex_unlock(&lock);
+    return SUCCESS;
+}
+
+/* For libraries: whether a stream was made here, whether bytes are device memory, and a line of the
+ * trace, which is a refusal of theirs or not. */
+int null_cuda_has_stream(void *stream) {
+    pthread_mutex_lock(&lock);
+    struct stream *at = streams;
+    while (at && at != stream) at = at->next;
+    pthread_mutex_unlock(&lock);
+    return at != NULL;
+}
+
+int null_cuda_holds(ptr_t at, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    int held = holds(&device, at, bytes);
+    pthread_mutex_unlock(&lock);
+    return held;
+}
+
+void null_cuda_note(char kind, int refused, const char *text) {
+    pthread_mutex_lock(&lock);
+    if (refused) {
+        count.refused++;
+        fprintf(stderr, "nullcuda refuses: %s\n", text);
+    }
+    say(kind, "%s", text);
+    pthread_mutex_unlock(&lock);
+}
+
 struct event { uint mark, asked; };
-int cuStreamCreate(void **out, uint flags) { *out = malloc(1); return SUCCESS; }
 int cuStreamQuery(void *stream) { return SUCCESS; }
 int cuEventCreate(struct event **out, uint flags) { *out = calloc(1, sizeof **out); return SUCCESS; }
 int cuEventDestroy_v2(struct event *event) { free(event); return SUCCESS; }

@@ -2,10 +2,10 @@
 """Runs sppo's CUDA build on a machine without a card and counts what it asks of one.
 
     tests/cuda/run.py SPPO [--update] [--only CASE] [--top N] [--no-compile]
-    tests/cuda/run.py SPPO --8b train|decode64|decode256… [--layers N[,M]]
+    tests/cuda/run.py SPPO --8b train|decode64|decode256… [--layers N[,M]] [--matmul cublaslt]
 
 SPPO is the binary, built with --features cuda. The driver is null_cuda.c, before NVRTC stands
-trace_nvrtc.c (their headers say how they work); what they need is built and fetched into the folder
+trace_nvrtc.c, and cublaslt.c is cuBLASLt (their headers say how they work); what they need is built and fetched into the folder
 null-cuda of the target directory.
 
 Each case runs twice, the first time to fill the caches of autotune and of kernels, with few units
@@ -58,16 +58,16 @@ def prepare():
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--root-user-action=ignore",
                         "--no-deps", "--target", os.path.dirname(stamp), *WHEELS], check=True)
         open(stamp, "w").write(str(WHEELS))
-    for source, library in (("null_cuda.c", "libcuda.so.1"), ("trace_nvrtc.c", "libnvrtc.so")):
-        subprocess.run(["cc", "-O2", "-std=gnu11", "-fPIC", "-shared", "-o", place("lib", library), os.path.join(HERE, source), "-ldl", "-lpthread"], check=True)
+    for source, library in (("null_cuda.c", "lib/libcuda.so.1"), ("trace_nvrtc.c", "lib/libnvrtc.so"), ("cublaslt.c", "cublaslt/libcublasLt.so.13")):
+        subprocess.run(["cc", "-O2", "-std=gnu11", "-fPIC", "-shared", "-o", place(library), os.path.join(HERE, source), "-ldl", "-lpthread"], check=True)
 
 
 def environment(**more):
     """Of a program that shall find the driver and NVRTC, and no file of its user's."""
     out = {name: value for name, value in os.environ.items() if not name.startswith(("NULLCUDA_", "TRACENVRTC_", "CUBECL_", "SPPO_"))}
-    out |= {"LD_LIBRARY_PATH": f"{WORK}/lib:{CUDA}/lib", "CUDA_PATH": CUDA, "HOME": place("home", ""), "XDG_CACHE_HOME": place("home", ".cache"),
+    out |= {"LD_LIBRARY_PATH": f"{WORK}/lib:{WORK}/cublaslt:{CUDA}/lib", "CUDA_PATH": CUDA, "HOME": place("home", ""), "XDG_CACHE_HOME": place("home", ".cache"),
             "TRACENVRTC_DIR": KERNELS, "TRACENVRTC_STUB": "1", "NULLCUDA_SMALL": "1", "NULLCUDA_MEMORY": "140G",
-            "SPPO_KERNEL_CACHE": place("cache"), "SPPO_SKIP_PROBE_PRODUCT": "1"} | {name: str(value) for name, value in more.items()}
+            "SPPO_KERNEL_CACHE": place("cache"), "SPPO_SKIP_PROBE_PRODUCT": "1", "FAKE_CUBLASLT_CHECKS": "1"} | {name: str(value) for name, value in more.items()}
     return {name: value for name, value in out.items() if value}
 
 
@@ -125,8 +125,10 @@ LLAMA, PAIRRM = os.path.join(GOLDEN, "llama"), os.path.join(GOLDEN, "pairrm")
 CASES = {
     "train, f32": (train(LLAMA, 4, 12, 16), 1, 3),
     "train, bf16, recompute": (train(LLAMA, 4, 12, 16, "--precision", "bf16", "--recompute", "layer"), 1, 3),
+    "train, bf16, cublaslt": (train(LLAMA, 4, 12, 16, "--precision", "bf16", "--recompute", "layer", "--matmul", "cublaslt"), 1, 3),
     "train, adapters": (train(LLAMA, 4, 12, 16, "--lora", 4), 1, 3),
     "generate, bf16": (generate(LLAMA, 8, 12, "--precision", "bf16"), 8, 24),
+    "generate, bf16, cublaslt": (generate(LLAMA, 8, 12, "--precision", "bf16", "--matmul", "cublaslt"), 8, 24),
     "generate, f32": (generate(LLAMA, 8, 12), 8, 24),
     "score": (score(LLAMA), 2, 6),
     "judge": (judge(PAIRRM), 16, 48),
@@ -145,7 +147,7 @@ def count(name, command, few, more):
         sys.exit(f"{name}: a real driver would refuse {len(second.refused)} calls: {second.refused[0]}; see {traces[more]}")
     print(f"\n== {name}, one of {more} units against {few}, {time.time() - begun:.0f} s; "
           f"python3 {os.path.relpath(HERE)}/trace.py {KERNELS} {traces[more]} {traces[few]} --units {more - few}")
-    return (second - first) / (more - few), {digest for _, digest in second.kernels}
+    return (second - first) / (more - few), {digest for _, digest in second.kernels if digest != trace.LIBRARY}
 
 
 def numbers(count):
@@ -171,9 +173,9 @@ def compare(name, found, kernels, table):
     return bool(grew)
 
 
-def start(device, batch=4, prompt=12, response=16, **more):
+def start(device, batch=4, prompt=12, response=16, matmul="auto", **more):
     """Exit code and what is said by a small training."""
-    command = [SPPO, *map(str, train(LLAMA, batch, prompt, response)(1))]
+    command = [SPPO, *map(str, train(LLAMA, batch, prompt, response, "--matmul", matmul)(1))]
     command[command.index("cuda")] = device
     done = subprocess.run(command, env=environment(**more), cwd=place("run", ""), text=True, timeout=60, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.returncode, done.stdout
@@ -195,6 +197,10 @@ def refusals():
         ("cuda", 2, "the headers of CUDA are missing: there is no /nowhere/include/cuda_fp16.h", {"CUDA_PATH": "/nowhere"}),
         ("cuda:0", 2, "cuda:0 has 102 MiB of its 143360 MiB free", {"NULLCUDA_TAKEN": "139.9G"}),
         ("cuda", 2, "cuda cannot be used: it computes wrongly: ", {"SPPO_SKIP_PROBE_PRODUCT": ""}),
+        ("cuda", 2, 'matmul "cublaslt": libcublasLt.so.13 cannot be loaded: ', {"matmul": "cublaslt", "LD_LIBRARY_PATH": f"{WORK}/lib:{CUDA}/lib"}),
+        ("cuda", 2, f'matmul "cublaslt": cuBLASLt 13.1.0 ({WORK}/cublaslt/libcublasLt.so.13) cannot be used: CUBLAS_STATUS_NOT_INITIALIZED (1)',
+         {"matmul": "cublaslt", "FAKE_CUBLASLT_FAILS": "create"}),
+        ("cuda", 1, 'cuBLASLt failed: CUBLAS_STATUS_EXECUTION_FAILED (13); matmul "cubecl" does without it', {"matmul": "cublaslt", "FAKE_CUBLASLT_FAILS": "later"}),
         ("cuda", 1, "the device ran out of memory: ", {"NULLCUDA_MEMORY": "300M", "batch": 64, "prompt": 100, "response": 300}),
     ]
     failed = 0
@@ -284,7 +290,7 @@ def compile_all(digests):
 LARGE = ["train", "decode64", "decode256"]
 
 
-def large(names, layers, top):
+def large(names, layers, matmul, top):
     """Counts of the shape of Llama-3-8B; the kernels of the runs."""
     launched = set()
     for name in names:
@@ -294,9 +300,9 @@ def large(names, layers, top):
             if not os.path.exists(folder + "/config.json"):
                 checkpoint.zeros(folder, depth)
             if name == "train":
-                case = train(folder, 1, 512, 512, "--precision", "bf16", "--recompute", "layer"), 1, 2
+                case = train(folder, 1, 512, 512, "--precision", "bf16", "--recompute", "layer", "--matmul", matmul), 1, 2
             else:
-                case = generate(folder, int(name.removeprefix("decode")), 150, "--precision", "bf16"), 2, 6
+                case = generate(folder, int(name.removeprefix("decode")), 150, "--precision", "bf16", "--matmul", matmul), 2, 6
             step, digests = count(f"8b, {depth} layers, {name}", *case)
             print("\n".join(step.table(top)), flush=True)
             found.append(numbers(step))
@@ -317,13 +323,14 @@ def main():
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--8b", dest="large", nargs="+", choices=LARGE)
     parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4])
+    parser.add_argument("--matmul", choices=["cubecl", "cublaslt"], default="cubecl", help="with --8b")
     given = parser.parse_args()
     SPPO = os.path.abspath(given.sppo)
     prepare()
     table = json.load(open(TABLE)) if os.path.exists(TABLE) else {}
     failed, launched = False, set()
     if given.large:
-        launched = large(given.large, given.layers, given.top or 40)
+        launched = large(given.large, given.layers, given.matmul, given.top or 40)
     else:
         for name, case in CASES.items():
             if given.only and given.only not in name:

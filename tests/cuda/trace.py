@@ -19,6 +19,10 @@ import re
 
 SIZES = {"float": 4, "uint32": 4, "int32": 4, "bool": 1, "uint8": 1, "int8": 1, "__nv_bfloat16": 2, "__half": 2,
          "uint64": 8, "int64": 8, "double": 8, "uint16": 2, "int16": 2, "__nv_bfloat162": 4, "bfloat16": 2, "half": 2}
+# cudaDataType: name and bytes.
+FORMATS = {0: ("f32", 4), 14: ("bf16", 2)}
+# Stands for the hash of kernels that a library brings along.
+LIBRARY = ""
 
 
 def lanes(kind):
@@ -160,6 +164,14 @@ def read(trace, kernels, show=None, cache={}):
             count.bytes, count.flops = count.bytes + moved, count.flops + flops
             if show and show in kernel.name + digest:
                 print(rest[0], kernel.name, digest[:8], *rest[2:5], f"{moved} bytes")
+        elif kind == "M":
+            m, n, k, inputs, output = map(int, rest[1:])
+            (inputs, size), (output, size_out) = FORMATS[inputs], FORMATS[output]
+            moved, flops = size * k * (m + n) + size_out * m * n, 2.0 * m * n * k
+            row = count.kernels[f"cublaslt_{inputs}_in_{output}", LIBRARY]
+            row[0], row[1], row[2] = row[0] + 1, row[1] + moved, row[2] + flops
+            count.bytes, count.flops = count.bytes + moved, count.flops + flops
+            count.events["K"] += 1  # At least: the library may start two for one product.
         elif kind == "H":
             count.copied += int(rest[2])
         elif kind == "E":

@@ -35,6 +35,8 @@ use burn::tensor::{DType, Int, Tensor};
 
 pub use attention::{Attended, Heads, PackedAttention};
 pub use cached_attention::{CachedStep, Visible, columns_on_host};
+#[cfg(feature = "cubecl")]
+pub use cube::{LinearProducts, linear_products, use_linear_products};
 pub(crate) use device::ints;
 pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;

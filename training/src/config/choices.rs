@@ -79,6 +79,18 @@ choice! {
 }
 
 choice! {
+    /// What computes the linear layers' matrix products on a CUDA card.
+    pub enum Matmul {
+        /// CubeCL, until a card has shown cuBLASLt right and faster.
+        Auto = "auto",
+        /// CubeCL's kernels.
+        Cubecl = "cubecl",
+        /// NVIDIA's cuBLASLt.
+        Cublaslt = "cublaslt",
+    }
+}
+
+choice! {
     /// A linear layer that can have a LoRA adapter.
     pub enum LoraTarget {
         /// Queries.

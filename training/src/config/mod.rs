@@ -27,7 +27,7 @@ use toml::{Table, Value};
 pub use address::Address;
 pub use check::parts_for_ranks;
 pub use choices::{
-    JudgeKind, LengthUnit, LoraTarget, Loss, OnBadRow, OnInvalid, OnNonFinite, OnTooLong,
+    JudgeKind, LengthUnit, LoraTarget, Loss, Matmul, OnBadRow, OnInvalid, OnNonFinite, OnTooLong,
     OptimizerKind, Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
 };
 pub use define::{Effective, Section, SectionDoc};

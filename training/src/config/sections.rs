@@ -7,8 +7,8 @@ use sppo_model::llama::Lora;
 use super::address::Address;
 use super::choices::{
     JudgeKind::{self, Http, PairRm, Reward, Rubric, Scores},
-    LengthUnit, LoraTarget, Loss, OnBadRow, OnInvalid, OnNonFinite, OnTooLong, OptimizerKind,
-    Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
+    LengthUnit, LoraTarget, Loss, Matmul, OnBadRow, OnInvalid, OnNonFinite, OnTooLong,
+    OptimizerKind, Precision, Probability, Recompute, Reduce, Rows, ScheduleKind, Split,
 };
 use super::key::{Date, Pattern};
 use super::range::{
@@ -364,6 +364,9 @@ section! {
         precision: Precision = Precision::F32;
         /// layer: keeps only the layers' inputs and computes the rest again.
         recompute: Recompute = Recompute::None, affects Speed;
+        /// Matrix products of linear layers, in generation and judging too: cublaslt needs a CUDA card
+        /// and NVIDIA's library, auto is cubecl; the results differ by rounding.
+        matmul: Matmul = Matmul::Auto, affects Speed;
         /// Steps between checkpoints; 0 writes one only where the run is interrupted.
         checkpoint_every: usize = 0, range COUNT_OR_NONE, affects Nothing;
         /// Checkpoints kept, the newest ones.

@@ -1,6 +1,6 @@
 //! GPUs through CubeCL: kernels of our own, one file an operation.
 //!
-//! f32 inside, whatever the tensors' dtype. Matrix products are the library's. Sums go over the
+//! f32 inside, whatever the tensors' dtype. Matrix products are a library's (`product`). Sums go over the
 //! units of a cube in a fixed order, so that results are the same each time.
 
 mod attention;
@@ -28,9 +28,10 @@ use super::math::GRAIN;
 use super::memory::{primitive, tensor, to_f32, to_host};
 use super::optimizer::{Optimizer, UpdateStep, Updated, Updating, squares_of_grains};
 use super::rotary::Rotation;
-use product::product;
+use product::{linear_product, product};
 
 pub(super) use attention::{Part, table as attention_table};
+pub use product::{LinearProducts, linear_products, use_linear_products};
 
 impl<R, F, I, BT> Placement for CubeBackend<R, F, I, BT>
 where
@@ -56,7 +57,7 @@ where
     ) -> Tensor<Self, 2> {
         let dtype = x.dtype();
         let weight = primitive(weight.transpose());
-        let y: Tensor<Self, 2> = tensor(product(primitive(x), weight, None, dtype));
+        let y: Tensor<Self, 2> = tensor(linear_product(primitive(x), weight, dtype));
         match bias {
             Some(bias) => y + bias.unsqueeze(),
             None => y,
@@ -68,13 +69,13 @@ where
         weight: Tensor<Self, 2>,
     ) -> Tensor<Self, 2> {
         let dtype = grad.dtype();
-        tensor(product(primitive(grad), primitive(weight), None, dtype))
+        tensor(linear_product(primitive(grad), primitive(weight), dtype))
     }
 
     /// In f32, which is what gradients are added up in.
     fn linear_layer_weight_gradient(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let (grad, x) = (primitive(grad.transpose()), primitive(x));
-        tensor(product(grad, x, None, DType::F32))
+        tensor(linear_product(grad, x, DType::F32))
     }
 
     fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {

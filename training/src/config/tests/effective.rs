@@ -22,6 +22,7 @@ fn the_effective_settings_are_those_that_change_the_result() {
         "train.eta=1000",
         "train.memory_mib=5000",
         "train.recompute=layer",
+        "train.matmul=cublaslt",
         "train.data=p.jsonl",
         "train.checkpoint_every=7",
         "train.on_non_finite=skip",

@@ -1,12 +1,14 @@
-//! The CUDA driver, as far as ordering NCCL's stream needs it.
+//! The CUDA driver, as far as ordering a stream of a library's (NCCL, cuBLASLt) needs it.
 
-use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{OsStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use super::library::Stream;
-use super::table::{open, table};
+use crate::shared_library::{open, table, text};
 
 type Status = c_int;
+
+/// `CUstream`, which is `cudaStream_t` too.
+pub type Stream = *mut c_void;
 
 /// `CUDA_ERROR_NOT_READY`.
 const NOT_READY: Status = 600;
@@ -36,7 +38,7 @@ table! {
     }
 }
 
-/// The device's context, which is CubeCL's too, and a stream of NCCL's own in it: CubeCL's are
+/// The device's context, which is CubeCL's too, and a stream of a library's own in it: CubeCL's are
 /// private.
 pub struct Driver {
     functions: Functions,
@@ -87,7 +89,7 @@ impl Driver {
         self.check(unsafe { (self.functions.cuCtxSetCurrent)(self.context) })
     }
 
-    /// Lets NCCL's stream wait for all that was launched in the context.
+    /// Lets the stream wait for all that was launched in the context.
     pub fn stream_waits_for_context(self: &Arc<Self>) -> Result<(), String> {
         let event = self.event()?;
         if let Some(record) = self.functions.cuCtxRecordEvent {
@@ -104,7 +106,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Marks what NCCL's stream has been given so far.
+    /// Marks what the stream has been given so far.
     pub fn mark(self: &Arc<Self>) -> Result<Event, String> {
         let event = self.event()?;
         // SAFETY: event and stream are there.
@@ -112,7 +114,7 @@ impl Driver {
         Ok(event)
     }
 
-    /// Lets all that is launched in the context from now on wait for NCCL's stream at a mark.
+    /// Lets all that is launched in the context from now on wait for the stream at a mark.
     pub fn context_waits_for(&self, event: &Event) -> Result<(), String> {
         match self.functions.cuCtxWaitEvent {
             // SAFETY: context and event are there.
@@ -139,7 +141,7 @@ impl Driver {
         // SAFETY: the place is ours; the name is a constant of the driver's.
         let name = unsafe {
             match (self.functions.cuGetErrorName)(status, &mut name) == 0 && !name.is_null() {
-                true => CStr::from_ptr(name).to_string_lossy().into_owned(),
+                true => text(name),
                 false => "an error without a name".into(),
             }
         };
@@ -147,7 +149,7 @@ impl Driver {
     }
 }
 
-/// A mark in NCCL's stream.
+/// A mark in the stream.
 pub struct Event {
     event: *mut c_void,
     driver: Arc<Driver>,

@@ -1,6 +1,6 @@
 //! Libraries that are looked for at run time, and tables of their functions.
 
-use std::ffi::{OsStr, c_void};
+use std::ffi::{CStr, OsStr, c_char, c_void};
 
 use libloading::Library;
 
@@ -30,20 +30,20 @@ macro_rules! table {
                 // SAFETY: the caller knows the types.
                 unsafe {
                     Ok(Self {
-                        $($name: $crate::nccl::table::function(library, stringify!($name))
+                        $($name: $crate::shared_library::function(library, stringify!($name))
                             .ok_or(stringify!($name))?,)*
-                        $($($maybe: $crate::nccl::table::function(library, stringify!($maybe)),)*)?
+                        $($($maybe: $crate::shared_library::function(library, stringify!($maybe)),)*)?
                     })
                 }
             }
         }
     };
 }
-pub(super) use table;
+pub(crate) use table;
 
 /// The library of that name or path. It is never unloaded: it may have started threads.
 pub fn open(name: &OsStr) -> Result<&'static Library, String> {
-    // SAFETY: libraries of drivers and of NCCL may be loaded at any time; the user names no others.
+    // SAFETY: libraries of NVIDIA's may be loaded at any time; the user names no others.
     let library = unsafe { Library::new(name) };
     let library = library.map_err(|error| {
         // The loader's own words come behind.
@@ -51,6 +51,40 @@ pub fn open(name: &OsStr) -> Result<&'static Library, String> {
         cause.map_or(error.to_string(), ToString::to_string)
     })?;
     Ok(Box::leak(Box::new(library)))
+}
+
+/// The library that was named, by its path and where it was given, or the first of `names` that can
+/// be used. Says what is wrong with each otherwise.
+pub fn find<T>(
+    given: Option<(&str, &OsStr)>,
+    names: &[&str],
+    load: impl Fn(&OsStr) -> Result<T, String>,
+) -> Result<T, String> {
+    if let Some((name, path)) = given {
+        return load(path).map_err(|error| format!("{name}: {error}"));
+    }
+    let mut errors = Vec::new();
+    for name in names {
+        match load(OsStr::new(name)) {
+            Ok(library) => return Ok(library),
+            Err(error) => errors.push(error),
+        }
+    }
+    Err(errors.join("; "))
+}
+
+/// The text of a string of C.
+///
+/// # Safety
+/// A string of C, or null.
+pub unsafe fn text(string: *const c_char) -> String {
+    match string.is_null() {
+        true => String::new(),
+        // SAFETY: the caller's promise.
+        false => unsafe { CStr::from_ptr(string) }
+            .to_string_lossy()
+            .into_owned(),
+    }
 }
 
 /// A function of a library.
