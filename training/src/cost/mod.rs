@@ -2,7 +2,9 @@
 
 mod batch;
 pub mod flops;
+mod gpu;
 pub mod memory;
+mod pool;
 mod shapes;
 mod sizes;
 

@@ -23,6 +23,9 @@ use crate::packed_batch::PackedBatch;
 pub use places::Heads;
 pub(super) use places::{Padded, Places};
 
+/// Queries of a tile of attention, about, where it is a kernel: scores of one tile are held at a time.
+pub const QUERY_TILE: usize = 512;
+
 /// Where attention finds the tokens of a packed batch, and how far it rotates them.
 #[derive(Clone, Debug)]
 pub struct PackedAttention<B: Backend> {
