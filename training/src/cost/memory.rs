@@ -184,6 +184,12 @@ impl Training {
         4 * (groups + received)
     }
 
+    /// Rows of logits that are held at once.
+    pub fn chunk_rows(&self) -> usize {
+        let in_place = !self.host && self.dtype == DType::BF16;
+        chunk_rows(self.config.vocab_size, in_place)
+    }
+
     /// Number of parameters that are trained.
     pub fn trained(&self) -> u64 {
         self.trained_of(&Sizes::of(&self.config, self.lora.as_ref()))
@@ -290,7 +296,7 @@ impl Training {
             slots: self.optimizer_slots as u64,
             ranks: self.ranks,
             exchange: shared.exchange,
-            rows: chunk_rows(self.config.vocab_size),
+            rows: self.chunk_rows(),
         };
         let moments = step.moments(batch);
         let (peak, pages) = on_card(self.card, &moments.all);
@@ -322,7 +328,7 @@ impl Training {
         let of_mixed = size * tokens * queries;
         let of_heads = size * batch.packed.cells as f64 * (queries + 2.0 * keys);
         let scores = 4.0 * batch.packed.scores as f64 * config.num_attention_heads as f64;
-        let rows = chunk_rows(config.vocab_size).min(batch.response_tokens);
+        let rows = self.chunk_rows().min(batch.response_tokens);
         let logits = 4.0 * (rows * config.vocab_size) as f64;
         // Inputs of adapters, in f32 whatever the dtype of the activations.
         let adapters = 4.0 * tokens * sizes.adapter_inputs as f64;

@@ -7,6 +7,7 @@ pub mod memory;
 mod pool;
 mod shapes;
 mod sizes;
+pub mod traffic;
 
 pub use batch::Batch;
 pub use shapes::published;

@@ -4,6 +4,7 @@ mod card;
 mod fit;
 mod judging;
 mod ranks;
+mod roofline;
 mod rows;
 mod shape;
 mod table;
@@ -16,6 +17,7 @@ use sppo_model::llama::LlamaConfig;
 pub use card::Card;
 pub use fit::Fit;
 pub use ranks::{Cluster, Hours, OfRanks, Remedy};
+pub use roofline::Roofline;
 pub use shape::Assumed;
 
 use crate::config::{Config, Recompute, Reduce};
@@ -78,6 +80,8 @@ pub struct Plan {
     pub refused: Option<String>,
     /// Traffic and time over ranks, and what is assumed for them.
     pub cluster: Cluster,
+    /// What a step takes at least on one card; not for a CPU.
+    pub roofline: Option<Roofline>,
     /// What other set-ups could train, on cards of some sizes; not for a CPU.
     pub elsewhere: Vec<Fit>,
     /// Where the numbers of rows and tokens come from.
@@ -158,6 +162,7 @@ impl Plan {
             generation: generation.as_ref().map(|(memory, _)| *memory),
             judging,
             generation_precision: config.generate.precision.word(),
+            roofline: (!assumed.host).then(|| job.roofline()),
             elsewhere: match assumed.host {
                 true => Vec::new(),
                 false => fit::elsewhere(config, &model.config, &rows),

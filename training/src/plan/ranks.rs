@@ -152,12 +152,12 @@ impl Job<'_> {
         Some(self.memory? / sharing as u64)
     }
 
-    fn pairs_per_step(&self) -> usize {
+    pub(super) fn pairs_per_step(&self) -> usize {
         self.config.train.batch_size * self.config.train.gradient_accumulation
     }
 
     /// The device of each of `ranks` ranks.
-    fn card(&self, ranks: usize) -> Card {
+    pub(super) fn card(&self, ranks: usize) -> Card {
         if !self.assumed.host {
             return self.assumed.card.unwrap_or(Card::assumed());
         }

@@ -311,6 +311,27 @@ fn cluster(f: &mut Formatter<'_>, plan: &Plan) -> fmt::Result {
         f,
         "  parts, bytes sent and time of a step are those of the busiest rank; usual peak: training on rows of usual length; overlapped: gradients travel while the backward pass goes on"
     )?;
+    if let Some(roofline) = &plan.roofline {
+        writeln!(
+            f,
+            "  a step on one card takes at least {} ({:.0} % MFU): {}FLOP of products at {:.0} % of the nominal rate, then {}B of other kernels at {:.0} % of the memory's",
+            time(roofline.step_seconds),
+            100.0 * roofline.mfu,
+            short(roofline.product_flops),
+            100.0 * roofline.products_reach,
+            short(roofline.other_bytes),
+            100.0 * roofline.memory_reach
+        )?;
+        let hours: f64 =
+            plan.iterations as f64 * cluster.by_ranks.last().map_or(0.0, |row| row.hours.sum());
+        writeln!(
+            f,
+            "  the whole run of {} iterations on {} ranks: {}",
+            plan.iterations,
+            cluster.ranks,
+            time(3600.0 * hours)
+        )?;
+    }
     if let Some(row) = cluster.by_ranks.iter().find(|row| row.refused.is_some()) {
         let why = row.refused.as_deref().unwrap_or_default();
         writeln!(f, "  fewer parts than ranks are refused: {why}")?;

@@ -310,7 +310,8 @@ fn logits_take_the_same_whatever_their_number() {
         let weights = Sizes::of(&config, None).weights() * if dtype == DType::F32 { 8 } else { 10 };
         counted::<Flex>(&case, &sequences).saturating_sub(weights)
     };
-    let chunk = |vocab: usize| (sppo_training::learner::chunk_rows(vocab) * vocab * 4) as u64;
+    let chunk =
+        |vocab: usize| (sppo_training::learner::chunk_rows(vocab, false) * vocab * 4) as u64;
     for dtype in [DType::F32, DType::BF16] {
         let one = peak(dtype, 1 << 15, 2048);
         let larger = [(1 << 15, 4096), (1 << 16, 2048)];
