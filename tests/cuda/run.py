@@ -325,7 +325,8 @@ def of_training(name, batch, lora=None):
         folder, more = llama(name, layers), ["--lora", lora] if lora else []
         command = train(folder, batch, 512, 512, "--precision", "bf16", "--recompute", "layer", *more, apart=13)(2)
         settings = {"model.path": folder, "train.data": pairs(3 * batch, 512, 512, apart=13), "train.batch_size": batch,
-                    "train.precision": "bf16", "train.recompute": "layer", "train.max_length": 1024}
+                    "train.precision": "bf16", "train.recompute": "layer", "train.max_length": 1024, "train.max_prompt_length": 512,
+                    "train.gradient_accumulation": 1, "train.optimizer": "rmsprop"}
         return command, settings | ({"train.lora.rank": lora} if lora else {}), "training"
     return case, checkpoint.LLAMA[name][-1]
 
@@ -366,7 +367,7 @@ MEMORY = {
     "8b, decoding in 256 slots": of_decoding("8b", 256),
     "pairrm": of_judging(),
 }
-QUICK = ["1b, 1 pair", "8b, decoding in 64 slots"]
+QUICK = ["1b, 1 pair", "1b, 8 pairs"]
 APART = 0.1
 
 
@@ -391,8 +392,7 @@ def memory(names, layers):
     print(f"\n{'':32} layers   reserved    planned     apart   planned for the real model")
     for name in names:
         case, all_layers = MEMORY[name]
-        whole = 24 if name == "pairrm" else None
-        for depth in [whole] if whole else layers:
+        for depth in [all_layers] if name == "pairrm" else layers:
             command, settings, of = case(depth)
             path = place("traces", re.sub(r"\W+", "-", f"memory-{name}-{depth}") + ".txt")
             sppo(command, NULLCUDA_TRACE=path)
