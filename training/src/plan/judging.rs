@@ -2,7 +2,6 @@
 
 use sppo_model::llama::LlamaConfig;
 
-use super::rows::Rows;
 use super::shape::Assumed;
 use crate::config::{Config, JudgeKind};
 use crate::cost::flops;
@@ -28,12 +27,12 @@ const LONGEST_RESPONSE: f64 = 412.0;
 pub(super) fn memory(
     config: &Config,
     policy: &LlamaConfig,
-    rows: &Rows,
+    longest_prompt: usize,
     assumed: &Assumed,
 ) -> Option<JudgingMemory> {
     let judge = &config.judge;
     let (dtype, card) = (judge.precision.dtype(), assumed.pool());
-    let prompt = rows.longest_prompt as f64;
+    let prompt = longest_prompt as f64;
     let longest = match judge.kind {
         JudgeKind::PairRm => {
             let prompt = prompt.min(LONGEST_PROMPT);

@@ -106,7 +106,7 @@ impl Plan {
         let generation = generation.transpose()?;
         let judging = rows
             .generates
-            .then(|| judging::memory(config, &model.config, &rows, &assumed));
+            .then(|| judging::memory(config, &model.config, rows.longest_prompt, &assumed));
         let judging = judging.flatten();
         let fine_tuning = fine_tuning(config, &model.config, &assumed);
         let pairs_per_step = train.batch_size * train.gradient_accumulation;

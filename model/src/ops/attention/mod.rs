@@ -20,11 +20,8 @@ use super::memory::{cast, to_f32};
 use super::rotary::Rotation;
 use crate::packed_batch::PackedBatch;
 
-pub use places::Heads;
+pub use places::{Heads, QUERY_TILE};
 pub(super) use places::{Padded, Places};
-
-/// Queries of a tile of attention, about, where it is a kernel: scores of one tile are held at a time.
-pub const QUERY_TILE: usize = 512;
 
 /// Where attention finds the tokens of a packed batch, and how far it rotates them.
 #[derive(Clone, Debug)]
