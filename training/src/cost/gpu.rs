@@ -123,9 +123,8 @@ impl Step<'_> {
         };
         // A group's on their way, where each is summed by another rank.
         let exchange = Moment::default().with(self.exchange as f64 / 2.0, 2);
-        let is_trained = |of: &dyn Fn(&Tensors) -> bool| trained().any(|t| of(t));
         let vocabulary = (config.vocab_size * config.hidden_size) as f64;
-        let of_vocabulary = |count: u64| match is_trained(&|t| t.is_embedding) {
+        let of_vocabulary = |count: u64| match trained().any(|t| t.is_embedding) {
             true => Moment::default().with(4.0 * vocabulary, count),
             false => Moment::default(),
         };
