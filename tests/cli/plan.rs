@@ -25,6 +25,16 @@ fn llama_3_8b_on_one_card() {
         assert!((gib(&training[part]) - 29.92).abs() < 0.02, "{part}");
     }
     assert_eq!(plan["fits"], true);
+    // Tensors in pages, and what a step takes at least.
+    let pages = gib(&training["pages"]);
+    assert!((4.0..16.0).contains(&pages), "{training}");
+    assert!(plan["judging"]["weights"].as_u64().unwrap() > 1 << 30);
+    let roofline = &plan["roofline"];
+    assert_eq!(roofline["products_reach"], 0.7);
+    assert!(
+        (0.36..0.7).contains(&roofline["mfu"].as_f64().unwrap()),
+        "{roofline}"
+    );
     let fits = |set_up: &str, card: &str| {
         let all = plan["elsewhere"].as_array().unwrap();
         let found = all
@@ -42,7 +52,7 @@ fn llama_3_8b_on_one_card() {
     }
     // Cutting batches would not help.
     assert!(!small.contains("train.memory_mib"), "{small}");
-    let middle = place.ok(&format!("plan --config {recipe} --memory-gib 118"));
+    let middle = place.ok(&format!("plan --config {recipe} --memory-gib 122"));
     assert!(middle.contains("set train.memory_mib"), "{middle}");
 }
 
@@ -112,7 +122,7 @@ fn llama_3_8b_on_8_cards() {
     assert_eq!(ranks, [1, 2, 4, 8]);
     let last = &rows[3];
     assert!((gib(&last["fixed_bytes"]) - 26.2).abs() < 0.05, "{last}");
-    assert!(gib(&last["usual_peak_bytes"]) <= 36.0, "{last}");
+    assert!(gib(&last["usual_peak_bytes"]) <= 40.0, "{last}");
     assert!(gib(&last["training"]["peak"]) <= 50.0, "{last}");
     assert_eq!(last["training"], plan["training"]);
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
@@ -134,7 +144,7 @@ fn llama_3_8b_on_8_cards() {
 
     let shorter = "--set train.max_length=450 --set train.max_prompt_length=150";
     let shorter = plan_of(&format!("--memory-gib 80 {shorter}"));
-    assert!(gib(&shorter["training"]["peak"]) <= 36.0);
+    assert!(gib(&shorter["training"]["peak"]) <= 40.0);
 
     let small = plan_of("--card a100-40gb");
     assert_eq!(small["fits"], false);

@@ -2,7 +2,8 @@
 """Runs sppo's CUDA build on a machine without a card and counts what it asks of one.
 
     tests/cuda/run.py SPPO [--update] [--only CASE] [--top N] [--no-compile]
-    tests/cuda/run.py SPPO --8b train|decode64|decode256… [--layers N[,M]] [--matmul cublaslt]
+    tests/cuda/run.py SPPO --8b train|train8|decode64|decode256… [--layers N[,M]] [--matmul cublaslt]
+    tests/cuda/run.py SPPO --memory [all|quick|CASE…]
 
 SPPO is the binary, built with --features cuda. The driver is null_cuda.c, before NVRTC stands
 trace_nvrtc.c, and cublaslt.c is cuBLASLt (their headers say how they work); what they need is built and fetched into the folder
@@ -18,6 +19,10 @@ for sm_90a, once for each source, and register spills are listed.
 --8b counts steps of the shape of Llama-3-8B, which are held against no table: training on one pair of
 2 x 1024 tokens that share 512, and decoding in 64 and 256 slots. At --layers 2,4 (default) the
 difference gives what 32 layers come to; --layers 32 takes up to 19 GiB of memory.
+
+--memory holds what `sppo plan` reckons against the most that the driver had given at one time: training of
+the shapes of Llama-3-8B and 3.2-1B, adapters, decoding, and PairRM; more than 10 % apart fails. The models
+have few layers, which plan knows; what it reckons for all of them is printed beside.
 """
 import argparse
 import concurrent.futures
@@ -86,18 +91,18 @@ def rows(name, rows):
     return path
 
 
-def pairs(count, prompt, response, vocab=400):
-    """Pairs of one length, which share their prompts."""
+def pairs(count, prompt, response, vocab=400, apart=0):
+    """Pairs of one length. With `apart` above 0 none begins like another, so that they share nothing."""
     ids = lambda begin, n: [3 + (begin + i) % (vocab - 3) for i in range(n)]
-    row = {"prompt_ids": ids(1, prompt), "chosen_ids": ids(2, response), "rejected_ids": ids(3, response),
-           "chosen_probs": 0.8, "chosen_probs_win": 0.7, "chosen_probs_lose": 0.3}
-    return rows(f"pairs-{count}-{prompt}-{response}.jsonl", [row | {"prompt_id": str(i)} for i in range(count)])
+    row = lambda i: {"prompt_ids": ids(1 + apart * i, prompt), "chosen_ids": ids(2, response), "rejected_ids": ids(3, response),
+                     "chosen_probs": 0.8, "chosen_probs_win": 0.7, "chosen_probs_lose": 0.3}
+    return rows(f"pairs-{count}-{prompt}-{response}-{apart}.jsonl", [row(i) | {"prompt_id": str(i)} for i in range(count)])
 
 
-def train(model, batch, prompt, response, *more):
+def train(model, batch, prompt, response, *more, apart=0):
     def command(steps):
         return ["bench", "--model", model, "--only", "train", "--batch", batch, "--steps", steps, "--device", "cuda",
-                "--pairs", pairs(batch * (steps + 1), prompt, response), *more]
+                "--pairs", pairs(batch * (steps + 1), prompt, response, apart=apart), *more]
     return command
 
 
@@ -287,7 +292,7 @@ def compile_all(digests):
     return not failed
 
 
-LARGE = ["train", "decode64", "decode256"]
+LARGE = ["train", "train8", "decode64", "decode256"]
 
 
 def large(names, layers, matmul, top):
@@ -296,11 +301,10 @@ def large(names, layers, matmul, top):
     for name in names:
         found = []
         for depth in layers:
-            folder = place("models", f"8b-{depth}-layers")
-            if not os.path.exists(folder + "/config.json"):
-                checkpoint.zeros(folder, depth)
-            if name == "train":
-                case = train(folder, 1, 512, 512, "--precision", "bf16", "--recompute", "layer", "--matmul", matmul), 1, 2
+            folder = llama("8b", depth)
+            if name.startswith("train"):
+                batch = int(name.removeprefix("train") or 1)
+                case = train(folder, batch, 512, 512, "--precision", "bf16", "--recompute", "layer", "--matmul", matmul, apart=13), 1, 2
             else:
                 case = generate(folder, int(name.removeprefix("decode")), 150, "--precision", "bf16", "--matmul", matmul), 2, 6
             step, digests = count(f"8b, {depth} layers, {name}", *case)
@@ -313,6 +317,101 @@ def large(names, layers, matmul, top):
     return launched
 
 
+def llama(name, layers):
+    """A checkpoint of zeros in the shape of a Llama 3."""
+    folder = place("models", f"{name}-{layers}-layers")
+    if not os.path.exists(folder + "/config.json"):
+        checkpoint.zeros(folder, layers, name)
+    return folder
+
+
+def of_training(name, batch, lora=None):
+    """A model of the shape called `name`, `batch` pairs of 2 x 1024 tokens that share 512: its run and its plan."""
+    def case(layers):
+        folder, more = llama(name, layers), ["--lora", lora] if lora else []
+        command = train(folder, batch, 512, 512, "--precision", "bf16", "--recompute", "layer", *more, apart=13)(2)
+        settings = {"model.path": folder, "train.data": pairs(3 * batch, 512, 512, apart=13), "train.batch_size": batch,
+                    "train.precision": "bf16", "train.recompute": "layer", "train.max_length": 1024, "train.max_prompt_length": 512,
+                    "train.gradient_accumulation": 1, "train.optimizer": "rmsprop"}
+        return command, settings | ({"train.lora.rank": lora} if lora else {}), "training"
+    return case, checkpoint.LLAMA[name][-1]
+
+
+def of_decoding(name, slots, prompt=150, new=6):
+    def case(layers):
+        folder = llama(name, layers)
+        command = generate(folder, slots, prompt, "--precision", "bf16")(new)
+        settings = {"model.path": folder, "prompts.train": "none.jsonl", "generate.batch": slots, "generate.precision": "bf16",
+                    "generate.max_new_tokens": new, "train.max_prompt_length": prompt}
+        return command, settings, "generation"
+    return case, checkpoint.LLAMA[name][-1]
+
+
+def of_judging():
+    def case(layers):
+        folder = place("models", f"pairrm-{layers}-layers")
+        if not os.path.exists(folder + "/config.json"):
+            checkpoint.pairrm(folder, PAIRRM, layers)
+        row = {"prompt": [{"role": "user", "content": "aaaa bbbb cccc " * 60}],
+               "responses": [f"{letter} bb cc dd " * 60 for letter in "aefgh"]}
+        data = rows("long-responses.jsonl", [row | {"prompt_id": str(i)} for i in range(2)])
+        command = ["judge", "--judge", "pairrm", "--model", folder, "--chat-template", LLAMA, "--responses", data, "--overwrite",
+                   "--out", place("run", "judged.jsonl"), "--device", "cuda"]
+        settings = {"model.path": llama("1b", 2), "prompts.train": "none.jsonl", "judge.kind": "pairrm", "judge.model": folder}
+        return command, settings, "judging"
+    return case, checkpoint.PAIRRM_LAYERS
+
+
+# What is held against plan: a run with so many layers and its settings, the real model's layers.
+MEMORY = {
+    "8b, 1 pair": of_training("8b", 1),
+    "8b, 8 pairs": of_training("8b", 8),
+    "8b, 8 pairs, adapters": of_training("8b", 8, 16),
+    "1b, 1 pair": of_training("1b", 1),
+    "1b, 8 pairs": of_training("1b", 8),
+    "8b, decoding in 64 slots": of_decoding("8b", 64),
+    "8b, decoding in 256 slots": of_decoding("8b", 256),
+    "pairrm": of_judging(),
+}
+QUICK = ["1b, 1 pair", "1b, 8 pairs"]
+APART = 0.1
+
+
+def planned(settings, of):
+    """Bytes that plan reckons for a part of a run."""
+    def value(setting):
+        return str(setting).lower() if isinstance(setting, bool) else str(setting) if isinstance(setting, int) else json.dumps(setting)
+    sets = [word for key, setting in settings.items() for word in ("--set", f"{key}={value(setting)}")]
+    config = place("run", "plan.toml")
+    with open(config, "w") as file:
+        file.write('device = "cuda"\n')
+    done = subprocess.run([SPPO, "plan", "--config", config, *sets, "--memory-gib", "140", "--json"], env=environment(), cwd=place("run", ""),
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        sys.exit(f"sppo plan: exit code {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout[done.stdout.index("{"):])[of]["peak"]
+
+
+def memory(names, layers):
+    """Whether plan and the driver are no more than 10 % apart."""
+    failed = False
+    print(f"\n{'':32} layers   reserved    planned     apart   planned for the real model")
+    for name in names:
+        case, all_layers = MEMORY[name]
+        for depth in [all_layers] if name == "pairrm" else layers:
+            command, settings, of = case(depth)
+            path = place("traces", re.sub(r"\W+", "-", f"memory-{name}-{depth}") + ".txt")
+            sppo(command, NULLCUDA_TRACE=path)
+            found, reckoned = trace.read(path, KERNELS).reserved, planned(settings, of)
+            apart = reckoned / found - 1
+            real = planned(case(all_layers)[1], of)
+            wrong = abs(apart) > APART
+            failed |= wrong
+            print(f"{name:32} {depth:6} {found / 2**30:10.2f} {reckoned / 2**30:10.2f} {100 * apart:8.1f} % {real / 2**30:12.1f} GiB"
+                  + ("   WRONG" if wrong else ""), flush=True)
+    return not failed
+
+
 def main():
     global SPPO
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -322,6 +421,7 @@ def main():
     parser.add_argument("--top", type=int, default=0, help="kernels shown for each case")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--8b", dest="large", nargs="+", choices=LARGE)
+    parser.add_argument("--memory", nargs="*", metavar="CASE", choices=["all", "quick", *MEMORY], help=f"all, quick, or of: {', '.join(MEMORY)}")
     parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4])
     parser.add_argument("--matmul", choices=["cubecl", "cublaslt"], default="cubecl", help="with --8b")
     given = parser.parse_args()
@@ -329,6 +429,9 @@ def main():
     prepare()
     table = json.load(open(TABLE)) if os.path.exists(TABLE) else {}
     failed, launched = False, set()
+    if given.memory is not None:
+        names = {"all": list(MEMORY), "quick": QUICK}.get("".join(given.memory) or "all", given.memory)
+        sys.exit(not memory(names, given.layers))
     if given.large:
         launched = large(given.large, given.layers, given.matmul, given.top or 40)
     else:

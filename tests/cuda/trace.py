@@ -103,6 +103,7 @@ class Count:
     def __init__(self):
         self.events = collections.Counter()  # K launches, H copies to the device, D to the host, S waits
         self.copied = self.bytes = self.flops = 0.0
+        self.reserved = 0  # the most bytes that were allocated from the driver at one time; of a whole run only
         self.kernels = collections.defaultdict(lambda: [0, 0.0, 0.0])  # (name, hash): launches, bytes, FLOPs
         self.refused = []
 
@@ -141,12 +142,14 @@ class Count:
         e = self.events
         head = [f"launches {e['K']:.1f}, copies to the device {e['H']:.1f} ({self.copied:.0f} bytes), to the host {e['D']:.1f}, "
                 f"waits {e['S']:.1f}, bytes touched {self.bytes:.6g}, FLOPs {self.flops:.4g}, at least {total * 1e3:.3f} ms"]
+        if self.reserved:
+            head.append(f"reserved at most {self.reserved / 2**30:.2f} GiB of the card's memory")
         return head + [text for _, text in sorted(rows, reverse=True)[:top]]
 
 
 def read(trace, kernels, show=None, cache={}):
     """Counts a trace."""
-    count, functions = Count(), {}
+    count, functions, reserved = Count(), {}, 0
     for line in open(trace, errors="replace"):
         kind, *rest = line.split()
         if kind == "F":
@@ -174,6 +177,9 @@ def read(trace, kernels, show=None, cache={}):
             count.events["K"] += 1  # At least: the library may start two for one product.
         elif kind == "H":
             count.copied += int(rest[2])
+        elif kind in "AR":
+            reserved += int(rest[2]) if kind == "A" else -int(rest[2])
+            count.reserved = max(count.reserved, reserved)
         elif kind == "E":
             count.refused.append(" ".join(rest[1:]))
         count.events[kind] += 1

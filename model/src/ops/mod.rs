@@ -33,7 +33,7 @@ mod tests;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor};
 
-pub use attention::{Attended, Heads, PackedAttention};
+pub use attention::{Attended, Heads, PackedAttention, QUERY_TILE};
 pub use cached_attention::{CachedStep, Visible, columns_on_host};
 #[cfg(feature = "cubecl")]
 pub use cube::{LinearProducts, linear_products, use_linear_products};

@@ -10,7 +10,7 @@ use crate::nn::{LayerNorm, Linear};
 use crate::ops::{DeviceError, ModelOps, RelativePositions, ints, to_f32, to_host};
 
 /// Scores of attention that are held at a time, in elements.
-const MOST_SCORES: usize = 1 << 26;
+pub const MOST_SCORES: usize = 1 << 26;
 
 /// The encoder and the head that turns three of its hidden states into one logit.
 #[derive(Module, Debug)]

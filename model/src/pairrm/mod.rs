@@ -8,6 +8,6 @@ mod packing;
 mod positions;
 
 pub use config::{PairRmConfig, Prefixes};
-pub use encoder::PairRm;
+pub use encoder::{MOST_SCORES, PairRm};
 pub use hf::PairRmError;
 pub use packing::{Candidate, Packed, Packer, Source};

@@ -1,15 +1,20 @@
 //! Memory of training and generation by part, in bytes.
 //!
-//! What is kept for the backward pass follows from the code; the factors of what comes and goes
-//! beside it were fitted to peaks counted on Flex (training/tests/memory holds the model to them).
-//! A backend that fuses operations takes less of the latter.
+//! On a CPU what is kept for the backward pass follows from the code; the factors of what comes and
+//! goes beside it were fitted to peaks counted on Flex (training/tests/memory holds the model to
+//! them). On a GPU all tensors follow from the kernels (`gpu`), and the pages that they lie in from
+//! CubeCL's pool (`pool`); `tests/cuda/run.py --memory` holds them to what a driver was asked for.
 
 use burn::tensor::DType;
 use serde::Serialize;
 use sppo_model::generate::CachePlan;
+use sppo_model::llama::slot_cache::rounded_width;
 use sppo_model::llama::{LlamaConfig, Lora};
 
 use super::batch::Batch;
+pub use super::gpu::Encoder;
+use super::gpu::{self, Step};
+use super::pool::{Moment, reserved};
 use super::sizes::Sizes;
 use crate::config::{self, Recompute};
 use crate::learner::chunk_rows;
@@ -32,6 +37,8 @@ pub struct Training {
     pub accumulates: bool,
     /// Whether the device is a CPU, where operations in f32 are passes over its memory.
     pub host: bool,
+    /// Bytes of a GPU's memory, which the pool's pages depend on; without it pages are not reckoned.
+    pub card: Option<u64>,
     /// Ranks over which masters, optimizer state and summed gradients are spread (ZeRO-2).
     pub ranks: u64,
     /// Whether a rank receives the slices of all ranks and adds them itself, or NCCL's sum.
@@ -50,7 +57,7 @@ fn shard(count: u64, ranks: u64) -> u64 {
 }
 
 /// Peak of a training and what it is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TrainingMemory {
     /// In bytes, as all of these; adapters included.
     pub weights: u64,
@@ -71,7 +78,9 @@ pub struct TrainingMemory {
     pub logits: u64,
     /// Gradient of the largest parameter and its update on their way.
     pub update: u64,
-    /// Not the sum: the last five are not all there at one time.
+    /// Of a GPU, what the pool reserves beyond the tensors of the fullest moment.
+    pub pages: u64,
+    /// Not the sum: the activations, block, logits and update are not all there at one time.
     pub peak: u64,
 }
 
@@ -84,8 +93,43 @@ pub struct GenerationMemory {
     pub cache: u64,
     /// Of one step.
     pub logits: u64,
+    /// Of a GPU, what the pool reserves beyond them.
+    pub pages: u64,
     /// The sum.
     pub peak: u64,
+}
+
+/// Peak of judging and what it is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct JudgingMemory {
+    /// In bytes, as all of these.
+    pub weights: u64,
+    /// What is there beside them at the fullest moment of a batch.
+    pub batch: u64,
+    /// Of a GPU, what the pool reserves beyond them.
+    pub pages: u64,
+    /// The sum.
+    pub peak: u64,
+}
+
+impl JudgingMemory {
+    fn of(weights: &Moment, moments: &[Moment], card: Option<u64>) -> Self {
+        let (peak, pages) = on_card(card, moments);
+        let weights = weights.bytes();
+        Self {
+            weights,
+            batch: (peak - pages).saturating_sub(weights),
+            pages,
+            peak,
+        }
+    }
+}
+
+/// What a card gives to tensors of these moments, and how much of it is beyond the fullest one.
+fn on_card(card: Option<u64>, moments: &[Moment]) -> (u64, u64) {
+    let tensors = moments.iter().map(Moment::bytes).max().unwrap_or(0);
+    let peak = card.map_or(tensors, |card| reserved(card, moments).max(tensors));
+    (peak, peak - tensors)
 }
 
 impl Training {
@@ -99,6 +143,7 @@ impl Training {
             lora: train.lora.as_ref().map(Into::into),
             accumulates: train.gradient_accumulation > 1 || train.memory_mib.is_some(),
             host,
+            card: None,
             ranks: 1,
             ordered: host,
         }
@@ -139,6 +184,12 @@ impl Training {
         4 * (groups + received)
     }
 
+    /// Rows of logits that are held at once.
+    pub fn chunk_rows(&self) -> usize {
+        let in_place = !self.host && self.dtype == DType::BF16;
+        chunk_rows(self.config.vocab_size, in_place)
+    }
+
     /// Number of parameters that are trained.
     pub fn trained(&self) -> u64 {
         self.trained_of(&Sizes::of(&self.config, self.lora.as_ref()))
@@ -169,6 +220,17 @@ impl Training {
         let optimizer = 4 * of_rank * self.optimizer_slots as u64;
         let gradients = 4 * of_rank;
         let exchange = self.exchange(&sizes);
+        let shared = TrainingMemory {
+            weights,
+            masters,
+            optimizer,
+            gradients,
+            exchange,
+            ..Default::default()
+        };
+        if !self.host {
+            return self.on_gpu(shared, batch);
+        }
 
         let parts = self.activations(batch, &sizes);
         let input = bytes((size as usize * config.hidden_size) as f64 * batch.packed.tokens as f64);
@@ -187,10 +249,9 @@ impl Training {
             true => 2 * largest,
             false => 7 * largest / 2,
         };
-        // On a CPU one pass updates in place; of several ranks each gathers all new weights.
+        // One pass updates in place; of several ranks each gathers all new weights.
         let gathered = if self.ranks > 1 { largest } else { 0 };
-        let of_step = if self.host { largest } else { 2 * largest };
-        let of_step = of_step / self.ranks + gathered;
+        let of_step = largest / self.ranks + gathered;
         let update = of_vocabulary.max(of_step);
         let beside = largest / 2;
         let backward = match (self.ranks > 1, self.accumulates) {
@@ -215,22 +276,44 @@ impl Training {
         };
         let fixed = weights + masters + optimizer;
         TrainingMemory {
-            weights,
-            masters,
-            optimizer,
-            gradients,
-            exchange,
             activations,
             block,
             logits,
             update,
             peak: fixed + backward.max(gradients + of_step),
+            ..shared
         }
     }
 
-    /// Whether operations are passes over the host's memory.
+    /// The same on a GPU, where `shared` is what does not depend on the device.
+    fn on_gpu(&self, shared: TrainingMemory, batch: &Batch) -> TrainingMemory {
+        let step = Step {
+            config: &self.config,
+            lora: self.lora.as_ref(),
+            dtype: self.dtype,
+            recomputes: self.recompute == Recompute::Layer,
+            accumulates: self.accumulates,
+            slots: self.optimizer_slots as u64,
+            ranks: self.ranks,
+            exchange: shared.exchange,
+            rows: self.chunk_rows(),
+        };
+        let moments = step.moments(batch);
+        let (peak, pages) = on_card(self.card, &moments.all);
+        TrainingMemory {
+            activations: moments.kept.bytes(),
+            block: moments.block.bytes(),
+            logits: moments.logits.bytes(),
+            update: moments.update.bytes(),
+            pages,
+            peak,
+            ..shared
+        }
+    }
+
+    /// Whether operations are passes over the host's memory, on a CPU.
     fn in_passes(&self) -> bool {
-        self.host && self.dtype == DType::F32
+        self.dtype == DType::F32
     }
 
     /// What a batch's activations come to.
@@ -245,7 +328,7 @@ impl Training {
         let of_mixed = size * tokens * queries;
         let of_heads = size * batch.packed.cells as f64 * (queries + 2.0 * keys);
         let scores = 4.0 * batch.packed.scores as f64 * config.num_attention_heads as f64;
-        let rows = chunk_rows(config.vocab_size, false).min(batch.response_tokens);
+        let rows = self.chunk_rows().min(batch.response_tokens);
         let logits = 4.0 * (rows * config.vocab_size) as f64;
         // Inputs of adapters, in f32 whatever the dtype of the activations.
         let adapters = 4.0 * tokens * sizes.adapter_inputs as f64;
@@ -282,7 +365,7 @@ struct Activations {
     logits: u64,
 }
 
-/// Generation as `plan` lays it out.
+/// Generation as `plan` lays it out, on a CPU.
 pub fn generation(config: &LlamaConfig, dtype: DType, plan: &CachePlan) -> GenerationMemory {
     let weights = Sizes::of(config, None).weights() * dtype.size() as u64;
     let logits = 2 * 4 * (plan.slots * config.vocab_size) as u64;
@@ -290,8 +373,57 @@ pub fn generation(config: &LlamaConfig, dtype: DType, plan: &CachePlan) -> Gener
         weights,
         cache: plan.bytes,
         logits,
+        pages: 0,
         peak: weights + plan.bytes + logits,
     }
+}
+
+/// The same on a GPU of `card` bytes.
+pub fn generation_on_gpu(
+    config: &LlamaConfig,
+    dtype: DType,
+    plan: &CachePlan,
+    card: Option<u64>,
+) -> GenerationMemory {
+    let width = rounded_width(plan.tokens);
+    let decoding = gpu::decoding(config, dtype, plan.slots, width);
+    let all = decoding
+        .weights
+        .clone()
+        .and(&decoding.cache)
+        .and(&decoding.logits);
+    let (peak, pages) = on_card(card, &[all]);
+    GenerationMemory {
+        weights: decoding.weights.bytes(),
+        cache: decoding.cache.bytes(),
+        logits: decoding.logits.bytes(),
+        pages,
+        peak,
+    }
+}
+
+/// Judging by PairRM, batches of up to `tokens` tokens of sequences of up to `longest`.
+pub fn judging_by_pairs(
+    encoder: &Encoder,
+    dtype: DType,
+    tokens: usize,
+    longest: usize,
+    card: Option<u64>,
+) -> JudgingMemory {
+    let (weights, moments) = gpu::comparing(encoder, dtype, tokens, longest);
+    JudgingMemory::of(&weights, &moments, card)
+}
+
+/// Judging by a Llama with a head of one score.
+pub fn judging_by_llama(
+    config: &LlamaConfig,
+    dtype: DType,
+    tokens: usize,
+    longest: usize,
+    card: Option<u64>,
+) -> JudgingMemory {
+    let (weights, moments) = gpu::rewarding(config, dtype, tokens, longest);
+    JudgingMemory::of(&weights, &moments, card)
 }
 
 #[cfg(test)]
@@ -311,6 +443,7 @@ mod tests {
             lora: None,
             accumulates,
             host: false,
+            card: None,
             ranks,
             ordered: false,
         };
@@ -341,6 +474,7 @@ mod tests {
             lora: None,
             accumulates: true,
             host: false,
+            card: None,
             ranks,
             ordered,
         };

@@ -2,9 +2,12 @@
 
 mod batch;
 pub mod flops;
+mod gpu;
 pub mod memory;
+mod pool;
 mod shapes;
 mod sizes;
+pub mod traffic;
 
 pub use batch::Batch;
 pub use shapes::published;

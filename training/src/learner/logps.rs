@@ -12,9 +12,9 @@ use crate::tokenise::TokenisedSequence;
 /// Most logits held at once: 128 MiB in f32, of which every GPU binds as much.
 const CHUNK_LOGITS: usize = 1 << 25;
 
-/// The same in bf16 by kernels, which change logits in place: the gradient of the vocabulary's
-/// weight, added up over the chunks, is most of their cost.
-const CHUNK_LOGITS_IN_PLACE: usize = 1 << 27;
+/// The same in bf16 on a GPU, where their gradient takes their place, and a chunk's gradient by the
+/// vocabulary's weights, which is added to those before, is more than the logits themselves.
+const CHUNK_LOGITS_IN_PLACE: usize = 1 << 28;
 
 #[cfg(test)]
 thread_local! {
@@ -23,17 +23,17 @@ thread_local! {
         const { std::cell::Cell::new(None) };
 }
 
-/// Rows of logits over `vocab` that are held at once; `in_place` where kernels work on bf16.
+/// Rows of logits over `vocab` that are held at once, `in_place` in bf16 on a GPU.
 pub fn chunk_rows(vocab: usize, in_place: bool) -> usize {
     #[cfg(test)]
     if let Some(rows) = SMALL_CHUNKS.get() {
         return rows;
     }
-    let logits = match in_place {
+    let most = match in_place {
         true => CHUNK_LOGITS_IN_PLACE,
         false => CHUNK_LOGITS,
     };
-    (logits / vocab).max(1)
+    (most / vocab).max(1)
 }
 
 /// The response tokens of a batch: where they are predicted, and what they are.
@@ -46,7 +46,7 @@ pub(super) struct Targets<B: Backend> {
     counts: Vec<usize>,
 }
 
-impl<B: Backend> Targets<B> {
+impl<B: ModelOps> Targets<B> {
     /// Of sequences whose tokens lie at `places`.
     pub fn new(sequences: &[&TokenisedSequence], places: &[Places], device: &B::Device) -> Self {
         let mut rows = Vec::new();
@@ -65,11 +65,10 @@ impl<B: Backend> Targets<B> {
         }
     }
 
-    /// Ranges of rows whose logits under `model` fit into memory together.
-    pub fn chunks<M: ModelOps>(&self, model: &Llama<M>) -> Vec<Range<usize>> {
+    /// Ranges of rows whose logits over `vocab`, of `dtype`, fit into memory together.
+    pub fn chunks(&self, vocab: usize, dtype: DType) -> Vec<Range<usize>> {
         let rows = self.tokens.len();
-        let in_place = M::HAS_KERNELS && model.embed_tokens.dtype() == DType::BF16;
-        let size = chunk_rows(model.vocab_size(), in_place);
+        let size = chunk_rows(vocab, B::HAS_KERNELS && dtype == DType::BF16);
         (0..rows)
             .step_by(size)
             .map(|start| start..(start + size).min(rows))
@@ -124,7 +123,7 @@ pub fn sequence_logps<B: ModelOps>(
     let batch = PackedBatch::new(&ids);
     let targets = Targets::new(sequences, &batch.places, &device);
     let picked = model.forward_blocks(&batch).select(0, targets.rows.clone());
-    let chunks = targets.chunks(model);
+    let chunks = targets.chunks(model.vocab_size(), model.dtype());
     let token_logps = chunked_logps(model, picked, &targets, &chunks);
     Ok(targets.sum(&to_host(token_logps)?))
 }

@@ -106,7 +106,7 @@ impl<B: TrainingOps> Pass<B> {
             }
         }
         let picked = hidden.clone().select(0, targets.rows.clone());
-        let chunks = targets.chunks(model);
+        let chunks = targets.chunks(model.vocab_size(), model.dtype());
         let (head, token_logps) = match chunks.as_slice() {
             [_] => {
                 let head = HeadPass::forward(model, picked, targets.tokens.clone());
@@ -189,7 +189,7 @@ fn head_backward<B: TrainingOps>(
 ) -> Tensor<Inner<B>, 2> {
     let table = &model.parameters;
     let mut grad = Tensor::zeros_like(&last);
-    for range in targets.chunks(model) {
+    for range in targets.chunks(model.vocab_size(), model.dtype()) {
         let rows = targets.rows.clone().slice([range.clone()]);
         let head = known.take().unwrap_or_else(|| {
             let picked = last.clone().select(0, rows.clone());

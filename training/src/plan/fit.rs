@@ -39,6 +39,7 @@ pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Ve
         lora: None,
         accumulates: true,
         host: false,
+        card: None,
         ranks: 1,
         ordered: false,
     };
@@ -61,8 +62,12 @@ pub(super) fn elsewhere(config: &Config, model: &LlamaConfig, rows: &Rows) -> Ve
     ];
     let mut fits = Vec::new();
     for (set_up, training) in set_ups {
-        let peak = |pairs: usize| training.memory(&rows.largest(pairs)).peak;
         for (card, mib) in CARDS {
+            let training = Training {
+                card: Some(mib << 20),
+                ..training.clone()
+            };
+            let peak = |pairs: usize| training.memory(&rows.largest(pairs)).peak;
             let holds = |pairs| peak(pairs) <= (mib - DRIVER) << 20;
             fits.push(Fit {
                 set_up: set_up.clone(),

@@ -2,15 +2,58 @@
 
 use sppo_model::llama::LlamaConfig;
 
+use super::shape::Assumed;
 use crate::config::{Config, JudgeKind};
 use crate::cost::flops;
+use crate::cost::memory::{Encoder, JudgingMemory, judging_by_llama, judging_by_pairs};
 
-/// Layers and width of PairRM.
+/// PairRM's encoder, DeBERTa-v3-large.
+const PAIRRM: Encoder = Encoder {
+    vocab: 128_100,
+    width: WIDTH as usize,
+    inner: 4096,
+    layers: LAYERS as usize,
+    heads: 16,
+    positions: 512,
+};
 const LAYERS: f64 = 24.0;
 const WIDTH: f64 = 1024.0;
 /// Where its texts are cut, as LLM-Blender cuts them.
 const LONGEST_PROMPT: f64 = 1224.0;
 const LONGEST_RESPONSE: f64 = 412.0;
+
+/// Memory of the judge's model over a batch; None where no model is loaded. PairRM's shape is the
+/// published one's; a reward model is taken to be as large as the policy.
+pub(super) fn memory(
+    config: &Config,
+    policy: &LlamaConfig,
+    longest_prompt: usize,
+    assumed: &Assumed,
+) -> Option<JudgingMemory> {
+    let judge = &config.judge;
+    let (dtype, card) = (judge.precision.dtype(), assumed.pool());
+    let prompt = longest_prompt as f64;
+    let longest = match judge.kind {
+        JudgeKind::PairRm => {
+            let prompt = prompt.min(LONGEST_PROMPT);
+            let most = LONGEST_RESPONSE + (LONGEST_PROMPT - prompt) / 2.0;
+            prompt + 2.0 * most.min(config.generate.max_new_tokens as f64)
+        }
+        _ => prompt + config.generate.max_new_tokens as f64,
+    };
+    let tokens = judge.batch_tokens.max(longest as usize);
+    match judge.kind {
+        JudgeKind::PairRm => {
+            let longest = longest as usize;
+            Some(judging_by_pairs(&PAIRRM, dtype, tokens, longest, card))
+        }
+        JudgeKind::Reward => {
+            let longest = longest as usize;
+            Some(judging_by_llama(policy, dtype, tokens, longest, card))
+        }
+        JudgeKind::Http | JudgeKind::Rubric | JudgeKind::Scores => None,
+    }
+}
 
 /// Floating-point operations of judging the responses to `prompts` prompts, of these mean lengths.
 /// A reward model is taken to be as large as the policy; other judges compute nothing here.

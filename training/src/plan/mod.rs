@@ -4,6 +4,7 @@ mod card;
 mod fit;
 mod judging;
 mod ranks;
+mod roofline;
 mod rows;
 mod shape;
 mod table;
@@ -16,10 +17,11 @@ use sppo_model::llama::{LlamaConfig, prefill_tokens};
 pub use card::Card;
 pub use fit::Fit;
 pub use ranks::{Cluster, Hours, OfRanks, Remedy};
+pub use roofline::Roofline;
 pub use shape::Assumed;
 
 use crate::config::{Config, Recompute, Reduce};
-use crate::cost::memory::{self, GenerationMemory, Training, TrainingMemory};
+use crate::cost::memory::{self, GenerationMemory, JudgingMemory, Training, TrainingMemory};
 use crate::cost::{Batch, Sizes, flops};
 use crate::optimizer;
 use crate::stages::StageError;
@@ -62,6 +64,8 @@ pub struct Plan {
     pub training: TrainingMemory,
     /// Memory of the sampling; None where it trains on given pairs.
     pub generation: Option<GenerationMemory>,
+    /// Memory of the judge's model; None where none is loaded here.
+    pub judging: Option<JudgingMemory>,
     /// Memory of the fine-tuning; None without `sft.data`.
     pub fine_tuning: Option<TrainingMemory>,
     /// The highest of the above.
@@ -76,6 +80,8 @@ pub struct Plan {
     pub refused: Option<String>,
     /// Traffic and time over ranks, and what is assumed for them.
     pub cluster: Cluster,
+    /// What a step takes at least on one card; not for a CPU.
+    pub roofline: Option<Roofline>,
     /// What other set-ups could train, on cards of some sizes; not for a CPU.
     pub elsewhere: Vec<Fit>,
     /// Where the numbers of rows and tokens come from.
@@ -90,6 +96,7 @@ impl Plan {
         let rows = Rows::of(config, &model, &assumed)?;
         let training = Training {
             ordered: ordered(config, assumed.host),
+            card: assumed.pool(),
             ..Training::of(train, &model.config, assumed.host)
         };
         let at_a_time = rows.at_a_time(config, &training);
@@ -97,7 +104,11 @@ impl Plan {
             .generates
             .then(|| generation(config, &model.config, &rows, assumed));
         let generation = generation.transpose()?;
-        let fine_tuning = fine_tuning(config, &model.config, assumed.host);
+        let judging = rows
+            .generates
+            .then(|| judging::memory(config, &model.config, rows.longest_prompt, &assumed));
+        let judging = judging.flatten();
+        let fine_tuning = fine_tuning(config, &model.config, &assumed);
         let pairs_per_step = train.batch_size * train.gradient_accumulation;
         let epochs = train
             .stop_at_epoch
@@ -112,6 +123,7 @@ impl Plan {
             training: &training,
             fine_tuning: fine_tuning.as_ref(),
             generation: generation.as_ref(),
+            judging: judging.as_ref(),
             rows: &rows,
             pairs_at_a_time: at_a_time,
             flops: rows.flops(config, &training, epochs),
@@ -148,7 +160,9 @@ impl Plan {
             refused: of_all.refused,
             cluster,
             generation: generation.as_ref().map(|(memory, _)| *memory),
+            judging,
             generation_precision: config.generate.precision.word(),
+            roofline: (!assumed.host).then(|| job.roofline()),
             elsewhere: match assumed.host {
                 true => Vec::new(),
                 false => fit::elsewhere(config, &model.config, &rows),
@@ -190,10 +204,18 @@ fn generation(
     let dtype = generate.precision.dtype();
     let pass = prefill_tokens(assumed.host);
     let slots = CachePlan::new(model, dtype, generate.batch, workers, tokens, pass, budget)?;
-    Ok((memory::generation(model, dtype, &slots), slots))
+    let memory = match assumed.host {
+        true => memory::generation(model, dtype, &slots),
+        false => memory::generation_on_gpu(model, dtype, &slots, assumed.pool()),
+    };
+    Ok((memory, slots))
 }
 
-fn fine_tuning(config: &Config, model: &LlamaConfig, host: bool) -> Option<(Training, Batch)> {
+fn fine_tuning(
+    config: &Config,
+    model: &LlamaConfig,
+    assumed: &Assumed,
+) -> Option<(Training, Batch)> {
     let sft = &config.sft;
     sft.data.as_ref()?;
     let training = Training {
@@ -203,9 +225,10 @@ fn fine_tuning(config: &Config, model: &LlamaConfig, host: bool) -> Option<(Trai
         optimizer_slots: optimizer::of_sft(sft).slots(),
         lora: None,
         accumulates: sft.gradient_accumulation > 1,
-        host,
+        host: assumed.host,
+        card: assumed.pool(),
         ranks: 1,
-        ordered: ordered(config, host),
+        ordered: ordered(config, assumed.host),
     };
     let longest = sft.max_length.min(model.max_position_embeddings);
     Some((training, Batch::largest(sft.batch_size, longest)))

@@ -7,7 +7,7 @@ use super::card::Card;
 use super::rows::{IterationFlops, Rows, most_that};
 use super::shape::Assumed;
 use crate::config::{Config, Recompute, parts_for_ranks};
-use crate::cost::memory::{GenerationMemory, Training, TrainingMemory};
+use crate::cost::memory::{GenerationMemory, JudgingMemory, Training, TrainingMemory};
 use crate::cost::{Batch, Sizes};
 
 /// Parts of a nominal rate that are assumed where nothing is given: of matrix products (MFU) and of
@@ -64,7 +64,7 @@ pub struct OfRanks {
     pub fixed_bytes: u64,
     /// Its peak with rows of the usual lengths.
     pub usual_peak_bytes: u64,
-    /// The highest of training, generation and fine-tuning.
+    /// The highest of training, generation, judging and fine-tuning.
     pub peak_bytes: u64,
     /// Whether that fits, where the memory is known.
     pub fits: Option<bool>,
@@ -122,6 +122,7 @@ pub(super) struct Job<'a> {
     pub training: &'a Training,
     pub fine_tuning: Option<&'a (Training, Batch)>,
     pub generation: Option<&'a (GenerationMemory, CachePlan)>,
+    pub judging: Option<&'a JudgingMemory>,
     pub rows: &'a Rows,
     pub pairs_at_a_time: usize,
     pub flops: IterationFlops,
@@ -151,12 +152,12 @@ impl Job<'_> {
         Some(self.memory? / sharing as u64)
     }
 
-    fn pairs_per_step(&self) -> usize {
+    pub(super) fn pairs_per_step(&self) -> usize {
         self.config.train.batch_size * self.config.train.gradient_accumulation
     }
 
     /// The device of each of `ranks` ranks.
-    fn card(&self, ranks: usize) -> Card {
+    pub(super) fn card(&self, ranks: usize) -> Card {
         if !self.assumed.host {
             return self.assumed.card.unwrap_or(Card::assumed());
         }
@@ -218,7 +219,9 @@ impl Job<'_> {
             training.memory(batch)
         });
         let generation = self.generation.map(|(memory, _)| memory.peak);
-        let peaks = [Some(memory.peak), generation, fine_tuning.map(|f| f.peak)];
+        let judging = self.judging.map(|memory| memory.peak);
+        let fine_tuned = fine_tuning.map(|memory| memory.peak);
+        let peaks = [Some(memory.peak), generation, judging, fine_tuned];
         let peak_bytes = peaks.into_iter().flatten().max().unwrap_or(0);
         let parts = self.pairs_per_step().div_ceil(self.pairs_at_a_time);
         let parts_per_rank = parts.div_ceil(ranks);

@@ -36,6 +36,13 @@ pub struct Assumed {
     pub mfu: Option<f64>,
 }
 
+impl Assumed {
+    /// Memory of the device where it is a GPU with a pool.
+    pub(super) fn pool(&self) -> Option<u64> {
+        self.memory.filter(|_| !self.host)
+    }
+}
+
 /// The model of a configuration, without its weights.
 pub(super) struct Shape {
     pub name: String,

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::memory::{GenerationMemory, TrainingMemory};
+use super::memory::{GenerationMemory, JudgingMemory, TrainingMemory};
 use super::{Fit, Hours, Plan, Remedy};
 
 /// Bytes as MiB or GiB.
@@ -66,6 +66,9 @@ impl Display for Plan {
         training(f, "training", &self.training, self.recompute)?;
         if let Some(memory) = &self.generation {
             generation(f, memory)?;
+        }
+        if let Some(memory) = &self.judging {
+            judging(f, memory)?;
         }
         if let Some(memory) = &self.fine_tuning {
             training(f, "fine-tuning", memory, "none")?;
@@ -131,6 +134,9 @@ impl Plan {
                 advice.push(cache.into());
             }
         }
+        if self.judging.is_some_and(|j| too_large(j.peak)) {
+            advice.push("Judging: lower judge.batch_tokens".into());
+        }
         if self.fine_tuning.is_some_and(|t| too_large(t.peak)) {
             advice.push("Fine-tuning: lower sft.batch_size or sft.max_length".into());
         }
@@ -191,6 +197,7 @@ fn training(
         ("a block backward", memory.block),
         ("chunk of logits", memory.logits),
         ("largest update", memory.update),
+        ("rest of pages", memory.pages),
         ("peak", memory.peak),
     ];
     lines(f, &parts)
@@ -202,6 +209,18 @@ fn generation(f: &mut Formatter<'_>, memory: &GenerationMemory) -> fmt::Result {
         ("weights", memory.weights),
         ("keys and values", memory.cache),
         ("logits", memory.logits),
+        ("rest of pages", memory.pages),
+        ("peak", memory.peak),
+    ];
+    lines(f, &parts)
+}
+
+fn judging(f: &mut Formatter<'_>, memory: &JudgingMemory) -> fmt::Result {
+    writeln!(f, "\nmemory of judging")?;
+    let parts = [
+        ("weights", memory.weights),
+        ("a batch", memory.batch),
+        ("rest of pages", memory.pages),
         ("peak", memory.peak),
     ];
     lines(f, &parts)
@@ -215,6 +234,9 @@ fn lines(f: &mut Formatter<'_>, parts: &[(&str, u64)]) -> fmt::Result {
 }
 
 fn elsewhere(f: &mut Formatter<'_>, fits: &[Fit]) -> fmt::Result {
+    if fits.is_empty() {
+        return Ok(());
+    }
     writeln!(
         f,
         "\ntraining in bf16 with recompute = \"layer\" on a card of"
@@ -289,6 +311,27 @@ fn cluster(f: &mut Formatter<'_>, plan: &Plan) -> fmt::Result {
         f,
         "  parts, bytes sent and time of a step are those of the busiest rank; usual peak: training on rows of usual length; overlapped: gradients travel while the backward pass goes on"
     )?;
+    if let Some(roofline) = &plan.roofline {
+        writeln!(
+            f,
+            "  a step on one card takes at least {} ({:.0} % MFU): {}FLOP of products at {:.0} % of the nominal rate, then {}B of other kernels at {:.0} % of the memory's",
+            time(roofline.step_seconds),
+            100.0 * roofline.mfu,
+            short(roofline.product_flops),
+            100.0 * roofline.products_reach,
+            short(roofline.other_bytes),
+            100.0 * roofline.memory_reach
+        )?;
+        let hours: f64 =
+            plan.iterations as f64 * cluster.by_ranks.last().map_or(0.0, |row| row.hours.sum());
+        writeln!(
+            f,
+            "  the whole run of {} iterations on {} ranks: {}",
+            plan.iterations,
+            cluster.ranks,
+            time(3600.0 * hours)
+        )?;
+    }
     if let Some(row) = cluster.by_ranks.iter().find(|row| row.refused.is_some()) {
         let why = row.refused.as_deref().unwrap_or_default();
         writeln!(f, "  fewer parts than ranks are refused: {why}")?;

@@ -130,6 +130,7 @@ pub fn bench<B: TrainingOps>(
     let wanted = |half| job.only.is_none_or(|only| only == half);
     let generate = wanted(Half::Generate).then(|| time_generation::<B>(job, device, monitor));
     let generate_tokens_per_s = generate.transpose()?;
+    B::memory_cleanup(device);
     let train = wanted(Half::Train).then(|| time_training::<B>(job, device, monitor));
     let train = train.transpose()?;
     let of_train = |value: &dyn Fn(&Timed) -> f64| train.as_ref().map(value);

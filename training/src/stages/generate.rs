@@ -81,6 +81,8 @@ pub fn generate<B: ModelOps>(
         job.sampling.cache_memory_mib,
         job.sampling.dtype,
     )?;
+    // A GPU's pool gives back the pages of the stage before.
+    B::memory_cleanup(device);
     let model = folder.load::<B>(job.sampling.dtype, device)?;
     let mut run = Run {
         engine: Engine::new(Arc::new(Decoder::new(model, config)), plan, tokenizer),

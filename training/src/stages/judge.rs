@@ -104,6 +104,8 @@ fn pairrm<B: ModelOps>(
         .as_deref()
         .map(|folder| (folder, template_file(config)));
     let prompts = PromptText::of(named.or(policy), date)?;
+    // A GPU's pool gives back the pages of the stage before.
+    B::memory_cleanup(device);
     let loaded = PairRm::load(&folder, config.precision.dtype(), device)?;
     let fingerprint = model_fingerprint(&folder)?;
     let batch_tokens = config.batch_tokens;
@@ -123,6 +125,7 @@ fn reward<B: ModelOps>(
     device: &B::Device,
 ) -> Result<RewardJudge<B>, StageError> {
     let folder = model_folder(config)?;
+    B::memory_cleanup(device);
     let model = RewardModel::load(&folder, config.precision.dtype(), device)?;
     let template = template_file(config);
     let text = ChatText::find_with(&folder, template)

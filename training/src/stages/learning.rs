@@ -95,6 +95,8 @@ fn starting_weights<B: TrainingOps>(
     device: &B::Device,
 ) -> Result<Llama<B>, StageError> {
     let resumed = start.resumed.as_ref().map(|(dir, _)| dir.as_path());
+    // A GPU's pool gives back the pages of the stage before, which may be of other sizes.
+    B::memory_cleanup(device);
     let load = |dir: &Path| Llama::<B>::load(dir, start.dtype, device);
     let Some(adapters) = &start.adapters else {
         return Ok(load(resumed.unwrap_or(start.model))?.1);

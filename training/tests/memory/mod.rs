@@ -161,6 +161,7 @@ fn agrees(
                     lora: lora.cloned(),
                     accumulates: batches > 1,
                     host: true,
+                    card: None,
                     ranks: 1,
                     ordered: true,
                 };
@@ -295,6 +296,7 @@ fn logits_take_the_same_whatever_their_number() {
             lora: None,
             accumulates: false,
             host: true,
+            card: None,
             ranks: 1,
             ordered: true,
         };

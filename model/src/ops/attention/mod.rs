@@ -20,7 +20,7 @@ use super::memory::{cast, to_f32};
 use super::rotary::Rotation;
 use crate::packed_batch::PackedBatch;
 
-pub use places::Heads;
+pub use places::{Heads, QUERY_TILE};
 pub(super) use places::{Padded, Places};
 
 /// Where attention finds the tokens of a packed batch, and how far it rotates them.

@@ -2,6 +2,9 @@
 
 use crate::packed_batch::PackedBatch;
 
+/// Queries of a tile of attention, about, where it is a kernel: scores of one tile are held at a time.
+pub const QUERY_TILE: usize = 512;
+
 /// The heads of a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heads {

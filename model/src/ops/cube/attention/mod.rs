@@ -13,14 +13,11 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::{RowWork, addresses, elementwise, flat, room, vector};
 use super::product::product;
-use crate::ops::attention::{Heads, Places};
+use crate::ops::attention::{Heads, Places, QUERY_TILE};
 use kernels::{
     add_first_kernel, join_backward_kernel, join_kernel, lay_out_kernel, softmax_backward_kernel,
     softmax_kernel,
 };
-
-/// Queries of a tile, about.
-const TILE: usize = 512;
 
 /// Tokens of a padded batch's rows are a multiple of it, so that loads of vectors stay aligned.
 const ALIGNED: usize = 16;
@@ -43,7 +40,7 @@ pub(in crate::ops) struct Part {
 impl Part {
     /// Tokens of a tile.
     fn tile(&self) -> usize {
-        let tiles = ((self.longest + TILE / 2) / TILE).max(1);
+        let tiles = ((self.longest + QUERY_TILE / 2) / QUERY_TILE).max(1);
         self.longest.div_ceil(tiles).next_multiple_of(64)
     }
 
