@@ -1,8 +1,10 @@
-//! GPUs before Burn has them: whether one can be used, and where its compiled kernels are kept.
+//! GPUs before Burn has them: whether one can be used, where its compiled
+//! kernels are kept, and what they take.
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod kernel_cache;
+pub mod kernel_times;
 pub mod probe;
 #[cfg(any(feature = "wgpu", test))]
 #[cfg_attr(

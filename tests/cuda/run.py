@@ -3,6 +3,8 @@
 
     tests/cuda/run.py SPPO [--update] [--only CASE] [--top N] [--no-compile]
     tests/cuda/run.py SPPO --8b train|decode64|decode256… [--layers N[,M]]
+    tests/cuda/run.py SPPO --fill FOLDER [--layers N]
+    tests/cuda/run.py SPPO --rehearse
 
 SPPO is the binary, built with --features cuda. The driver is null_cuda.c, before NVRTC stands
 trace_nvrtc.c (their headers say how they work); what they need is built and fetched into the folder
@@ -18,6 +20,12 @@ for sm_90a, once for each source, and register spills are listed.
 --8b counts steps of the shape of Llama-3-8B, which are held against no table: training on one pair of
 2 x 1024 tokens that share 512, and decoding in 64 and 256 slots. At --layers 2,4 (default) the
 difference gives what 32 layers come to; --layers 32 takes up to 19 GiB of memory.
+
+--rehearse walks through scripts/gpu.sh on the driver without a card, with models of --layers layers
+(default 2) and stubbed compilation. --fill does the same with the real NVRTC and leaves the compiled
+kernels in FOLDER, for gpu.sh on a card: with its SPPO_KERNEL_CACHE there, the same binary, NVRTC of the
+same version and compute capability 9.0, nothing that was compiled here is compiled again. All layers of
+a model are alike, so that one is enough.
 """
 import argparse
 import concurrent.futures
@@ -237,6 +245,85 @@ def cache():
     return not failed and first > 0 and second == 0 and again == 0
 
 
+TINY = """
+output_dir = "run-of-warm-up"
+device = "cuda"
+iterations = 1
+[model]
+path = "{llama}"
+[prompts]
+train = "prompts.jsonl"
+heldout = "prompts.jsonl"
+max_length = 32
+[generate]
+samples = 3
+max_new_tokens = 16
+batch = 8
+precision = "bf16"
+[judge]
+kind = "pairrm"
+model = "{pairrm}"
+[pairs]
+keep_ties = true
+[train]
+epochs = 1
+batch_size = 4
+max_length = 64
+max_prompt_length = 32
+precision = "bf16"
+recompute = "layer"
+memory_mib = 16
+[eval]
+max_new_tokens = 24
+"""
+
+
+def warm_up():
+    """Whether a run compiles nothing that `sppo warm-up` did not compile."""
+    folder = place("cache-of-warm-up")
+    for old in (folder, place("run", "run-of-warm-up")):
+        shutil.rmtree(old, ignore_errors=True)
+    with open(place("run", "tiny.toml"), "w") as file:
+        file.write(TINY.format(llama=LLAMA, pairrm=PAIRRM))
+    rows("prompts.jsonl", [{"prompt": "abc " * (2 * i + 1)} for i in range(8)])
+    counts = []
+    for command in ("warm-up", "run"):
+        before = calls()
+        sppo([command, "--config", "tiny.toml"], SPPO_KERNEL_CACHE=folder)
+        counts.append(calls() - before)
+    print(f"\n== kernels compiled by sppo warm-up: {counts[0]}, by the run after it: {counts[1]}")
+    return counts[0] > 0 and counts[1] == 0
+
+
+def profile():
+    """Whether SPPO_PROFILE=kernels gives a table with the kernels' names."""
+    code, said = start("cuda", SPPO_PROFILE="kernels")
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")]
+    names = {row[0].removeprefix("| ") for row in rows}
+    wanted = {"kernel", "RmsNormKernel", "RotateKernel", "SwigluKernel", "all"}
+    fine = code == 0 and wanted <= names and any(name.startswith("MatmulEntry") for name in names) and all(len(row) == 5 for row in rows)
+    print(f"\n== a profile of {len(rows)} lines" if fine else f"WRONG: SPPO_PROFILE=kernels: exit code {code} and\n{said}")
+    code, said = start("cuda", SPPO_PROFILE="all")
+    refused = code == 2 and said.strip() == 'error: SPPO_PROFILE="all" is unknown; SPPO_PROFILE=kernels times a GPU\'s kernels'
+    if not refused:
+        print(f"WRONG: SPPO_PROFILE=all: exit code {code} and\n{said}")
+    return fine and refused
+
+
+def walk(layers, folder=None):
+    """Whether scripts/gpu.sh ends well without a card; with a folder its kernels are compiled into that."""
+    out = place("gpu", "")
+    more = {"REHEARSE": "null", "LAYERS": layers, "SPPO": SPPO, "OUT": out, "WORK": place("models-of-gpu", ""), "PYTHON": sys.executable}
+    if folder:
+        more |= {"LIMIT": 1000000, "SPPO_KERNEL_CACHE": os.path.abspath(folder), "TRACENVRTC_STUB": "", "TRACENVRTC_DIR": ""}
+        os.makedirs(folder, exist_ok=True)
+    done = subprocess.run(["bash", os.path.join(ROOT, "scripts/gpu.sh")], env=environment(**more), stdin=subprocess.DEVNULL)
+    if folder:
+        size = sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names)
+        print(f"\n== {folder}: {size >> 20} MiB")
+    return done.returncode == 0
+
+
 def compile_one(digest):
     """The real NVRTC's report about a kernel's source; kept by the source."""
     source = open(os.path.join(KERNELS, digest + ".cu"), "rb").read()
@@ -292,7 +379,7 @@ def large(names, layers, top):
         for depth in layers:
             folder = place("models", f"8b-{depth}-layers")
             if not os.path.exists(folder + "/config.json"):
-                checkpoint.zeros(folder, depth)
+                checkpoint.zeros(folder, checkpoint.LLAMA_8B | {"num_hidden_layers": depth})
             if name == "train":
                 case = train(folder, 1, 512, 512, "--precision", "bf16", "--recompute", "layer"), 1, 2
             else:
@@ -316,14 +403,19 @@ def main():
     parser.add_argument("--top", type=int, default=0, help="kernels shown for each case")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--8b", dest="large", nargs="+", choices=LARGE)
-    parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4])
+    parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--fill", metavar="FOLDER")
     given = parser.parse_args()
     SPPO = os.path.abspath(given.sppo)
     prepare()
+    if given.fill or given.rehearse:
+        layers = given.layers or [1 if given.fill else 2]
+        sys.exit(not walk(layers[0], given.fill))
     table = json.load(open(TABLE)) if os.path.exists(TABLE) else {}
     failed, launched = False, set()
     if given.large:
-        launched = large(given.large, given.layers, given.top or 40)
+        launched = large(given.large, given.layers or [2, 4], given.top or 40)
     else:
         for name, case in CASES.items():
             if given.only and given.only not in name:
@@ -339,6 +431,8 @@ def main():
         if not given.only:
             failed |= not refusals()
             failed |= not cache()
+            failed |= not warm_up()
+            failed |= not profile()
         if given.update:
             with open(TABLE, "w") as file:
                 json.dump(table, file, indent=1)
