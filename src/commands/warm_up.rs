@@ -8,7 +8,7 @@ use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Config, JudgeKind, resolve_model};
 use sppo_training::files::Existing;
 use sppo_training::stages::{
-    Judging, Sampling, build_judge_of, halves, judge_responses, warm_up_generation,
+    Judging, Sampling, build_judge_of, judge_responses, lengths, warm_up_generation,
     warm_up_training,
 };
 
@@ -139,7 +139,10 @@ impl WarmUp<'_> {
         };
         let responses = self.rows(
             "responses.jsonl",
-            halves(generate.max_new_tokens, 1).enumerate().map(row),
+            lengths(generate.max_new_tokens, 1)
+                .into_iter()
+                .enumerate()
+                .map(row),
         )?;
         let policy = Some((self.model, model.template()));
         let date = model.date.map(|date| date.0);

@@ -40,4 +40,4 @@ pub(crate) use prompts::check_prompts;
 pub use prompts::{PromptCounts, PromptLimits};
 pub use score::{Scoring, score};
 pub use train::{PairTraining, Trained, train_pairs};
-pub use warm_up::{halves, warm_up_generation, warm_up_training};
+pub use warm_up::{lengths, warm_up_generation, warm_up_training};

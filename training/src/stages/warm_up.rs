@@ -26,10 +26,18 @@ use crate::trainer::{Cut, MemoryBudget, Objective, PreferenceObjective};
 /// Tokens below which lengths are not tried: such rows take no time.
 const SHORTEST: usize = 16;
 
-/// `longest` and its halves, down to `shortest`: kernels are chosen by powers of two.
-pub fn halves(longest: usize, shortest: usize) -> impl Iterator<Item = usize> {
-    let next = move |length: &usize| Some(length / 2).filter(|half| *half >= shortest.max(1));
-    successors(Some(longest.max(1)), next)
+/// `longest` and its halves, down to `shortest`, and the lengths just below them: kernels are chosen by
+/// powers of two and by how many elements can be loaded at once.
+pub fn lengths(longest: usize, shortest: usize) -> Vec<usize> {
+    let longest = longest.max(1);
+    let halves = successors(Some(longest), |length| {
+        Some(length / 2).filter(|half| *half > 0)
+    });
+    let lengths = halves.flat_map(|half| [half, half - 1]);
+    let wanted = |length: &usize| *length >= shortest.max(1) || *length == longest;
+    let mut lengths: Vec<usize> = lengths.filter(wanted).collect();
+    lengths.dedup();
+    lengths
 }
 
 fn ids(config: &LlamaConfig, from: usize, count: usize) -> Vec<u32> {
@@ -49,17 +57,25 @@ pub fn warm_up_training<B: TrainingOps>(
     let pair = |length: usize, number: usize| {
         let prompt = train.max_prompt_length.min(length / 2).max(1);
         let response = length.saturating_sub(prompt).max(1);
-        let of = |from| ids(&config, number + from, response);
+        // Sums of tokens that are as odd as those of a run's rows, where the length is.
+        let cut = |count: usize| count.saturating_sub(length % 2 * (number % 3)).max(1);
+        let of = |from, count| ids(&config, number + from, count);
         let probabilities = PairProbabilities::new(0.8, 0.7, 0.3);
         let prompt = ids(&config, number, prompt);
         Ok::<_, StageError>(PreferencePair {
             name: number.to_string(),
-            pair: TokenisedPair::from_ids(&prompt, &of(1), &of(2), probabilities, usize::MAX)?,
+            pair: TokenisedPair::from_ids(
+                &prompt,
+                &of(1, cut(response)),
+                &of(2, response),
+                probabilities,
+                usize::MAX,
+            )?,
         })
     };
     let longest = train.max_length.min(config.max_position_embeddings);
     let mut pairs = Vec::new();
-    for length in halves(longest, SHORTEST) {
+    for length in lengths(longest, SHORTEST) {
         let one = pair(length, 0)?;
         let holds = |m: &MemoryBudget| m.holds(&Batch::of(&one.pair.sides()));
         // A run refuses such rows before its first step.
@@ -104,10 +120,12 @@ pub fn warm_up_training<B: TrainingOps>(
         monitor.advance(1, None);
     }
     monitor.end();
+    // Asked before each save.
+    learner.is_finite()?;
     Ok(())
 }
 
-/// Prompts of each length that `prompt` tokens can be halved to, by themselves; then as many
+/// Prompts of each of the [`lengths`] up to `prompt` tokens, by themselves; then as many
 /// sequences at once as there are slots, to the last token that they may have, for each way of
 /// sampling.
 pub fn warm_up_generation<B: ModelOps>(
@@ -159,7 +177,7 @@ pub fn warm_up_generation<B: ModelOps>(
             }
             Ok(())
         };
-        let singles: Vec<usize> = halves(prompt, 1).collect();
+        let singles = lengths(prompt, 1);
         monitor.begin("generation", "waves", 0, singles.len() + 1);
         for length in singles {
             run(&mut [request(0, length, sampling.samples, new.min(2))].into_iter())?;
@@ -178,12 +196,9 @@ mod tests {
 
     #[test]
     fn lengths_are_halved() {
-        assert_eq!(
-            halves(1000, 16).collect::<Vec<_>>(),
-            [1000, 500, 250, 125, 62, 31]
-        );
-        assert_eq!(halves(5, 1).collect::<Vec<_>>(), [5, 2, 1]);
-        assert_eq!(halves(3, 16).collect::<Vec<_>>(), [3]);
-        assert_eq!(halves(0, 0).collect::<Vec<_>>(), [1]);
+        assert_eq!(lengths(125, 16), [125, 124, 62, 61, 31, 30]);
+        assert_eq!(lengths(5, 1), [5, 4, 2, 1]);
+        assert_eq!(lengths(3, 16), [3]);
+        assert_eq!(lengths(0, 0), [1]);
     }
 }
