@@ -10,7 +10,8 @@ Generation: sampling at temperature 1; the PyTorch side is `generate`, static ba
 --shortest N the new tokens of a sequence vary from N to --new, and four batches pass through.
 Tokens per second count real tokens of prompts and responses (training), new tokens (generation).
 TFLOP/s are model FLOPs: forward and backward pass, shared prompts once, nothing recomputed.
-Needs torch and transformers. Prints a Markdown table, and JSON with --json.
+--vllm samples with vLLM, too. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
+Needs torch and transformers but for that. Prints a Markdown table, and JSON with --json.
 """
 
 import argparse
@@ -36,15 +37,24 @@ SHAPES = {
 }
 
 
+def shape(args):
+    return SHAPES[args.shape] | ({"num_hidden_layers": args.layers} if args.layers else {})
+
+
 def make_model(folder, args):
     """A random model of the shape, in the dtype, written once."""
     if (folder / "config.json").exists():
         return
+    if args.sppo_only:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/cuda"))
+        import checkpoint
+
+        return checkpoint.llama(folder, shape(args), {"f32": "F32", "bf16": "BF16"}[args.dtype])
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[args.shape], max_position_embeddings=8192, rope_theta=500000.0,
+    config = LlamaConfig(**shape(args), max_position_embeddings=8192, rope_theta=500000.0,
                          tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, initializer_range=0.02)
     torch.set_default_dtype(getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[args.dtype]))
     with torch.device(args.device):
@@ -165,15 +175,41 @@ def torch_side(folder, args, pairs):
     print(json.dumps(report))
 
 
+def vllm_side(folder, args):
+    """Tokens per second of vLLM: the same prompts and new tokens, its own batching and CUDA graphs."""
+    from vllm import LLM, SamplingParams
+
+    most = args.prompt + args.new
+    engine = LLM(str(folder), skip_tokenizer_init=True, dtype={"f32": "float32", "bf16": "bfloat16"}[args.dtype],
+                 max_num_seqs=args.generate, max_model_len=most + 8, gpu_memory_utilization=0.85,
+                 enable_prefix_caching=False)
+    generator, lengths = random.Random(0), random.Random(1)
+
+    def batch(new):
+        prompts = [{"prompt_token_ids": [generator.randrange(3, SHAPES[args.shape]["vocab_size"]) for _ in range(args.prompt)]} for _ in new]
+        params = [SamplingParams(temperature=1.0, max_tokens=n, ignore_eos=True, detokenize=False) for n in new]
+        begun = time.perf_counter()
+        engine.generate(prompts, params, use_tqdm=False)
+        return sum(new), time.perf_counter() - begun
+
+    batch([2] * args.generate)
+    waves = 1 if args.shortest is None else 4
+    least = args.new if args.shortest is None else args.shortest
+    tokens, seconds = batch([lengths.randint(least, args.new) for _ in range(waves * args.generate)])
+    print(json.dumps(dict(generate_tokens_per_s=tokens / seconds)))
+
+
 def sppo_side(folder, args, pairs):
     device = args.sppo_device or {"cpu": "cpu", "cuda": "cuda:0"}[args.device]
-    command = [args.sppo, "bench", "--model", folder, "--pairs", pairs, "--device", device, "--precision", args.dtype]
+    command = [args.sppo, "bench", "--model", folder, "--device", device, "--precision", args.dtype]
     command += ["--recompute", args.recompute, "--matmul", args.matmul, "--json", "--quiet"]
     for name in ["batch", "prompt", "response", "steps", "generate", "new", "shortest"]:
         if getattr(args, name) is not None:
             command += ["--" + name, str(getattr(args, name))]
     if "train" not in args.what:
         command += ["--only", "generate"]
+    else:
+        command += ["--pairs", pairs]
     if "generate" not in args.what:
         command += ["--only", "train"]
     return last_json(command)
@@ -202,6 +238,10 @@ def arguments():
     parser.add_argument("--shortest", type=int)
     parser.add_argument("--bytes", action="store_true",
                         help="also the time of a decode step against the bytes that it must move")
+    parser.add_argument("--layers", type=int, help="instead of the shape's")
+    parser.add_argument("--vllm", action="store_true", help="generation with vLLM, too, which must be installed")
+    parser.add_argument("--sppo-only", action="store_true", help="neither PyTorch nor vLLM, and a model of zeros")
+    parser.add_argument("--vllm-side", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sppo-bench")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bandwidth", action="store_true", help=argparse.SUPPRESS)
@@ -218,12 +258,19 @@ def main():
         return
     if args.torch_side:
         return torch_side(folder, args, pairs)
+    if args.vllm_side:
+        return vllm_side(folder, args)
     args.work.mkdir(parents=True, exist_ok=True)
     make_model(folder, args)
     make_pairs(pairs, args)
-    best = {"torch": {}, "sppo": {}}
+    apart = lambda flag: last_json([sys.executable, *sys.argv, flag])
+    measured = {} if args.sppo_only else {"torch": lambda: apart("--torch-side")}
+    if args.vllm and "generate" in args.what and not args.sppo_only:
+        measured["vllm"] = lambda: apart("--vllm-side")
+    measured["sppo"] = lambda: sppo_side(folder, args, pairs)
+    best = {"torch": {}, "sppo": {}} | {name: {} for name in measured}
     for number in range(args.rounds):
-        sides = dict(torch=last_json([sys.executable, *sys.argv, "--torch-side"]), sppo=sppo_side(folder, args, pairs))
+        sides = {name: measure() for name, measure in measured.items()}
         for side, report in sides.items():
             print(f"round {number + 1} {side}: {report}", file=sys.stderr)
             for key, value in report.items():
@@ -231,18 +278,25 @@ def main():
                     better = min if key == "train_step_s" else max
                     best[side][key] = better(best[side].get(key, value), value)
     share_flops(best)
-    if args.bytes and args.shortest is None:
+    if args.bytes and args.shortest is None and not args.sppo_only:
         best["roofline"] = last_json([sys.executable, *sys.argv, "--bandwidth"])
     if args.json:
         print(json.dumps(best))
         return
     print(f"{args.shape}, {args.device}, {args.dtype}, recompute {args.recompute}, best of {args.rounds}\n")
+    if args.sppo_only:
+        print("| | sppo |\n| --- | --- |")
+        print("\n".join(f"| {key} | {value:.5g} |" for key, value in best["sppo"].items()))
+        return
     print("| | PyTorch | sppo | ratio |\n| --- | --- | --- | --- |")
     keys = ["train_tokens_per_s", "train_step_s", "train_tflops_per_s", "generate_tokens_per_s", "peak_memory_mib"]
     for key in keys:
         if key in best["torch"] and key in best["sppo"]:
             a, b = best["torch"][key], best["sppo"][key]
             print(f"| {key} | {a:.5g} | {b:.5g} | {b / a:.2f} |")
+    if "vllm" in best:
+        a, b = (best[side]["generate_tokens_per_s"] for side in ["vllm", "sppo"])
+        print(f"| generate_tokens_per_s, vLLM in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
     peak = card_flops(args)
     if peak and "train_tflops_per_s" in best["sppo"]:
         a, b = (100e12 * best[side]["train_tflops_per_s"] / peak for side in ["torch", "sppo"])
@@ -289,13 +343,13 @@ def copy_bandwidth(args):
 
 def print_roofline(args, best):
     """A decode step must read every weight but the embeddings, and the keys and values in use."""
-    shape, size = SHAPES[args.shape], {"f32": 4, "bf16": 2}[args.dtype]
-    hidden, head = shape["hidden_size"], shape["hidden_size"] // shape["num_attention_heads"]
-    kv = shape["num_key_value_heads"] * head
-    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * shape["intermediate_size"]
-    weights = (shape["num_hidden_layers"] * layer + shape["vocab_size"] * hidden) * size
+    of, size = shape(args), {"f32": 4, "bf16": 2}[args.dtype]
+    hidden, head = of["hidden_size"], of["hidden_size"] // of["num_attention_heads"]
+    kv = of["num_key_value_heads"] * head
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * of["intermediate_size"]
+    weights = (of["num_hidden_layers"] * layer + of["vocab_size"] * hidden) * size
     tokens = args.generate * (args.prompt + args.new / 2)
-    cache = 2 * shape["num_hidden_layers"] * kv * size * tokens
+    cache = 2 * of["num_hidden_layers"] * kv * size * tokens
     least = (weights + cache) / best["roofline"]["bytes_per_s"]
     print(f"\nA step of {args.generate} sequences moves {(weights + cache) / 1e9:.2f} GB, at "
           f"{best['roofline']['bytes_per_s'] / 1e9:.0f} GB/s (a copy, measured) {1e3 * least:.2f} ms.", end="")

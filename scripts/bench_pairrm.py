@@ -7,6 +7,8 @@ both candidates padded to the prompt's longest), without that padding, and batch
 
 Needs torch and transformers; writes its model (1.7 GB) and rows under --work. Both sides see the
 same token ids, alternate, and their logits are compared. Prints a table, and JSON with --json.
+On --device cuda PyTorch computes there, too, in the same --precision. --sppo-only measures nothing
+else, on a model of zeros: for rehearsals without torch.
 """
 
 import argparse
@@ -56,10 +58,18 @@ def build(folder, size):
     return encoder, head, settings
 
 
-def rows(tokenizer, args):
+def build_zeros(folder, settings):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/cuda"))
+    import checkpoint
+
+    checkpoint.pairrm(folder, settings, GOLDEN)
+
+
+def rows(args):
     """Prompts and responses of about the asked lengths, in tokens of the golden tokenizer."""
     random.seed(1)
-    words = [t for t in tokenizer.get_vocab() if t.startswith("▁") and len(t) > 2]
+    vocab = [token for token, _ in json.loads((GOLDEN / "tokenizer.json").read_text())["model"]["vocab"]]
+    words = [t for t in vocab if t.startswith("▁") and len(t) > 2]
     text = lambda n: " ".join(random.choice(words)[1:] for _ in range(n))
     spread = lambda n: max(4, int(n * random.uniform(0.5, 1.5)))
     out = []
@@ -91,8 +101,9 @@ def torch_logits(encoder, head, batch, longest=0):
     for n, (_, tokens, _) in enumerate(batch):
         ids[n, : len(tokens)] = torch.tensor(tokens)
         mask[n, : len(tokens)] = 1
+    device = next(encoder.parameters()).device
     with torch.inference_mode():
-        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = encoder(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
         places = torch.tensor([p for _, _, p in batch])
         s, a, b = (states[torch.arange(len(batch)), places[:, k]] for k in range(3))
         return (head(torch.cat([s, a], -1)) - head(torch.cat([s, b], -1)))[:, 0].tolist()
@@ -102,7 +113,7 @@ def run_sppo(args, folder, work, tokens):
     out = work / "judged.jsonl"
     out.unlink(missing_ok=True)
     command = [args.sppo, "judge", "--responses", work / "rows.jsonl", "--judge", "pairrm", "--model", folder,
-               "--out", out, "--set", f"judge.batch_tokens={tokens}", "--device", args.device]
+               "--out", out, "--set", f"judge.batch_tokens={tokens}", "--set", f"judge.precision={args.precision}", "--device", args.device]
     began = time.perf_counter()
     ran = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     peak = 0
@@ -120,6 +131,13 @@ def run_sppo(args, folder, work, tokens):
     return [json.loads(line) for line in out.read_text().splitlines()], seconds, peak / 1024
 
 
+def sppo_only(args, folder):
+    build_zeros(folder, config(args.size))
+    (args.work / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows(args)))
+    _, seconds, peak = run_sppo(args, folder, args.work, args.batch_tokens)
+    print(f"sppo, batched: {args.prompts * args.responses * (args.responses - 1) / seconds:.3f} comparisons/s with start and load; peak memory {peak:.0f} MiB")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sppo", default="target/release/sppo")
@@ -132,18 +150,28 @@ def main():
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--layers", type=int, help="instead of the size's, for rehearsals")
+    parser.add_argument("--sppo-only", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("/tmp/sppo-bench-pairrm"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
 
+    folder = args.work / f"pairrm-{args.size}"
+    if args.layers:
+        SIZES[args.size]["num_hidden_layers"] = args.layers
+    if args.sppo_only:
+        return sppo_only(args, folder)
     import torch
     from transformers import AutoTokenizer
 
     torch.set_num_threads(args.threads)
-    folder = args.work / f"pairrm-{args.size}"
     encoder, head, settings = build(folder, args.size)
+    if args.device.startswith("cuda"):
+        dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.precision]
+        encoder, head = (part.to("cuda", dtype) for part in (encoder, head))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    data = rows(tokenizer, args)
+    data = rows(args)
     (args.work / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in data))
     (args.work / "one.jsonl").write_text(json.dumps(data[0] | {"responses": ["a", "b"]}) + "\n")
     tasks = [(n, *task) for n, row in enumerate(data) for task in pack(tokenizer, settings, row)]

@@ -11,8 +11,11 @@ use sppo_training::config::{Cluster, Matmul};
 use crate::cublaslt;
 use crate::errors::user;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-use crate::gpu::probe;
+use crate::gpu::{kernel_cache, kernel_times, probe};
 use crate::nccl;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use crate::output;
+use crate::profile;
 
 /// Every device name, whether this build has it or not.
 const NAMES: [&str; 5] = ["cpu", "flex", "ndarray", "wgpu", "cuda"];
@@ -196,9 +199,13 @@ pub fn dispatch<A: WithBackend>(
     }
     match device {
         #[cfg(feature = "flex")]
-        Device::Flex => Ok(action.run::<Autodiff<burn_flex::Flex<f32, i32>>>(Default::default())),
+        Device::Flex => {
+            profile::refuse()?;
+            Ok(action.run::<Autodiff<burn_flex::Flex<f32, i32>>>(Default::default()))
+        }
         #[cfg(feature = "ndarray")]
         Device::NdArray => {
+            profile::refuse()?;
             Ok(action.run::<Autodiff<burn_ndarray::NdArray<f32, i64, i8>>>(Default::default()))
         }
         #[cfg(feature = "wgpu")]
@@ -206,39 +213,73 @@ pub fn dispatch<A: WithBackend>(
             use burn_wgpu::{Wgpu, WgpuDevice};
             use cubecl::wgpu::WgpuRuntime;
 
-            use crate::gpu::{kernel_cache, vulkan};
+            use crate::gpu::vulkan;
 
             // CubeCL's key of a kernel holds the adapter; its choices do not, but for their number.
-            kernel_cache::enable(&kernel_cache::For {
+            let kept = kernel_cache::For {
                 target: "vulkan".into(),
                 card: index.map_or("default".into(), |number| number.to_string()),
-            });
+            };
+            configure(&kept, false)?;
             let place = index.map_or(WgpuDevice::DefaultDevice, WgpuDevice::DiscreteGpu);
             try_out::<WgpuRuntime>(&place).map_err(|failed| {
                 let lack = vulkan::lack(index, &failed);
                 user(lack.unwrap_or_else(|| unusable("wgpu", index, &failed)))
             })?;
-            Ok(action.run::<Autodiff<Wgpu<f32, i32, u32>>>(place))
+            let out = action.run::<Autodiff<Wgpu<f32, i32, u32>>>(place.clone());
+            print_kernels::<WgpuRuntime>(&place)?;
+            Ok(out)
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
             use cubecl::cuda::CudaRuntime;
 
-            use crate::gpu::{cuda, kernel_cache};
+            use crate::gpu::cuda;
 
             let number = index.unwrap_or(0);
             let card = cuda::find(number).map_err(|lack| user(lack.to_string()))?;
             let ((major, minor), nvrtc) = (card.capability, card.nvrtc);
-            kernel_cache::enable(&kernel_cache::For {
+            let kept = kernel_cache::For {
                 target: format!("sm_{major}{minor}-nvrtc-{}.{}", nvrtc.0, nvrtc.1),
                 card: card.name,
-            });
+            };
+            configure(&kept, true)?;
             let place = burn_cuda::CudaDevice::new(number);
             try_out::<CudaRuntime>(&place)
                 .map_err(|failed| user(unusable("cuda", index, &failed)))?;
             cublaslt::enable(matmul, &place)?;
-            Ok(action.run::<Autodiff<burn_cuda::Cuda<f32, i32>>>(place))
+            let out = action.run::<Autodiff<burn_cuda::Cuda<f32, i32>>>(place.clone());
+            print_kernels::<CudaRuntime>(&place)?;
+            Ok(out)
         }
+    }
+}
+
+/// Settles how CubeCL works in this process, before its first use: what is kept of its kernels and
+/// whether they are timed (`tell_apart`: see [`kernel_times::enable`]).
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn configure(kept: &kernel_cache::For, tell_apart: bool) -> anyhow::Result<()> {
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+    static CONFIGURED: OnceLock<()> = OnceLock::new();
+    let timed = profile::wanted()?;
+    CONFIGURED.get_or_init(|| {
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        kernel_cache::enable(&mut config, kept);
+        if timed {
+            kernel_times::enable(&mut config, tell_apart);
+        }
+        CubeClRuntimeConfig::set(config);
+    });
+    Ok(())
+}
+
+/// Prints the times of the kernels, where they are wanted.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn print_kernels<R: cubecl::Runtime>(device: &R::Device) -> anyhow::Result<()> {
+    match profile::wanted()? {
+        true => output::print(&kernel_times::table::<R>(device)),
+        false => Ok(()),
     }
 }
 

@@ -16,6 +16,7 @@ mod logging;
 mod memory;
 mod nccl;
 mod output;
+mod profile;
 mod progress;
 #[cfg(feature = "serve")]
 mod serve;
@@ -68,7 +69,8 @@ fn run() -> ExitCode {
         }
     };
     let result = logging::init(cli.verbose, cli.quiet)
-        .and_then(|()| interrupt::install())
+        .and_then(|()| profile::wanted())
+        .and_then(|_| interrupt::install())
         .and_then(|()| cli.command.refuse_ranks())
         .and_then(|()| job::join())
         .and_then(|()| cli.command.run(cli.json));

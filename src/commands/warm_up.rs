@@ -4,11 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use sppo_model::llama::LlamaConfig;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::{Config, JudgeKind, resolve_model};
 use sppo_training::files::Existing;
-use sppo_training::stages::{Bench, Half, Judging, bench, build_judge_of, judge_responses};
+use sppo_training::stages::{
+    Judging, Sampling, build_judge_of, judge_responses, lengths, warm_up_generation,
+    warm_up_training,
+};
 
 use super::args::{ConfigArgs, refuse_bf16};
 use crate::backend::{Device, WithBackend, dispatch};
@@ -28,10 +30,7 @@ pub struct Args {
     pub config: ConfigArgs,
 }
 
-/// Lengths are tried from the longest on, halved so often: kernels are chosen for powers of two.
-const LENGTHS: usize = 3;
-
-/// Trains, samples and judges, each shortly.
+/// Samples, judges and trains, each shortly.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
     if Device::is_cpu_name(device.kind())? {
@@ -93,19 +92,27 @@ impl WithBackend for WarmUp<'_> {
     type Output = anyhow::Result<()>;
 
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
-        let context = LlamaConfig::from_dir(self.model)?.max_position_embeddings;
-        tracing::info!("training");
-        let pairs = self.pairs(context)?;
-        bench::<B>(self.training(&pairs), &device, &Console::default())?;
-        tracing::info!("generation");
-        bench::<B>(self.generation(context), &device, &Console::default())?;
-        if matches!(
-            self.config.judge.kind,
-            JudgeKind::PairRm | JudgeKind::Reward
-        ) {
-            tracing::info!("judging");
+        let Config {
+            train,
+            judge,
+            prompts,
+            sft,
+            ..
+        } = self.config;
+        let monitor = Console::default();
+        if sft.data.is_some() {
+            tracing::warn!("[sft] is left out: its kernels are compiled when it runs");
+        }
+        let mut samplings = vec![Sampling::from(&self.config.generate)];
+        if prompts.heldout.is_some() {
+            samplings.push(Sampling::of_answers(self.config));
+        }
+        let prompt = prompts.max_length.unwrap_or(train.max_prompt_length);
+        warm_up_generation::<B::InnerBackend>(&samplings, prompt, self.model, &device, &monitor)?;
+        if matches!(judge.kind, JudgeKind::PairRm | JudgeKind::Reward) {
             self.judge::<B>(&device)?;
         }
+        warm_up_training::<B>(train, self.model, &device, &monitor)?;
         Ok(())
     }
 }
@@ -118,78 +125,6 @@ impl WarmUp<'_> {
         Ok(path)
     }
 
-    /// A step of the longest pairs that may come, then of shorter ones.
-    fn pairs(&self, context: usize) -> std::io::Result<PathBuf> {
-        let train = &self.config.train;
-        let longest = train.max_length.min(context);
-        let ids = |count: usize, from: usize| -> Vec<usize> {
-            (from..from + count).map(|i| i % 64).collect()
-        };
-        let row = |number: usize| {
-            let longest = (longest >> (number / train.batch_size)).max(2);
-            let prompt = train.max_prompt_length.min(longest / 2);
-            json!({
-                "prompt_id": number.to_string(),
-                "prompt_ids": ids(prompt, number),
-                "chosen_ids": ids(longest - prompt, 1),
-                "rejected_ids": ids(longest - prompt, 2),
-                "chosen_probs": 0.8, "chosen_probs_win": 0.7, "chosen_probs_lose": 0.3,
-            })
-        };
-        self.rows("pairs.jsonl", (0..LENGTHS * train.batch_size).map(row))
-    }
-
-    fn training<'a>(&'a self, pairs: &'a Path) -> Bench<'a> {
-        let train = &self.config.train;
-        Bench {
-            pairs: Some(pairs),
-            only: Some(Half::Train),
-            batch: train.batch_size,
-            steps: LENGTHS - 1,
-            dtype: train.precision.dtype(),
-            recompute: train.recompute,
-            lora: train.lora.as_ref().map(|lora| lora.rank),
-            ..self.bench()
-        }
-    }
-
-    fn generation(&self, context: usize) -> Bench<'_> {
-        let generate = &self.config.generate;
-        let new = generate.max_new_tokens.min(context - 1);
-        Bench {
-            only: Some(Half::Generate),
-            prompt: self.config.train.max_prompt_length.min(context - new),
-            new,
-            generate: generate.batch,
-            temperature: generate.temperature,
-            top_p: generate.top_p,
-            dtype: generate.precision.dtype(),
-            ..self.bench()
-        }
-    }
-
-    /// What neither half reads.
-    fn bench(&self) -> Bench<'_> {
-        Bench {
-            model: self.model,
-            pairs: None,
-            only: None,
-            batch: 1,
-            prompt: 1,
-            response: 1,
-            steps: 1,
-            generate: 1,
-            new: 1,
-            shortest: None,
-            temperature: 1.0,
-            top_p: 1.0,
-            repeat: 1,
-            dtype: self.config.train.precision.dtype(),
-            recompute: self.config.train.recompute,
-            lora: None,
-        }
-    }
-
     fn judge<B: TrainingOps>(&self, device: &B::Device) -> anyhow::Result<()> {
         let Config {
             judge,
@@ -197,14 +132,19 @@ impl WarmUp<'_> {
             model,
             ..
         } = self.config;
-        let row = |number: usize| {
-            let words = (generate.max_new_tokens >> number).max(1);
+        let row = |(number, words): (usize, usize)| {
             let response = |i: usize| format!("{i} {}", "word ".repeat(words));
             let responses: Vec<String> = (0..generate.samples).map(response).collect();
             let prompt = [json!({ "role": "user", "content": "word ".repeat(64) })];
             json!({ "prompt_id": number.to_string(), "prompt": prompt, "responses": responses })
         };
-        let responses = self.rows("responses.jsonl", (0..LENGTHS).map(row))?;
+        let responses = self.rows(
+            "responses.jsonl",
+            lengths(generate.max_new_tokens, 1)
+                .into_iter()
+                .enumerate()
+                .map(row),
+        )?;
         let policy = Some((self.model, model.template()));
         let date = model.date.map(|date| date.0);
         let mut judge = build_judge_of::<B::InnerBackend>(judge, policy, date, device)?;

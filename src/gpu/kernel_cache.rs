@@ -9,11 +9,10 @@ use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use cubecl::config::CubeClRuntimeConfig;
 use cubecl::config::cache::CacheConfig;
-use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use sppo_training::cluster::launch::launcher;
 use sppo_training::files::host;
 
@@ -23,33 +22,41 @@ pub const VARIABLE: &str = "SPPO_KERNEL_CACHE";
 /// CubeCL gives up a lock of this age.
 const LOCK: Duration = Duration::from_secs(30);
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Kernels of a build that did not run for so long go.
+const UNUSED: Duration = Duration::from_secs(30 * DAY.as_secs());
+
 /// What kernels are compiled for, and what chooses among them, as names of folders.
 pub struct For {
     pub target: String,
     pub card: String,
 }
 
-/// Lets CubeCL keep its kernels; before its first use in this process.
-pub fn enable(what: &For) {
-    static ENABLED: Once = Once::new();
-    ENABLED.call_once(|| {
-        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-        let folder = root(&|name| std::env::var_os(name).map(PathBuf::from)).and_then(|root| {
-            prepared(&root, what)
-                .inspect_err(|error| {
-                    tracing::warn!(
-                        "compiled kernels are not kept: {}: {error}; {VARIABLE} names another folder",
-                        root.display()
-                    );
-                })
-                .ok()
-        });
-        // A file for a folder keeps nothing: CubeCL has no switch for autotune's choices.
-        let choices = folder.as_ref().map(|folder| folder.join(clean(&what.card)));
-        config.autotune.cache = CacheConfig::File(choices.unwrap_or_else(|| "/dev/null".into()));
-        config.compilation.cache = folder.map(CacheConfig::File);
-        CubeClRuntimeConfig::set(config);
+/// Lets CubeCL keep its kernels; removes those of builds that are out of use.
+pub fn enable(config: &mut CubeClRuntimeConfig, what: &For) {
+    let folder = root(&|name| std::env::var_os(name).map(PathBuf::from)).and_then(|root| {
+        let folder = prepared(&root, what)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "compiled kernels are not kept: {}: {error}; {VARIABLE} names another folder",
+                    root.display()
+                );
+            })
+            .ok()?;
+        for old in remove_unused(&root, UNUSED) {
+            tracing::info!(
+                "kernels of a build that has not run for {} days are removed: {}",
+                UNUSED.as_secs() / DAY.as_secs(),
+                old.display()
+            );
+        }
+        Some(folder)
     });
+    // A file for a folder keeps nothing: CubeCL has no switch for autotune's choices.
+    let choices = folder.as_ref().map(|folder| folder.join(clean(&what.card)));
+    config.autotune.cache = CacheConfig::File(choices.unwrap_or_else(|| "/dev/null".into()));
+    config.compilation.cache = folder.map(CacheConfig::File);
 }
 
 /// The folder of all kernels; none where nothing is to be kept.
@@ -80,6 +87,43 @@ fn prepared(root: &Path, what: &For) -> io::Result<PathBuf> {
     fs::remove_file(&trial)?;
     remove_old_locks(&folder);
     std::path::absolute(folder)
+}
+
+/// Removes the folders of builds that did not run for so long, and gives them. Each run changes its
+/// folder ([`prepared`]), so the folder's time is that of its last use.
+fn remove_unused(root: &Path, unused: Duration) -> Vec<PathBuf> {
+    let age = |path: &Path| {
+        let modified = fs::symlink_metadata(path).and_then(|m| m.modified()).ok()?;
+        // A time to come is of a clock that was set back.
+        Some(
+            SystemTime::now()
+                .duration_since(modified)
+                .unwrap_or_default(),
+        )
+    };
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_old = |build: &Path| {
+        let targets = entries(build).filter_map(|entry| age(&entry.path()));
+        targets
+            .chain(age(build))
+            .min()
+            .is_some_and(|age| age > unused)
+    };
+    entries(root)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_of_a_build))
+        .map(|entry| entry.path())
+        .filter(|build| is_old(build) && fs::remove_dir_all(build).is_ok())
+        .collect()
+}
+
+/// Whether a name is VERSION-HASH, as [`prepared`] makes them; a user's folder may hold others.
+fn is_of_a_build(name: &str) -> bool {
+    let hash = name.rsplit_once('-').map_or("", |(_, hash)| hash);
+    let digits = hash
+        .bytes()
+        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    hash.len() == 16 && digits && name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// A hash of a file's bytes.
@@ -175,12 +219,42 @@ mod tests {
     }
 
     #[test]
+    fn builds_out_of_use_go() {
+        let root = tempfile::tempdir().unwrap();
+        let long_ago = SystemTime::now() - 31 * DAY;
+        let make = |name: &str, old: bool| {
+            let target = root.path().join(name).join("sm_90");
+            fs::create_dir_all(&target).unwrap();
+            fs::write(target.join("kernels"), "").unwrap();
+            let set = |path: &Path| {
+                fs::File::open(path)
+                    .unwrap()
+                    .set_modified(long_ago)
+                    .unwrap()
+            };
+            if old {
+                set(&target);
+            }
+            set(target.parent().unwrap());
+            target.parent().unwrap().to_owned()
+        };
+        let unused = make("0.1.0-0123456789abcdef", true);
+        let kept = [
+            make("0.1.0-1123456789abcdef", false),
+            make("pictures-of-my-holidays", true),
+            make("0.1.0-0123456789ABCDEF", true),
+        ];
+        assert_eq!(remove_unused(root.path(), UNUSED), [unused.clone()]);
+        assert!(!unused.exists() && kept.iter().all(|path| path.join("sm_90/kernels").is_file()));
+        assert!(remove_unused(&root.path().join("none"), UNUSED).is_empty());
+    }
+
+    #[test]
     fn only_old_locks_go() {
         let folder = tempfile::tempdir().unwrap();
         let (old, new) = (folder.path().join("a.lock"), folder.path().join("b.lock"));
         let made = fs::File::create(&old).unwrap();
-        made.set_modified(std::time::SystemTime::now() - 2 * LOCK)
-            .unwrap();
+        made.set_modified(SystemTime::now() - 2 * LOCK).unwrap();
         fs::write(&new, "").unwrap();
         remove_old_locks(folder.path());
         assert_eq!((old.exists(), new.exists()), (false, true));

@@ -1,4 +1,5 @@
-//! GPUs before Burn has them: whether one can be used, and where its compiled kernels are kept.
+//! GPUs before Burn has them: whether one can be used, where its compiled
+//! kernels are kept, and what they take.
 
 #[cfg(feature = "cuda")]
 pub mod buffer;
@@ -7,6 +8,7 @@ pub mod cuda;
 #[cfg(feature = "cuda")]
 pub mod driver;
 pub mod kernel_cache;
+pub mod kernel_times;
 pub mod probe;
 #[cfg(any(feature = "wgpu", test))]
 #[cfg_attr(

@@ -153,7 +153,7 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sppo"));
         command.args(args.split_whitespace());
         command.current_dir(self.0.path());
-        for variable in ["SPPO_LOG", "HF_HOME", "HF_HUB_CACHE"] {
+        for variable in ["SPPO_LOG", "SPPO_PROFILE", "HF_HOME", "HF_HUB_CACHE"] {
             command.env_remove(variable);
         }
         command.env("HOME", self.0.path());

@@ -3,7 +3,9 @@
 
     tests/cuda/run.py SPPO [--update] [--only CASE] [--top N] [--no-compile]
     tests/cuda/run.py SPPO --8b train|train8|decode64|decode256… [--layers N[,M]] [--matmul cublaslt]
-    tests/cuda/run.py SPPO --memory [all|quick|CASE…]
+    tests/cuda/run.py SPPO --memory [all|quick|CASE…] [--layers N[,M]]
+    tests/cuda/run.py SPPO --rehearse [--layers N]
+    tests/cuda/run.py SPPO --fill FOLDER [--layers N]
 
 SPPO is the binary, built with --features cuda. The driver is null_cuda.c, before NVRTC stands
 trace_nvrtc.c, and cublaslt.c is cuBLASLt (their headers say how they work); what they need is built and fetched into the folder
@@ -17,12 +19,18 @@ second run must compile nothing. Then every kernel that was launched is compiled
 for sm_90a, once for each source, and register spills are listed.
 
 --8b counts steps of the shape of Llama-3-8B, which are held against no table: training on one pair of
-2 x 1024 tokens that share 512, and decoding in 64 and 256 slots. At --layers 2,4 (default) the
+2 x 1024 tokens that share 512, or eight (train8), and decoding in 64 and 256 slots. At --layers 2,4 (default) the
 difference gives what 32 layers come to; --layers 32 takes up to 19 GiB of memory.
 
 --memory holds what `sppo plan` reckons against the most that the driver had given at one time: training of
 the shapes of Llama-3-8B and 3.2-1B, adapters, decoding, and PairRM; more than 10 % apart fails. The models
 have few layers, which plan knows; what it reckons for all of them is printed beside.
+
+--rehearse walks through scripts/gpu.sh on the driver without a card, with models of --layers layers
+(default 2) and stubbed compilation. --fill does the same with the real NVRTC and leaves the compiled
+kernels in FOLDER, for gpu.sh on a card: with its SPPO_KERNEL_CACHE there, the same binary, NVRTC of the
+same version and compute capability 9.0, nothing that was compiled here is compiled again. All layers of
+a model are alike, so that one is enough.
 """
 import argparse
 import concurrent.futures
@@ -35,11 +43,15 @@ import subprocess
 import sys
 import time
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(1, os.path.join(ROOT, "scripts"))
+
+import bench
+import bench_pairrm
 import checkpoint
 import trace
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
 GOLDEN = os.path.join(ROOT, "tests/fixtures/golden")
 WORK = os.path.join(os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target"), "null-cuda")
 WHEELS = ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85"]
@@ -248,6 +260,86 @@ def cache():
     return not failed and first > 0 and second == 0 and again == 0
 
 
+TINY = """
+output_dir = "run-of-warm-up"
+device = "cuda"
+iterations = 1
+[model]
+path = "{llama}"
+[prompts]
+train = "prompts.jsonl"
+heldout = "prompts.jsonl"
+max_length = 64
+[generate]
+samples = 3
+max_new_tokens = 16
+batch = 8
+precision = "bf16"
+[judge]
+kind = "pairrm"
+model = "{pairrm}"
+[pairs]
+keep_ties = true
+[train]
+epochs = 1
+batch_size = 4
+max_length = 96
+max_prompt_length = 64
+precision = "bf16"
+recompute = "layer"
+memory_mib = 16
+[eval]
+max_new_tokens = 24
+"""
+
+
+def warm_up():
+    """Whether a run compiles next to nothing that `sppo warm-up` did not: lengths between those that it tries may still choose another kernel."""
+    folder = place("cache-of-warm-up")
+    for old in (folder, place("run", "run-of-warm-up")):
+        shutil.rmtree(old, ignore_errors=True)
+    with open(place("run", "tiny.toml"), "w") as file:
+        file.write(TINY.format(llama=LLAMA, pairrm=PAIRRM))
+    rows("prompts.jsonl", [{"prompt": "abc " * (2 * i + 1)} for i in range(8)])
+    counts = []
+    for command in ("warm-up", "run"):
+        before = calls()
+        sppo([command, "--config", "tiny.toml"], SPPO_KERNEL_CACHE=folder)
+        counts.append(calls() - before)
+    print(f"\n== kernels compiled by sppo warm-up: {counts[0]}, by the run after it: {counts[1]}")
+    return counts[0] > 10 * counts[1]
+
+
+def profile():
+    """Whether SPPO_PROFILE=kernels gives a table with the kernels' names."""
+    start("cuda")  # Autotune's trials would fill the table.
+    code, said = start("cuda", SPPO_PROFILE="kernels")
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")]
+    names = {row[0].removeprefix("| ") for row in rows}
+    wanted = {"kernel", "RmsNormKernel", "UpdateKernel", "SoftmaxKernel", "all"}
+    fine = code == 0 and wanted <= names and any(name.startswith("MatmulEntry") for name in names) and all(len(row) == 5 for row in rows)
+    print(f"\n== a profile of {len(rows)} lines" if fine else f"WRONG: SPPO_PROFILE=kernels: exit code {code} and\n{said}")
+    code, said = start("cuda", SPPO_PROFILE="all")
+    refused = code == 2 and said.strip() == 'error: SPPO_PROFILE="all" is unknown; SPPO_PROFILE=kernels times a GPU\'s kernels'
+    if not refused:
+        print(f"WRONG: SPPO_PROFILE=all: exit code {code} and\n{said}")
+    return fine and refused
+
+
+def walk(layers, folder=None):
+    """Whether scripts/gpu.sh ends well without a card; with a folder its kernels are compiled into that."""
+    out = place("gpu", "")
+    more = {"REHEARSE": "null", "LAYERS": layers, "SPPO": SPPO, "OUT": out, "WORK": place(f"models-of-gpu-{layers}", ""), "PYTHON": sys.executable}
+    if folder:
+        more |= {"LIMIT": 1000000, "SPPO_KERNEL_CACHE": os.path.abspath(folder), "TRACENVRTC_STUB": "", "TRACENVRTC_DIR": ""}
+        os.makedirs(folder, exist_ok=True)
+    done = subprocess.run(["bash", os.path.join(ROOT, "scripts/gpu.sh")], env=environment(**more), stdin=subprocess.DEVNULL)
+    if folder:
+        size = sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names)
+        print(f"\n== {folder}: {size >> 20} MiB")
+    return done.returncode == 0
+
+
 def compile_one(digest):
     """The real NVRTC's report about a kernel's source; kept by the source."""
     source = open(os.path.join(KERNELS, digest + ".cu"), "rb").read()
@@ -317,11 +409,15 @@ def large(names, layers, matmul, top):
     return launched
 
 
+# As they are published: 3.2-1B ties its embeddings.
+SHAPES = {"8b": bench.SHAPES["8b"], "1b": bench.SHAPES["1b"] | {"tie_word_embeddings": True}}
+
+
 def llama(name, layers):
     """A checkpoint of zeros in the shape of a Llama 3."""
     folder = place("models", f"{name}-{layers}-layers")
     if not os.path.exists(folder + "/config.json"):
-        checkpoint.zeros(folder, layers, name)
+        checkpoint.llama(folder, SHAPES[name] | {"num_hidden_layers": layers})
     return folder
 
 
@@ -334,7 +430,7 @@ def of_training(name, batch, lora=None):
                     "train.precision": "bf16", "train.recompute": "layer", "train.max_length": 1024, "train.max_prompt_length": 512,
                     "train.gradient_accumulation": 1, "train.optimizer": "rmsprop"}
         return command, settings | ({"train.lora.rank": lora} if lora else {}), "training"
-    return case, checkpoint.LLAMA[name][-1]
+    return case, SHAPES[name]["num_hidden_layers"]
 
 
 def of_decoding(name, slots, prompt=150, new=6):
@@ -344,14 +440,17 @@ def of_decoding(name, slots, prompt=150, new=6):
         settings = {"model.path": folder, "prompts.train": "none.jsonl", "generate.batch": slots, "generate.precision": "bf16",
                     "generate.max_new_tokens": new, "train.max_prompt_length": prompt}
         return command, settings, "generation"
-    return case, checkpoint.LLAMA[name][-1]
+    return case, SHAPES[name]["num_hidden_layers"]
+
+
+PAIRRM_CONFIG = bench_pairrm.config("large")
 
 
 def of_judging():
     def case(layers):
         folder = place("models", f"pairrm-{layers}-layers")
         if not os.path.exists(folder + "/config.json"):
-            checkpoint.pairrm(folder, PAIRRM, layers)
+            checkpoint.pairrm(folder, PAIRRM_CONFIG | {"num_hidden_layers": layers}, PAIRRM)
         row = {"prompt": [{"role": "user", "content": "aaaa bbbb cccc " * 60}],
                "responses": [f"{letter} bb cc dd " * 60 for letter in "aefgh"]}
         data = rows("long-responses.jsonl", [row | {"prompt_id": str(i)} for i in range(2)])
@@ -359,7 +458,7 @@ def of_judging():
                    "--out", place("run", "judged.jsonl"), "--device", "cuda"]
         settings = {"model.path": llama("1b", 2), "prompts.train": "none.jsonl", "judge.kind": "pairrm", "judge.model": folder}
         return command, settings, "judging"
-    return case, checkpoint.PAIRRM_LAYERS
+    return case, PAIRRM_CONFIG["num_hidden_layers"]
 
 
 # What is held against plan: a run with so many layers and its settings, the real model's layers.
@@ -420,20 +519,26 @@ def main():
     parser.add_argument("--only", help="cases whose name holds this")
     parser.add_argument("--top", type=int, default=0, help="kernels shown for each case")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--8b", dest="large", nargs="+", choices=LARGE)
-    parser.add_argument("--memory", nargs="*", metavar="CASE", choices=["all", "quick", *MEMORY], help=f"all, quick, or of: {', '.join(MEMORY)}")
-    parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4])
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--8b", dest="large", nargs="+", choices=LARGE)
+    instead.add_argument("--memory", nargs="*", metavar="CASE", choices=["all", "quick", *MEMORY], help=f"all, quick, or of: {', '.join(MEMORY)}")
+    parser.add_argument("--layers", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--matmul", choices=["cubecl", "cublaslt"], default="cubecl", help="with --8b")
+    instead.add_argument("--rehearse", action="store_true")
+    instead.add_argument("--fill", metavar="FOLDER")
     given = parser.parse_args()
     SPPO = os.path.abspath(given.sppo)
     prepare()
+    if given.fill or given.rehearse:
+        layers = given.layers or [1 if given.fill else 2]
+        sys.exit(not walk(layers[0], given.fill))
     table = json.load(open(TABLE)) if os.path.exists(TABLE) else {}
     failed, launched = False, set()
     if given.memory is not None:
         names = {"all": list(MEMORY), "quick": QUICK}.get("".join(given.memory) or "all", given.memory)
-        sys.exit(not memory(names, given.layers))
+        sys.exit(not memory(names, given.layers or [2, 4]))
     if given.large:
-        launched = large(given.large, given.layers, given.matmul, given.top or 40)
+        launched = large(given.large, given.layers or [2, 4], given.matmul, given.top or 40)
     else:
         for name, case in CASES.items():
             if given.only and given.only not in name:
@@ -449,6 +554,8 @@ def main():
         if not given.only:
             failed |= not refusals()
             failed |= not cache()
+            failed |= not warm_up()
+            failed |= not profile()
         if given.update:
             with open(TABLE, "w") as file:
                 json.dump(table, file, indent=1)

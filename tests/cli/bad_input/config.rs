@@ -235,6 +235,37 @@ fn devices_that_are_not_there() {
 }
 
 #[test]
+fn what_only_a_gpu_has() {
+    let place = with_pairs(|_| {});
+    place.refused(
+        "warm-up --config train.toml",
+        &["sppo warm-up is for GPUs: a CPU compiles no kernels; give --device cuda"],
+    );
+    if !cfg!(feature = "cuda") {
+        let parts = ["this build has no device \"cuda\"", "--features cuda"];
+        place.refused("warm-up --config train.toml --device cuda", &parts);
+    }
+    let bench = "bench --model llama --only generate --generate 1 --prompt 4 --new 1";
+    for (value, part) in [
+        (
+            "kernels",
+            "SPPO_PROFILE=kernels times a GPU's kernels, and a CPU has none; unset it",
+        ),
+        (
+            "all",
+            "SPPO_PROFILE=\"all\" is unknown; SPPO_PROFILE=kernels times",
+        ),
+    ] {
+        let ran = place.command(bench).env("SPPO_PROFILE", value).output();
+        let ran = ran.unwrap();
+        let stderr = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
+        assert!(ran.stdout.is_empty());
+    }
+}
+
+#[test]
 fn a_configuration_without_what_the_command_needs() {
     let place = with_pairs(|_| {});
     place.write("bare.toml", "output_dir = \"out\"\n");

@@ -19,6 +19,7 @@ mod prompts;
 mod responses;
 mod score;
 mod train;
+mod warm_up;
 
 pub use answers::{AnswerFormat, Answers, ReadyAnswers};
 pub use bench::{Bench, BenchReport, Half, bench};
@@ -39,3 +40,4 @@ pub(crate) use prompts::check_prompts;
 pub use prompts::{PromptCounts, PromptLimits};
 pub use score::{Scoring, score};
 pub use train::{PairTraining, Trained, train_pairs};
+pub use warm_up::{lengths, warm_up_generation, warm_up_training};

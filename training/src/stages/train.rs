@@ -145,7 +145,7 @@ pub fn train_pairs<B: TrainingOps>(
 }
 
 /// The bound on memory, where one is given; an error where a pair does not fit by itself.
-fn memory_budget<B: ModelOps>(
+pub(super) fn memory_budget<B: ModelOps>(
     config: &config::Train,
     model: &LlamaConfig,
     pairs: &[PreferencePair],
