@@ -40,6 +40,15 @@ pub fn lengths(longest: usize, shortest: usize) -> Vec<usize> {
     lengths
 }
 
+/// Tokens of several prompts, each of up to `prompt` of them, that `slots` sequences begin with in one
+/// pass: its [`lengths`] beyond one prompt.
+fn passes(pass: usize, prompt: usize, slots: usize) -> Vec<usize> {
+    let most = pass.min(prompt.saturating_mul(slots));
+    let mut passes = lengths(most, prompt.saturating_add(1));
+    passes.retain(|tokens| *tokens > prompt);
+    passes
+}
+
 fn ids(config: &LlamaConfig, from: usize, count: usize) -> Vec<u32> {
     let id = |place: usize| (place % config.vocab_size) as u32;
     (from..from + count).map(id).collect()
@@ -52,6 +61,8 @@ pub fn warm_up_training<B: TrainingOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<(), StageError> {
+    // A GPU's pool gives back the pages of what was warmed up before.
+    B::memory_cleanup(device);
     let (config, model) = Llama::<B>::load(folder, train.precision.dtype(), device)?;
     let memory_budget = memory_budget::<B>(train, &config, &[])?;
     let pair = |length: usize, number: usize| {
@@ -125,9 +136,10 @@ pub fn warm_up_training<B: TrainingOps>(
     Ok(())
 }
 
-/// Prompts of each of the [`lengths`] up to `prompt` tokens, by themselves; then as many
-/// sequences at once as there are slots, to the last token that they may have, for each way of
-/// sampling.
+/// Prompts of each of the [`lengths`] up to `prompt` tokens, by themselves, and some that together
+/// have as many tokens as go through the model at once, or a length below that; then as many
+/// sequences at once as there are slots, to the last token that they may have. All this for each way
+/// of sampling.
 pub fn warm_up_generation<B: ModelOps>(
     samplings: &[Sampling],
     prompt: usize,
@@ -138,6 +150,7 @@ pub fn warm_up_generation<B: ModelOps>(
     let Some(first) = samplings.first() else {
         return Ok(());
     };
+    B::memory_cleanup(device);
     let (config, model) = Llama::<B>::load(folder, first.dtype, device)?;
     let decoder = Arc::new(Decoder::new(model, &config));
     let context = config.max_position_embeddings;
@@ -178,9 +191,17 @@ pub fn warm_up_generation<B: ModelOps>(
             Ok(())
         };
         let singles = lengths(prompt, 1);
-        monitor.begin("generation", "waves", 0, singles.len() + 1);
+        let packed = passes(plan.pass, prompt, plan.slots);
+        monitor.begin("generation", "waves", 0, singles.len() + packed.len() + 1);
         for length in singles {
             run(&mut [request(0, length, sampling.samples, new.min(2))].into_iter())?;
+            monitor.advance(1, None);
+        }
+        for tokens in packed {
+            let prompts = (0..tokens).step_by(prompt).enumerate();
+            run(&mut prompts.map(|(number, before)| {
+                request(number, prompt.min(tokens - before), 1, new.min(2))
+            }))?;
             monitor.advance(1, None);
         }
         run(&mut (0..plan.slots).map(|number| request(number, prompt, 1, new)))?;
@@ -200,5 +221,14 @@ mod tests {
         assert_eq!(lengths(5, 1), [5, 4, 2, 1]);
         assert_eq!(lengths(3, 16), [3]);
         assert_eq!(lengths(0, 0), [1]);
+    }
+
+    #[test]
+    fn prompts_fill_a_pass_together() {
+        assert_eq!(passes(1024, 300, 64), [1024, 1023, 512, 511]);
+        assert_eq!(passes(1024, 64, 4), [256, 255, 128, 127]);
+        assert!(passes(1024, 1024, 64).is_empty());
+        assert!(passes(1024, 2000, 64).is_empty());
+        assert!(passes(1024, 300, 1).is_empty());
     }
 }
