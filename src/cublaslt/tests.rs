@@ -18,7 +18,7 @@ fn cublaslt_is_refused_where_there_is_no_cuda() {
     );
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", feature = "flex"))]
 mod on_a_driver_without_a_card {
     use std::path::Path;
     use std::process::{Command, Output};
