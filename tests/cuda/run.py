@@ -398,7 +398,9 @@ def large(names, layers, matmul, top):
                 batch = int(name.removeprefix("train") or 1)
                 case = train(folder, batch, 512, 512, "--precision", "bf16", "--recompute", "layer", "--matmul", matmul, apart=13), 1, 2
             else:
-                case = generate(folder, int(name.removeprefix("decode")), 150, "--precision", "bf16", "--matmul", matmul), 2, 6
+                # Long enough for all prompts, some 6 a step, to be in their slots before the first one ends.
+                slots = int(name.removeprefix("decode"))
+                case = generate(folder, slots, 150, "--precision", "bf16", "--matmul", matmul), slots // 5 + 8, slots // 5 + 24
             step, digests = count(f"8b, {depth} layers, {name}", *case)
             print("\n".join(step.table(top)), flush=True)
             found.append(numbers(step))

@@ -7,6 +7,18 @@ use cubecl::prelude::*;
 
 use super::launch::{RowWork, addresses, cubes, flat, room, sum_of_lanes, sum_of_vector, vector};
 
+#[cube]
+fn write_if<T: Float, N: Size>(
+    live: bool,
+    to: &mut Array<Vector<T, N>>,
+    at: usize,
+    value: Vector<T, N>,
+) {
+    if live {
+        to[at] = value;
+    }
+}
+
 /// The norm of `x`, or of `x + residual`, which is kept in `sum` then.
 #[cube(launch, address_type = "dynamic")]
 fn rms_norm_kernel<T: Float, N: Size>(
@@ -40,9 +52,7 @@ fn rms_norm_kernel<T: Float, N: Size>(
         };
         #[comptime]
         if let ComptimeOption::Some(sum) = sum {
-            if live {
-                sum[start + i] = added;
-            }
+            write_if(live, sum, start + i, added);
         }
         let x = Vector::<f32, N>::cast_from(added);
         squares += sum_of_vector::<N>(x * x);

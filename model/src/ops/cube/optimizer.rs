@@ -255,7 +255,7 @@ fn squares_kernel<T: Float, N: Size>(
         if CUBE_POS >= first && CUBE_POS < beyond {
             let start = (CUBE_POS - first) * grain;
             let behind = min(start + grain, count);
-            let mut largest = 1.17549435e-38f32;
+            let mut largest = 1.175_494_4e-38_f32;
             let mut sum = 0.0f32;
             let mut i = start + UNIT_POS_X as usize;
             while i < behind {

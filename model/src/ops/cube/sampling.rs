@@ -44,6 +44,7 @@ fn best_of_units(
 
 /// A cube takes a row. Each unit knows the largest of its tokens, `unit`, `unit + units`, …; where it
 /// is taken, all look for the next one of that unit's.
+#[allow(clippy::legacy_numeric_constants, reason = "CubeCL has no other name")]
 #[cube(launch, address_type = "dynamic")]
 fn likeliest_kernel<I: Int>(
     logits: &Array<f32>,

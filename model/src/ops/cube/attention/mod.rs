@@ -379,7 +379,7 @@ impl<R: CubeRuntime> Attention<'_, R> {
                 Some(sums) => self.add_first(part, columns, sums, [of_keys, of_values]),
             }
         }
-        let [of_keys, of_values] = sums.unwrap_or_else(|| [laid.k, laid.v]);
+        let [of_keys, of_values] = sums.unwrap_or([laid.k, laid.v]);
         [of_queries, of_keys, of_values]
     }
 
