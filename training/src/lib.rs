@@ -18,5 +18,6 @@ pub mod plan;
 pub mod preference;
 pub mod self_play;
 pub mod stages;
+pub mod tensorboard;
 pub mod tokenise;
 pub mod trainer;

@@ -2,6 +2,7 @@
 //! train → evaluate. Every stage leaves files that say what they were made from; a run that was
 //! stopped anywhere goes on from there.
 
+mod events;
 mod outputs;
 mod report;
 mod split;
@@ -122,6 +123,10 @@ pub fn run<B: TrainingOps>(
         heldout: heldout_counts,
         iterations: Vec::new(),
     };
+    let mut events = match config.logging.tensorboard && world.leads() {
+        true => Some(events::begin(dir)?),
+        false => None,
+    };
     let (mut policy, mut policy_answers) = (first, first_answers.clone());
     // Of iterations that were there before, hardly anything is left to do.
     let mut longest = 0.0f64;
@@ -151,6 +156,9 @@ pub fn run<B: TrainingOps>(
             against_previous,
         );
         tracing::info!("{}", entry.line());
+        if let Some(events) = &mut events {
+            events::add(events, &entry, &folder, &first_answers)?;
+        }
         longest = longest.max(begun.elapsed().as_secs_f64());
         let left = parts.len() - index - 1;
         if left > 0 {
@@ -265,6 +273,7 @@ impl<D> Run<'_, D> {
         let folder = config.output_dir.join("sft");
         let job = FineTuning {
             config: &config.sft,
+            logging: &config.logging,
             model: &base,
             template: config.model.template(),
             data,
@@ -328,6 +337,7 @@ impl<D> Run<'_, D> {
         let made = make_pairs(&judged, &pairs, ties, config.on_bad_row, existing)?;
         let job = PairTraining {
             config: &config.train,
+            logging: &config.logging,
             model: policy,
             template: config.model.template(),
             data: &pairs,

@@ -12,6 +12,7 @@ use crate::files::{
     Damage, Difference, Existing, FileError, IN_FOLDER, MadeFrom, Mark, OLD, Output, OutputError,
     PARTIAL, is_there, read_mark, write_mark,
 };
+use crate::tensorboard;
 
 /// The mark of a checkpoint or a trained model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,7 +44,12 @@ pub fn training_output(output_dir: &Path) -> Output {
     Output {
         name: output_dir.into(),
         mark: part("training.sppo.json"),
-        parts: vec![part("model"), part("metrics.jsonl"), part("checkpoints")],
+        parts: vec![
+            part("model"),
+            part("metrics.jsonl"),
+            part("checkpoints"),
+            part(tensorboard::FOLDER),
+        ],
     }
 }
 

@@ -44,6 +44,8 @@ pub struct TrainSettings {
     pub advice: &'static str,
     /// Of the weights of saved models; not of adapters.
     pub save_dtype: DType,
+    /// Writes TensorBoard's event file beside metrics.jsonl.
+    pub tensorboard: bool,
     /// Words for the model card: what was trained and from what.
     pub summary: String,
 }
