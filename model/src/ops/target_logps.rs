@@ -56,28 +56,29 @@ pub(super) fn measures_on_host<B: HostMemory>(
 }
 
 fn measures_of_row(row: &[f32], token: usize) -> [f32; 3] {
+    const LANES: usize = 16;
     let highest = row.iter().copied().fold(f32::MIN, f32::max);
-    let (mut sum, mut weighted, mut logits) = (0.0f64, 0.0f64, 0.0f64);
-    for part in row.chunks(16) {
-        let mut sums = [0.0f32; 3];
-        for x in part {
-            let below = x - highest;
-            let e = exp(below);
-            sums[0] += e;
-            sums[1] += e * below;
-            sums[2] += x;
+    // Σ e^(z − highest), the same times z − highest, Σ z.
+    let mut sums = [0.0f64; 3];
+    for block in row.chunks(1024) {
+        let mut lanes = [[0.0f32; LANES]; 3];
+        for part in block.chunks(LANES) {
+            for (lane, &z) in part.iter().enumerate() {
+                let below = z - highest;
+                let e = exp(below);
+                lanes[0][lane] += e;
+                lanes[1][lane] += e * below;
+                lanes[2][lane] += z;
+            }
         }
-        sum += f64::from(sums[0]);
-        weighted += f64::from(sums[1]);
-        logits += f64::from(sums[2]);
+        for (sum, lanes) in sums.iter_mut().zip(&lanes) {
+            *sum += f64::from(lanes.iter().sum::<f32>());
+        }
     }
-    let likeliest = row[token] >= highest && row[..token].iter().all(|&x| x < highest);
-    let entropy = sum.ln() - weighted / sum;
-    [
-        entropy as f32,
-        (logits / row.len() as f64) as f32,
-        f32::from(u8::from(likeliest)),
-    ]
+    let likeliest = row[token] >= highest && row[..token].iter().all(|&z| z < highest);
+    let entropy = sums[0].ln() - sums[1] / sums[0];
+    let mean = sums[2] / row.len() as f64;
+    [entropy as f32, mean as f32, f32::from(u8::from(likeliest))]
 }
 
 /// (onehot − p) · grad.

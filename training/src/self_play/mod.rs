@@ -18,6 +18,7 @@ use sppo_model::ops::TrainingOps;
 pub use report::{IterationReport, LeftOut, Report, Round};
 pub(crate) use split::split_prompts;
 
+use crate::card::{self, IterationResult};
 use crate::cluster::{self, lead};
 use crate::config::{Config, Date, JudgeKind, ModelSource, Split, parts_for_ranks};
 use crate::data::{PromptRow, RowFile};
@@ -159,17 +160,33 @@ pub fn run<B: TrainingOps>(
         if let Some(events) = &mut events {
             events::add(events, &entry, &folder, &first_answers)?;
         }
+        report.iterations.push(entry);
+        if world.leads() {
+            write_cards(&report, &folder)?;
+        }
         longest = longest.max(begun.elapsed().as_secs_f64());
         let left = parts.len() - index - 1;
         if left > 0 {
             let seconds = longest * left as f64;
             tracing::info!("about {seconds:.0} s left for {left} more iterations");
         }
-        report.iterations.push(entry);
         (policy, policy_answers) = (trained, answers);
     }
     lead(world, || report.write(dir))?;
     Ok(report)
+}
+
+/// Makes the cards of an iteration's model anew, with the results so far; of adapters both cards.
+fn write_cards(report: &Report, folder: &Path) -> Result<(), StageError> {
+    let results: Vec<_> = report
+        .iterations
+        .iter()
+        .map(IterationResult::from)
+        .collect();
+    for name in ["model", "merged"] {
+        card::write_with_results(&folder.join(name), &results)?;
+    }
+    Ok(())
 }
 
 /// Saves the resolved configuration beside the results; one that a user edited stays as it is.

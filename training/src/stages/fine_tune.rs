@@ -134,11 +134,7 @@ fn settings(job: FineTuning<'_>, made_from: MadeFrom, examples: usize) -> TrainS
         advice: "lower sft.learning_rate or set sft.max_grad_norm",
         save_dtype: DType::F32,
         tensorboard: job.logging.tensorboard,
-        summary: format!(
-            "Supervised fine-tuning on {} rows, started from {}.",
-            examples,
-            job.model.display()
-        ),
+        rows: examples,
     }
     .with_schedule(examples, |steps| {
         (config.warmup_ratio * steps as f64).ceil() as usize

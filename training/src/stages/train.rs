@@ -221,14 +221,7 @@ fn settings(
         advice: "train.on_non_finite = \"skip\" goes on from here; a lower train.learning_rate or train.max_grad_norm starts anew",
         save_dtype: config.precision.dtype(),
         tensorboard: job.logging.tensorboard,
-        summary: format!(
-            "{} of {} pairs with the {} loss (beta {}), started from {}.",
-            "Self-play preference optimization (arXiv 2405.00675)",
-            pairs,
-            config.loss,
-            config.beta,
-            job.model.display()
-        ),
+        rows: pairs,
     }
     .with_schedule(pairs, |steps| config.warmup(steps))
 }

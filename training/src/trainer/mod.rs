@@ -2,7 +2,6 @@
 //!
 //! What a row is worth is the objective's business: preference pairs or supervised examples.
 
-mod card;
 mod checkpoint;
 mod error;
 mod metrics;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::TrainError;
+use crate::card::Hardware;
 use crate::files::{
     Damage, Difference, Existing, FileError, IN_FOLDER, MadeFrom, Mark, OLD, Output, OutputError,
     PARTIAL, is_there, read_mark, write_mark,
@@ -24,6 +25,12 @@ pub struct Saved {
     pub step: usize,
     /// Optimizer updates behind it.
     pub updates: usize,
+    /// Rows that it is trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
+    /// What computed it, lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_on: Option<Hardware>,
     /// Of adapters, the weights of their base ([`crate::files::weights_fingerprint`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,

@@ -46,8 +46,8 @@ pub struct TrainSettings {
     pub save_dtype: DType,
     /// Writes TensorBoard's event file beside metrics.jsonl.
     pub tensorboard: bool,
-    /// Words for the model card: what was trained and from what.
-    pub summary: String,
+    /// Rows that it is trained on.
+    pub rows: usize,
 }
 
 impl TrainSettings {
