@@ -43,7 +43,13 @@ fn packaged() -> Option<String> {
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok()?;
+    // Asked while others work in the checkout, it takes no lock.
+    let mut git = Command::new("git");
+    let output = git
+        .arg("--no-optional-locks")
+        .args(arguments)
+        .output()
+        .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.trim().into())
 }

@@ -297,13 +297,13 @@ mod tests {
         let address = "hf://datasets/UCLA-AGI/data@main/train.parquet";
         assert_eq!(name(address).unwrap(), "UCLA-AGI/data");
         assert_eq!(name("data/prompts.jsonl"), None);
-        let license = |name| license_of(name);
-        assert_eq!(
-            license("meta-llama/Meta-Llama-3-8B-Instruct"),
-            Some("llama3")
-        );
-        assert_eq!(license("meta-llama/Llama-3.2-1B"), Some("llama3.2"));
-        assert_eq!(license("org/Llama-3.2-1B"), None);
+        for (name, license) in [
+            ("meta-llama/Meta-Llama-3-8B-Instruct", Some("llama3")),
+            ("meta-llama/Llama-3.2-1B", Some("llama3.2")),
+            ("org/Llama-3.2-1B", None),
+        ] {
+            assert_eq!(license_of(name), license, "{name}");
+        }
     }
 
     #[test]

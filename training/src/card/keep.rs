@@ -42,8 +42,11 @@ pub(super) fn put(dir: &Path, text: &str, overwrite: bool) -> Result<Written, Fi
     let path = dir.join(CARD);
     match read(&path)? {
         Some(card) if !is_ours(&card) && !overwrite => Ok(Written::Kept),
-        _ => {
-            replace_file(&path, marked(text).as_bytes())?;
+        before => {
+            let new = marked(text);
+            if before.as_ref() != Some(&new) {
+                replace_file(&path, new.as_bytes())?;
+            }
             Ok(Written::New)
         }
     }

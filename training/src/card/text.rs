@@ -51,7 +51,10 @@ pub(super) fn text(card: &Contents) -> String {
 fn front_matter(card: &Contents) -> String {
     let mut out = String::from("---\n");
     let base = &card.base;
-    if base.repository {
+    // Of adapters the Hub wants the model that they are loaded on.
+    let start = card.training.as_ref().and_then(|made| made.input("model"));
+    let direct = start.is_some_and(|path| named(path).0 == base.name);
+    if base.repository && (direct || !card.adapters) {
         let _ = writeln!(out, "base_model: {}", quoted(&base.name));
     }
     list(&mut out, "datasets", &datasets(card));
@@ -242,8 +245,7 @@ fn hyperparameters(card: &Contents) -> String {
         Settings::Supervised(sft) => Effective::with_defaults(sft.as_ref()),
         Settings::Unknown => return String::new(),
     };
-    let mut out = String::from("## Hyperparameters\n\n");
-    let _ = write!(out, "{}", table(&settings));
+    let mut out = format!("## Hyperparameters\n\n{}", table(&settings));
     if let Some(training) = &card.training
         && let Some(steps) = training.step
     {
