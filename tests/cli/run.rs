@@ -196,9 +196,9 @@ fn cards_and_event_files_tell_of_the_iterations() {
     for i in 1..=2 {
         let card = card(&format!("iteration-{i}/model"));
         for part in [
-            &format!("# Llama-SPPO-Iter{i}\n"),
-            &format!("iteration {i} of [Self-Play Preference Optimization]"),
-            &format!("| {i}, this model |"),
+            &format!("# Llama-SPPO-Iter{i}\n")[..],
+            &format!("iteration {i} of [Self-Play Preference Optimization]")[..],
+            &format!("| {i}, this model |")[..],
             "rules (`[judge.rubric]`",
             "Answers: 3 a prompt",
             "`prompts.jsonl`, one of 2 parts",
