@@ -55,6 +55,9 @@ struct Cli {
 
 fn main() -> ExitCode {
     memory::keep_freed_memory();
+    if let Some(commit) = option_env!("SPPO_COMMIT") {
+        sppo_training::files::set_commit(commit);
+    }
     fault::guard(run)
 }
 

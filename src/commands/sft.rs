@@ -65,6 +65,7 @@ impl WithBackend for FineTune<'_> {
         let model = start_model::<B::InnerBackend>(config, self.1.overwrite, &device)?;
         let job = FineTuning {
             config: &config.sft,
+            logging: &config.logging,
             model: &model,
             template: config.model.template(),
             data,

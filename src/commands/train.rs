@@ -72,6 +72,7 @@ impl WithBackend for Training<'_> {
         let model = start_model::<B::InnerBackend>(config, self.1.overwrite, &device)?;
         let job = PairTraining {
             config: &config.train,
+            logging: &config.logging,
             model: &model,
             template: config.model.template(),
             data,

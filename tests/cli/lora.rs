@@ -57,7 +57,15 @@ fn train_merge_and_use() {
         place.bytes("out/model/tokenizer.json"),
         place.bytes("llama/tokenizer.json")
     );
-    assert!(place.read("out/model/README.md").contains("sppo merge"));
+    let card = place.read("out/model/README.md");
+    for part in [
+        "library_name: peft\n",
+        "- lora\n",
+        "PeftModel.from_pretrained(base, \"out/model\")",
+        "sppo merge --model llama --adapter out/model",
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
     assert!(!place.path("out/model/config.json").exists());
 
     let line = place.ok_json(&format!("{MERGE} --precision f32"));
@@ -66,6 +74,16 @@ fn train_merge_and_use() {
         (line["kept"].as_f64().unwrap() - 1.0).abs() < 1e-4,
         "{line}"
     );
+    let card = place.read("merged/README.md");
+    for part in [
+        "library_name: transformers\n",
+        "16 pairs with the sppo loss",
+        "`sppo merge` added them to its weights",
+        "8 optimizer steps",
+        "sppo serve --model merged",
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
     place.ok("generate --model merged --prompts prompts.jsonl --out answers.jsonl --samples 1 --max-new-tokens 4");
     assert_eq!(place.rows("answers.jsonl").len(), 1);
     place.ok("score --model merged --data pairs.jsonl --out merged.jsonl");

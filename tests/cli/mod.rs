@@ -1,6 +1,7 @@
 //! The binary itself, each test in a folder of its own.
 
 mod bad_input;
+mod card;
 mod eval_tables;
 mod files;
 #[cfg(unix)]
@@ -8,6 +9,7 @@ mod generate;
 #[cfg(unix)]
 mod http_judge;
 mod judge;
+mod logging;
 mod lora;
 mod plan;
 mod recovery;

@@ -185,6 +185,45 @@ fn the_whole_loop() {
 }
 
 #[test]
+fn cards_and_event_files_tell_of_the_iterations() {
+    let place = place();
+    let args = format!("{} --set logging.tensorboard=true", at("out"));
+    place.ok(&args);
+    let card = |stage: &str| place.read(&format!("out/{stage}/README.md"));
+    assert!(card("init").contains("random weights"));
+    let sft = card("sft/model");
+    assert!(sft.contains("supervised fine-tuning on 40 rows"), "{sft}");
+    for i in 1..=2 {
+        let card = card(&format!("iteration-{i}/model"));
+        for part in [
+            &format!("# Llama-SPPO-Iter{i}\n")[..],
+            &format!("iteration {i} of [Self-Play Preference Optimization]")[..],
+            &format!("| {i}, this model |")[..],
+            "rules (`[judge.rubric]`",
+            "Answers: 3 a prompt",
+            "`prompts.jsonl`, one of 2 parts",
+        ] {
+            assert!(card.contains(part), "{part}: {card}");
+        }
+        assert_eq!(card.contains("| 1 |"), i == 2, "{card}");
+    }
+    for stage in ["", "sft/", "iteration-1/", "iteration-2/"] {
+        let folder = place.path(&format!("out/{stage}tensorboard"));
+        let files: Vec<_> = fs::read_dir(&folder).unwrap().flatten().collect();
+        assert_eq!(files.len(), 1, "{}", folder.display());
+        assert!(files[0].metadata().unwrap().len() > 0);
+    }
+    // From the disk alone the same card comes; one that was edited stays when the run is done again.
+    let before = card("iteration-1/model");
+    place.ok("card --model out/iteration-1/model");
+    assert_eq!(card("iteration-1/model"), before);
+    place.write("out/iteration-2/model/README.md", "mine");
+    place.ok(&args);
+    assert_eq!(card("iteration-1/model"), before);
+    assert_eq!(card("iteration-2/model"), "mine");
+}
+
+#[test]
 fn killed_anywhere_it_ends_the_same() {
     let place = place();
     let begun = Instant::now();

@@ -188,8 +188,14 @@ impl Case for Logps {
         let out = Autodiff::<B>::target_logps(x.clone(), weight.clone(), &targets);
         let weights = to_f32(random.tensor([self.0], place));
         let grads = (out.clone() * weights).sum().backward();
+        let (same, measures) =
+            Autodiff::<B>::measured_target_logps(x.clone(), weight.clone(), &targets);
+        assert_eq!(numbers(same.inner()), numbers(out.clone().inner()));
+        // Entropy and mean; which of two nearly equal logits is the larger is rounding's affair.
+        let measures = measures.inner().slice([0..self.0, 0..2]);
         vec![
             numbers(out.inner()),
+            numbers(measures),
             numbers(x.grad(&grads).unwrap()),
             numbers(weight.grad(&grads).unwrap()),
         ]

@@ -3,6 +3,7 @@
 
 #![warn(missing_docs)]
 
+pub mod card;
 pub mod cluster;
 pub mod config;
 pub mod cost;
@@ -18,5 +19,6 @@ pub mod plan;
 pub mod preference;
 pub mod self_play;
 pub mod stages;
+pub mod tensorboard;
 pub mod tokenise;
 pub mod trainer;

@@ -70,6 +70,19 @@ impl PairLogps {
         )
     }
 
+    /// Mean |Δ − target| of chosen and of rejected; none of losses without targets.
+    pub fn target_distances(&self, kind: Loss, beta: f64) -> Option<[f64; 2]> {
+        let (chosen, rejected) = self.deltas();
+        let mut sums = [0.0, 0.0];
+        for i in 0..self.len() {
+            let p = self.probabilities.get(i).copied().unwrap_or_default();
+            let targets = kind.targets(beta, p)?;
+            sums[0] += (chosen[i] - targets[0]).abs();
+            sums[1] += (rejected[i] - targets[1]).abs();
+        }
+        Some(sums.map(|sum| sum / self.len() as f64))
+    }
+
     /// β·Δ of chosen and of rejected: the implicit rewards that are logged.
     pub fn rewards(&self, beta: f64) -> (Vec<f64>, Vec<f64>) {
         let (chosen, rejected) = self.deltas();
@@ -102,21 +115,33 @@ impl PairLogps {
     }
 }
 
+impl Loss {
+    /// What a pair's Δw and Δl are drawn to, in nats: η(p_win − ½) of each response, or its like;
+    /// none of losses that ask for a margin only.
+    pub fn targets(self, beta: f64, p: PairProbabilities) -> Option<[f64; 2]> {
+        let eta = 1.0 / beta;
+        // A loss of a probability that is not there is none either.
+        let of = |probability: Option<f64>| probability.unwrap_or(f64::NAN);
+        match self {
+            Self::Sppo => Some([eta * (of(p.win) - 0.5), eta * (of(p.lose) - 0.5)]),
+            Self::SppoSingle => Some([eta * (of(p.chosen) - 0.5), eta * (0.5 - of(p.chosen))]),
+            Self::SppoHard => Some([0.5 * eta, -0.5 * eta]),
+            Self::Dpo | Self::Hinge | Self::Ipo | Self::KtoPair => None,
+        }
+    }
+}
+
 /// One pair's loss and its derivatives by Δw and Δl.
 fn row_loss(kind: Loss, beta: f64, w: f64, l: f64, p: PairProbabilities) -> (f64, f64, f64) {
     let eta = 1.0 / beta;
-    let squares = |factor: f64, target_w: f64, target_l: f64| {
+    if let Some([target_w, target_l]) = kind.targets(beta, p) {
+        let factor = if kind == Loss::SppoHard { 1.0 } else { 0.5 };
         let (a, b) = (w - target_w, l - target_l);
-        (factor * (a * a + b * b), 2.0 * factor * a, 2.0 * factor * b)
-    };
+        return (factor * (a * a + b * b), 2.0 * factor * a, 2.0 * factor * b);
+    }
     let contrast = |(value, slope): (f64, f64)| (value, slope, -slope);
     let margin = beta * (w - l);
-    // A loss of a probability that is not there is none either.
-    let of = |probability: Option<f64>| probability.unwrap_or(f64::NAN);
     match kind {
-        Loss::Sppo => squares(0.5, eta * (of(p.win) - 0.5), eta * (of(p.lose) - 0.5)),
-        Loss::SppoSingle => squares(0.5, eta * (of(p.chosen) - 0.5), eta * (0.5 - of(p.chosen))),
-        Loss::SppoHard => squares(1.0, 0.5 * eta, -0.5 * eta),
         Loss::Dpo => {
             // ln(1 + e^−m) without overflow.
             let value = (-margin.abs()).exp().ln_1p() + (-margin).max(0.0);
@@ -128,8 +153,10 @@ fn row_loss(kind: Loss, beta: f64, w: f64, l: f64, p: PairProbabilities) -> (f64
             let gap = w - l - 0.5 * eta;
             contrast((gap * gap, 2.0 * gap))
         }
-        // Handled with its whole batch.
-        Loss::KtoPair => (f64::NAN, f64::NAN, f64::NAN),
+        // Those with targets are above; the last is handled with its whole batch.
+        Loss::Sppo | Loss::SppoSingle | Loss::SppoHard | Loss::KtoPair => {
+            (f64::NAN, f64::NAN, f64::NAN)
+        }
     }
 }
 
@@ -194,6 +221,17 @@ mod tests {
                 "{kind:?}"
             );
         }
+    }
+
+    #[test]
+    fn distances_are_those_of_the_targets() {
+        // Δ = 1, 1.5, -0.5 and -0.5, -1, 0.5; targets 10 · (0.7 - 0.5) and 10 · (0.2 - 0.5).
+        let found = logps().target_distances(Loss::Sppo, 0.1).unwrap();
+        let expected = [(1.0 + 0.5 + 2.5) / 3.0, (2.5 + 2.0 + 3.5) / 3.0];
+        for (found, expected) in found.into_iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        }
+        assert_eq!(logps().target_distances(Loss::Dpo, 0.1), None);
     }
 
     /// The gradients of every loss against central differences.

@@ -110,4 +110,14 @@ impl<B: ModelOps> Llama<B> {
     pub fn target_logps(&self, hidden: Tensor<B, 2>, targets: &TokenIds<B>) -> Tensor<B, 1> {
         B::target_logps(self.norm.forward(hidden), self.head_weight(), targets)
     }
+
+    /// The same with what is logged of each row's distribution, f32 `[rows, 3]`
+    /// ([`ModelOps::target_logps_measuring`]).
+    pub fn measured_target_logps(
+        &self,
+        hidden: Tensor<B, 2>,
+        targets: &TokenIds<B>,
+    ) -> (Tensor<B, 1>, Tensor<B, 2>) {
+        B::measured_target_logps(self.norm.forward(hidden), self.head_weight(), targets)
+    }
 }

@@ -160,6 +160,24 @@ impl<B: ModelOps, C: CheckpointStrategy> ModelOps for Autodiff<B, C> {
             (out, state)
         })
     }
+
+    fn measured_target_logps(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let (x, weight) = (primitive(x), primitive(weight));
+        let targets = targets.inner();
+        let (out, saved, measures) = B::target_logps_measuring(value(&x), value(&weight), &targets);
+        let state = TargetLogpsState {
+            x: value_for(&x, &weight),
+            weight: value_for(&weight, &x),
+            saved,
+            targets,
+        };
+        let logps = node(TargetLogpsStep, [&x, &weight], || (out, state));
+        (logps, Tensor::from_inner(measures))
+    }
 }
 
 impl<B: ModelOps, C: CheckpointStrategy> TrainingOps for Autodiff<B, C> {

@@ -155,6 +155,24 @@ macro_rules! host_ops {
                 }
             }
 
+            fn target_logps_measuring(
+                x: Tensor<Self, 2>,
+                weight: Tensor<Self, 2>,
+                targets: &TokenIds<Self>,
+            ) -> (Tensor<Self, 1>, Tensor<Self, 2>, Tensor<Self, 2>) {
+                let logits = Self::linear_layer(x, weight, None);
+                let host = f32(&logits);
+                let measures = match host {
+                    true => target_logps::measures_on_host(logits.clone(), targets),
+                    false => target_logps::measures(logits.clone(), targets),
+                };
+                let (logps, saved) = match host {
+                    true => target_logps::forward_on_host(logits, targets),
+                    false => target_logps::forward(logits, targets),
+                };
+                (logps, saved, measures)
+            }
+
             fn target_logps_backward(
                 grad: Tensor<Self, 1>,
                 probabilities: Tensor<Self, 2>,

@@ -253,6 +253,29 @@ pub trait ModelOps: Placement {
         target_logps::forward(Self::linear_layer(x, weight, None), targets)
     }
 
+    /// The same, and what is logged of each row's distribution, f32 `[rows, 3]`: its entropy in nats,
+    /// the mean of its logits, and 1 where the token is the likeliest (the first of equals), else 0.
+    fn target_logps_measuring(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>, Tensor<Self, 2>) {
+        let logits = Self::linear_layer(x, weight, None);
+        let measures = target_logps::measures(logits.clone(), targets);
+        let (logps, saved) = target_logps::forward(logits, targets);
+        (logps, saved, measures)
+    }
+
+    /// [`Self::target_logps`] with these measures, which have no gradient.
+    fn measured_target_logps(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let (logps, _, measures) = Self::target_logps_measuring(x, weight, targets);
+        (logps, measures)
+    }
+
     /// The gradient by the logits `[rows, vocab]`, given the one by the log-probabilities `[rows]`.
     fn target_logps_backward(
         grad: Tensor<Self, 1>,

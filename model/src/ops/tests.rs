@@ -331,6 +331,55 @@ fn target_logps_and_their_gradients() {
     compare(found, &expected, 2e-6);
 }
 
+/// Entropy, mean logit and whether the token is the likeliest, as TRL has them.
+#[test]
+fn measures_are_those_of_the_distribution() {
+    let (rows, hidden, vocab) = (5, 16, 31);
+    let tokens = [5, 0, 5, 30, 17];
+    let mut inputs = [numbers(1, [rows, hidden]), numbers(2, [vocab, hidden])];
+    inputs[0].0.iter_mut().for_each(|x| *x *= 10.0);
+    // Of a row of equals the first counts as the likeliest.
+    inputs[0].0[hidden..2 * hidden].fill(0.0);
+    let logit = |row: usize, token: usize| -> f64 {
+        let parts = (0..hidden).map(|i| {
+            f64::from(inputs[0].0[row * hidden + i]) * f64::from(inputs[1].0[token * hidden + i])
+        });
+        parts.sum()
+    };
+    let mut expected = Vec::new();
+    for (row, &token) in tokens.iter().enumerate() {
+        let logits: Vec<f64> = (0..vocab).map(|token| logit(row, token)).collect();
+        let sum: f64 = logits.iter().map(|z| z.exp()).sum();
+        let entropy: f64 = logits.iter().map(|z| -z.exp() / sum * (z - sum.ln())).sum();
+        let before = logits[..token as usize]
+            .iter()
+            .all(|z| *z < logits[token as usize]);
+        let likeliest = before && logits.iter().all(|z| *z <= logits[token as usize]);
+        let mean = logits.iter().sum::<f64>() / vocab as f64;
+        expected.extend([entropy, mean, f64::from(u8::from(likeliest))]);
+    }
+    assert_eq!(expected[5], 1.0);
+    fn run<B: ModelOps>([x, weight]: &[Numbers<2>; 2], tokens: &[u32]) -> [Vec<f32>; 3] {
+        let targets = TokenIds::<B>::new(tokens, &Default::default());
+        let (x, weight) = (x.f32::<B>(), weight.f32::<B>());
+        let plain = B::target_logps(x.clone(), weight.clone(), &targets);
+        let (logps, measures) = B::measured_target_logps(x, weight, &targets);
+        [values(plain), values(logps), values(measures)]
+    }
+    for [plain, logps, measures] in [
+        run::<Flex>(&inputs, &tokens),
+        run::<NdArray>(&inputs, &tokens),
+        run::<Autodiff<Flex>>(&inputs, &tokens),
+    ] {
+        assert_eq!(plain, logps);
+        near(&measures, &expected, 2e-6);
+    }
+    let targets = TokenIds::<Flex>::new(&tokens, &Default::default());
+    let [x, weight] = inputs.each_ref().map(|x| x.f32::<Flex>());
+    let found = target_logps::measures(x.matmul(weight.transpose()), &targets);
+    near(&values(found), &expected, 2e-6);
+}
+
 /// Sequences to attend over: several lengths, some with common beginnings.
 fn batches() -> Vec<Vec<Vec<u32>>> {
     let sequence = |seed: u32, shared: u32, count: u32| -> Vec<u32> {

@@ -94,14 +94,63 @@ pub struct Effective {
     pub settings: BTreeMap<String, String>,
 }
 
+/// The name under which [`Effective::format`] stands among the settings of an output.
+const SETTINGS_FORMAT: &str = "settings format";
+
 impl Effective {
     /// The version that this program writes.
     pub const FORMAT: u32 = 1;
 
     /// All that an output depends on: the settings, and the version of what they mean.
     pub fn into_settings(self) -> impl Iterator<Item = (String, String)> {
-        let format = ("settings format".to_string(), self.format.to_string());
+        let format = (SETTINGS_FORMAT.to_string(), self.format.to_string());
         self.settings.into_iter().chain([format])
+    }
+
+    /// All settings of a section that its results depend on, those at their default too, by name.
+    pub fn with_defaults(section: &impl Section) -> BTreeMap<String, String> {
+        let mut sections = Vec::new();
+        section.settings("", true, &mut sections);
+        let mut all = BTreeMap::new();
+        for section in sections {
+            let kept = section
+                .settings
+                .into_iter()
+                .filter(|setting| setting.affects == Affects::Result && setting.in_effect);
+            all.extend(kept.filter_map(|setting| {
+                let value = toml_text(&setting.value?);
+                Some((join(&section.name, setting.key), value))
+            }));
+        }
+        all
+    }
+
+    /// The section that has these settings and defaults else; names that it does not know are passed
+    /// over. None where a value is not one of its key's, or they are of another format.
+    pub fn restored<S: Section>(settings: &BTreeMap<String, String>) -> Option<S> {
+        let format = settings.get(SETTINGS_FORMAT);
+        if format.is_some_and(|format| *format != Self::FORMAT.to_string()) {
+            return None;
+        }
+        let mut all = Table::new();
+        // A section's own name comes before those of its keys.
+        for (name, text) in settings {
+            let value = match text.as_str() {
+                "on" => Value::Table(Table::new()),
+                _ => match toml::from_str::<Table>(&format!("value = {text}")) {
+                    Ok(mut parsed) => parsed.remove("value")?,
+                    Err(_) => continue,
+                },
+            };
+            let mut table = &mut all;
+            let (parents, key) = name.rsplit_once('.').unwrap_or(("", name));
+            for parent in parents.split('.').filter(|parent| !parent.is_empty()) {
+                let below = table.entry(parent).or_insert(Value::Table(Table::new()));
+                table = below.as_table_mut()?;
+            }
+            table.insert(key.into(), value);
+        }
+        S::read(&Value::Table(all), "").ok()
     }
 
     fn of(sections: &[SectionSettings]) -> Self {

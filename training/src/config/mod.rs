@@ -37,7 +37,7 @@ pub use key::{Affects, Date, KeyDoc, Pattern};
 pub use model_path::{ModelSource, model_name, resolve_model};
 pub use range::{COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PROBABILITY, RANK, Range, SAMPLES};
 pub use sections::{
-    Cluster, Config, Eval, Generate, Init, JudgeConfig, JudgeHttp, Model, Pairs, Prompts,
+    Cluster, Config, Eval, Generate, Init, JudgeConfig, JudgeHttp, Logging, Model, Pairs, Prompts,
     RubricConfig, Sft, Train, TrainLora, WeightedPattern,
 };
 

@@ -50,6 +50,8 @@ section! {
         eval: Eval;
         /// Runs of many processes.
         cluster: Cluster;
+        /// What is logged beside metrics.jsonl.
+        logging: Logging;
     }
 }
 
@@ -424,6 +426,18 @@ section! {
         nccl: Option<PathBuf> = None => "\"/usr/lib/x86_64-linux-gnu/libnccl.so.2\"", affects Nothing;
         /// Seconds without progress of a process that others wait for, before the job is ended.
         stall_seconds: usize = 300, range COUNT, affects Nothing;
+    } {}
+}
+
+section! {
+    /// What is logged of trainings and runs.
+    pub struct Logging {
+        /// Writes event files for TensorBoard: in tensorboard/ of each training what metrics.jsonl
+        /// has, in that of a run what each iteration came to, with answers and distributions.
+        tensorboard: bool = false, affects Nothing;
+        /// Adds to metrics.jsonl entropy, mean_token_accuracy, logits/chosen and logits/rejected,
+        /// as TRL has them. One more pass over the logits of each step.
+        token_metrics: bool = false, affects Speed;
     } {}
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use chrono::{SecondsFormat, Utc};
 use serde::de::DeserializeOwned;
@@ -140,11 +141,21 @@ fn input_text(input: Option<&Input>) -> String {
     }
 }
 
+static COMMIT: OnceLock<&'static str> = OnceLock::new();
+
+/// Says once what the program was built from, for all marks of this process.
+pub fn set_commit(commit: &'static str) {
+    let _ = COMMIT.set(commit);
+}
+
 /// What stands in a mark.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// Program and version that began the output.
     pub program: String,
+    /// What the program was built from, where it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Of this mark.
     pub format: u32,
     /// When it was begun, in UTC.
@@ -162,6 +173,7 @@ impl Mark {
     pub fn new(made_from: MadeFrom) -> Self {
         Self {
             program: concat!("sppo ", env!("CARGO_PKG_VERSION")).into(),
+            commit: COMMIT.get().map(|commit| commit.to_string()),
             format: FORMAT,
             begun: Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true),
             made_from,

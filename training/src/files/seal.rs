@@ -93,7 +93,8 @@ impl Seal {
     }
 }
 
-const CARD: &str = "README.md";
+/// The card of a model.
+pub const CARD: &str = "README.md";
 
 fn seal(path: &Path) -> Result<FileSeal, FileError> {
     let bytes = fs::metadata(path)

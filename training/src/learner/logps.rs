@@ -1,5 +1,6 @@
 //! Summed log-probabilities of responses; the vocabulary projection runs at their positions only.
 
+use std::iter::Sum;
 use std::ops::Range;
 
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
@@ -34,6 +35,27 @@ pub fn chunk_rows(vocab: usize, in_place: bool) -> usize {
         false => CHUNK_LOGITS,
     };
     (most / vocab).max(1)
+}
+
+/// What the logits tell of a sequence's response, summed over its tokens: what TRL's trainers log.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenSums {
+    /// Entropy of the distribution that each token was predicted from, in nats.
+    pub entropy: f64,
+    /// Mean of its logits.
+    pub logits: f64,
+    /// Tokens that were the likeliest of it.
+    pub likeliest: f64,
+}
+
+impl Sum for TokenSums {
+    fn sum<I: Iterator<Item = Self>>(sums: I) -> Self {
+        sums.fold(Self::default(), |a, b| Self {
+            entropy: a.entropy + b.entropy,
+            logits: a.logits + b.logits,
+            likeliest: a.likeliest + b.likeliest,
+        })
+    }
 }
 
 /// The response tokens of a batch: where they are predicted, and what they are.
@@ -86,6 +108,21 @@ impl<B: ModelOps> Targets<B> {
         self.counts.iter().map(sum).collect()
     }
 
+    /// Sums of measures `[rows, 3]` by sequence.
+    pub fn token_sums(&self, measures: &[f32]) -> Vec<TokenSums> {
+        let column = |i: usize| -> Vec<f64> {
+            let values: Vec<f32> = measures.iter().skip(i).step_by(3).copied().collect();
+            self.sum(&values)
+        };
+        let columns = [0, 1, 2].map(column);
+        let sums = (0..self.counts.len()).map(|i| TokenSums {
+            entropy: columns[0][i],
+            logits: columns[1][i],
+            likeliest: columns[2][i],
+        });
+        sums.collect()
+    }
+
     /// Each sequence's weight at each of its rows, f32 `[rows]`.
     pub fn spread(&self, weights: &[f64], device: &B::Device) -> Tensor<B, 1> {
         let each = weights.iter().zip(&self.counts);
@@ -96,18 +133,40 @@ impl<B: ModelOps> Targets<B> {
     }
 }
 
-/// Log-probabilities `[rows]` from the last block's output there `[rows, hidden]`, chunk by chunk.
+/// Log-probabilities `[rows]` from the last block's output there `[rows, hidden]`; with `measure`
+/// the measures of their distributions `[rows, 3]`.
+pub(super) fn head_logps<B: ModelOps>(
+    model: &Llama<B>,
+    picked: Tensor<B, 2>,
+    targets: &TokenIds<B>,
+    measure: bool,
+) -> (Tensor<B, 1>, Option<Tensor<B, 2>>) {
+    match measure {
+        true => {
+            let (logps, measures) = model.measured_target_logps(picked, targets);
+            (logps, Some(measures))
+        }
+        false => (model.target_logps(picked, targets), None),
+    }
+}
+
+/// The same, chunk by chunk.
 pub(super) fn chunked_logps<B: ModelOps>(
     model: &Llama<B>,
     picked: Tensor<B, 2>,
     targets: &Targets<B>,
     chunks: &[Range<usize>],
-) -> Tensor<B, 1> {
+    measure: bool,
+) -> (Tensor<B, 1>, Option<Tensor<B, 2>>) {
     let part = |range: &Range<usize>| {
         let picked = picked.clone().slice([range.clone()]);
-        model.target_logps(picked, &targets.tokens.slice(range.clone()))
+        head_logps(model, picked, &targets.tokens.slice(range.clone()), measure)
     };
-    Tensor::cat(chunks.iter().map(part).collect(), 0)
+    let (logps, measures): (Vec<_>, Vec<_>) = chunks.iter().map(part).unzip();
+    let measures: Option<Vec<_>> = measures.into_iter().collect();
+    let measures = measures.filter(|parts| !parts.is_empty());
+    let joined = measures.map(|measures| Tensor::cat(measures, 0));
+    (Tensor::cat(logps, 0), joined)
 }
 
 /// Summed response log-probabilities of `sequences` under `model`.
@@ -124,6 +183,6 @@ pub fn sequence_logps<B: ModelOps>(
     let targets = Targets::new(sequences, &batch.places, &device);
     let picked = model.forward_blocks(&batch).select(0, targets.rows.clone());
     let chunks = targets.chunks(model.vocab_size(), model.dtype());
-    let token_logps = chunked_logps(model, picked, &targets, &chunks);
+    let (token_logps, _) = chunked_logps(model, picked, &targets, &chunks, false);
     Ok(targets.sum(&to_host(token_logps)?))
 }

@@ -25,7 +25,7 @@ use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
 pub use exchange::{Traffic, World};
 pub use gradients::{GradientReceiver, Gradients};
-pub use logps::{chunk_rows, sequence_logps};
+pub use logps::{TokenSums, chunk_rows, sequence_logps};
 use pass::Pass;
 pub use shards::{ShardedGroup, Shards};
 
@@ -173,10 +173,20 @@ impl<B: TrainingOps> Learner<B> {
         sequences: &[&TokenisedSequence],
         weights: impl FnOnce(&[f64]) -> Vec<f64>,
     ) -> Result<Vec<f64>, DeviceError> {
-        let pass = Pass::forward(&self.model, self.recompute, sequences)?;
-        let logps = pass.logps.clone();
+        Ok(self.backward_with_tokens(sequences, weights, false)?.0)
+    }
+
+    /// The same; with `measure` also what else the logits tell of each sequence.
+    pub fn backward_with_tokens(
+        &mut self,
+        sequences: &[&TokenisedSequence],
+        weights: impl FnOnce(&[f64]) -> Vec<f64>,
+        measure: bool,
+    ) -> Result<(Vec<f64>, Option<Vec<TokenSums>>), DeviceError> {
+        let pass = Pass::forward(&self.model, self.recompute, sequences, measure)?;
+        let (logps, token_sums) = (pass.logps.clone(), pass.token_sums.clone());
         pass.backward(&self.model, &weights(&logps), &mut self.gradients);
-        Ok(logps)
+        Ok((logps, token_sums))
     }
 
     /// Global L2 norm of the gradients gathered since the last step. Collective.

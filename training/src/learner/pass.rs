@@ -15,7 +15,7 @@ use sppo_model::ops::{
 use sppo_model::packed_batch::PackedBatch;
 
 use super::gradients::{GradientReceiver, hand_on};
-use super::logps::{Targets, chunked_logps};
+use super::logps::{Targets, TokenSums, chunked_logps, head_logps};
 use crate::config::Recompute;
 use crate::tokenise::TokenisedSequence;
 
@@ -25,6 +25,8 @@ type Inner<B> = <B as AutodiffBackend>::InnerBackend;
 pub(super) struct Pass<B: TrainingOps> {
     /// Summed response log-probabilities.
     pub logps: Vec<f64>,
+    /// What else the logits tell of the responses, where it was asked for.
+    pub token_sums: Option<Vec<TokenSums>>,
     ids: TokenIds<Inner<B>>,
     attention: PackedAttention<B>,
     targets: Targets<Inner<B>>,
@@ -67,20 +69,27 @@ impl<B: TrainingOps> BlockGraph<B> {
 }
 
 impl<B: TrainingOps> HeadPass<B> {
-    fn forward(model: &Llama<B>, picked: Tensor<Inner<B>, 2>, targets: TokenIds<Inner<B>>) -> Self {
+    /// With the measures of the rows' distributions `[rows, 3]` where they are wanted.
+    fn forward(
+        model: &Llama<B>,
+        picked: Tensor<Inner<B>, 2>,
+        targets: TokenIds<Inner<B>>,
+        measure: bool,
+    ) -> (Self, Option<Tensor<Inner<B>, 2>>) {
         let input = Tensor::from_inner(picked).require_grad();
         let targets = TokenIds::from_inner(targets);
-        let logps = model.target_logps(input.clone(), &targets);
-        Self { input, logps }
+        let (logps, measures) = head_logps(model, input.clone(), &targets, measure);
+        (Self { input, logps }, measures.map(Tensor::inner))
     }
 }
 
 impl<B: TrainingOps> Pass<B> {
-    /// Runs `sequences` through the model.
+    /// Runs `sequences` through the model; `measure` asks for their [`TokenSums`].
     pub fn forward(
         model: &Llama<B>,
         recompute: Recompute,
         sequences: &[&TokenisedSequence],
+        measure: bool,
     ) -> Result<Self, DeviceError> {
         let device = model.device();
         let tokens: Vec<&[u32]> = sequences.iter().map(|s| s.ids.as_slice()).collect();
@@ -107,16 +116,24 @@ impl<B: TrainingOps> Pass<B> {
         }
         let picked = hidden.clone().select(0, targets.rows.clone());
         let chunks = targets.chunks(model.vocab_size(), model.dtype());
-        let (head, token_logps) = match chunks.as_slice() {
+        let (head, token_logps, measures) = match chunks.as_slice() {
             [_] => {
-                let head = HeadPass::forward(model, picked, targets.tokens.clone());
+                let tokens = targets.tokens.clone();
+                let (head, measures) = HeadPass::forward(model, picked, tokens, measure);
                 let logps = head.logps.clone().inner();
-                (Some(head), logps)
+                (Some(head), logps, measures)
             }
-            _ => (None, chunked_logps(&inner, picked, &targets, &chunks)),
+            _ => {
+                let (logps, measures) = chunked_logps(&inner, picked, &targets, &chunks, measure);
+                (None, logps, measures)
+            }
         };
         Ok(Self {
             logps: targets.sum(&to_host(token_logps)?),
+            token_sums: match measures {
+                Some(measures) => Some(targets.token_sums(&to_host(measures)?)),
+                None => None,
+            },
             ids,
             attention,
             targets,
@@ -193,7 +210,7 @@ fn head_backward<B: TrainingOps>(
         let rows = targets.rows.clone().slice([range.clone()]);
         let head = known.take().unwrap_or_else(|| {
             let picked = last.clone().select(0, rows.clone());
-            HeadPass::forward(model, picked, targets.tokens.slice(range.clone()))
+            HeadPass::forward(model, picked, targets.tokens.slice(range.clone()), false).0
         });
         let weights = Tensor::from_inner(weights.clone().slice([range]));
         let mut grads = (head.logps * weights).sum().backward();

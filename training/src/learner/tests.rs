@@ -13,6 +13,7 @@ use sppo_model::llama::parameters::{
 };
 use sppo_model::llama::{Llama, LlamaConfig, Lora};
 use sppo_model::ops::{to_f32, to_host};
+use sppo_model::packed_batch::PackedBatch;
 
 use super::logps::SMALL_CHUNKS;
 use super::oracle::{Exact, exact};
@@ -105,7 +106,7 @@ type Outcome = (Vec<f64>, Vec<Option<Vec<f32>>>);
 fn by_learner<B: TrainingOps>(model: &Llama<B>, recompute: Recompute) -> Outcome {
     let sequences = sequences();
     let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
-    let pass = Pass::forward(model, recompute, &sequences).unwrap();
+    let pass = Pass::forward(model, recompute, &sequences, false).unwrap();
     let count = model.parameters.all().len();
     let (table, device) = (model.parameters.clone(), model.device());
     let mut gradients = Gradients::new(table, &SingleProcess, &device);
@@ -194,6 +195,49 @@ fn with_adapters_on_all_layers_or_some() {
     agrees::<Flex>(with_adapters(biased, &["k_proj", "down_proj"]));
 }
 
+/// Asking for what else the logits tell changes nothing, and gives it in one piece as in chunks.
+#[test]
+fn token_sums_come_from_the_logits_at_hand() {
+    let (_, model) = golden::<Flex>();
+    let sequences = sequences();
+    let sequences: Vec<&TokenisedSequence> = sequences.iter().collect();
+    let pass = |measure| Pass::forward(&model, Recompute::None, &sequences, measure).unwrap();
+    let plain = pass(false);
+    assert!(plain.token_sums.is_none());
+    let whole = pass(true);
+    assert_eq!(plain.logps, whole.logps);
+    SMALL_CHUNKS.set(Some(5));
+    let parts = pass(true);
+    SMALL_CHUNKS.set(None);
+    let (whole, parts) = (whole.token_sums.unwrap(), parts.token_sums.unwrap());
+    let batch = PackedBatch::new(&sequences.iter().map(|s| &s.ids[..]).collect::<Vec<_>>());
+    let logits = to_host(model.valid().logits(&batch)).unwrap();
+    let vocab = model.vocab_size();
+    for (i, sequence) in sequences.iter().enumerate() {
+        let mut expected = TokenSums::default();
+        for at in sequence.response_start..sequence.ids.len() {
+            let row = &logits[batch.places[i].at(at - 1) * vocab..][..vocab];
+            let sum: f64 = row.iter().map(|&z| f64::from(z).exp()).sum();
+            let surprise = |z: f64| z.exp() / sum * (sum.ln() - z);
+            expected.entropy += row.iter().map(|&z| surprise(z.into())).sum::<f64>();
+            expected.logits += row.iter().map(|&z| f64::from(z)).sum::<f64>() / vocab as f64;
+            let own = row[sequence.ids[at] as usize];
+            expected.likeliest += f64::from(u8::from(row.iter().all(|&z| z <= own)));
+        }
+        for found in [whole[i], parts[i]] {
+            assert!(
+                (found.entropy - expected.entropy).abs() < 1e-4,
+                "{found:?} {expected:?}"
+            );
+            assert!(
+                (found.logits - expected.logits).abs() < 1e-4,
+                "{found:?} {expected:?}"
+            );
+            assert_eq!(found.likeliest, expected.likeliest);
+        }
+    }
+}
+
 /// Notes what arrives, and when.
 #[derive(Default)]
 struct Arrivals(Vec<Result<usize, Group>>);
@@ -217,7 +261,7 @@ fn gradients_arrive_group_by_group() {
     for model in [golden::<Flex>().1, tied] {
         for recompute in [Recompute::None, Recompute::Layer] {
             let mut arrivals = Arrivals::default();
-            let pass = Pass::forward(&model, recompute, &sequences).unwrap();
+            let pass = Pass::forward(&model, recompute, &sequences, false).unwrap();
             pass.backward(&model, &[1.0; 5], &mut arrivals);
             let done: Vec<Group> = arrivals.0.iter().filter_map(|a| a.err()).collect();
             let mut expected = vec![Group::Head];

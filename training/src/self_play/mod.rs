@@ -2,6 +2,7 @@
 //! train → evaluate. Every stage leaves files that say what they were made from; a run that was
 //! stopped anywhere goes on from there.
 
+mod events;
 mod outputs;
 mod report;
 mod split;
@@ -17,6 +18,7 @@ use sppo_model::ops::TrainingOps;
 pub use report::{IterationReport, LeftOut, Report, Round};
 pub(crate) use split::split_prompts;
 
+use crate::card::{self, IterationResult};
 use crate::cluster::{self, lead};
 use crate::config::{Config, Date, JudgeKind, ModelSource, Split, parts_for_ranks};
 use crate::data::{PromptRow, RowFile};
@@ -122,6 +124,10 @@ pub fn run<B: TrainingOps>(
         heldout: heldout_counts,
         iterations: Vec::new(),
     };
+    let mut events = match config.logging.tensorboard && world.leads() {
+        true => Some(events::begin(dir)?),
+        false => None,
+    };
     let (mut policy, mut policy_answers) = (first, first_answers.clone());
     // Of iterations that were there before, hardly anything is left to do.
     let mut longest = 0.0f64;
@@ -151,17 +157,36 @@ pub fn run<B: TrainingOps>(
             against_previous,
         );
         tracing::info!("{}", entry.line());
+        if let Some(events) = &mut events {
+            events::add(events, &entry, &folder, &first_answers)?;
+        }
+        report.iterations.push(entry);
+        if world.leads() {
+            write_cards(&report, &folder)?;
+        }
         longest = longest.max(begun.elapsed().as_secs_f64());
         let left = parts.len() - index - 1;
         if left > 0 {
             let seconds = longest * left as f64;
             tracing::info!("about {seconds:.0} s left for {left} more iterations");
         }
-        report.iterations.push(entry);
         (policy, policy_answers) = (trained, answers);
     }
     lead(world, || report.write(dir))?;
     Ok(report)
+}
+
+/// Makes the cards of an iteration's model anew, with the results so far; of adapters both cards.
+fn write_cards(report: &Report, folder: &Path) -> Result<(), StageError> {
+    let results: Vec<_> = report
+        .iterations
+        .iter()
+        .map(IterationResult::from)
+        .collect();
+    for name in ["model", "merged"] {
+        card::write_with_results(&folder.join(name), &results)?;
+    }
+    Ok(())
 }
 
 /// Saves the resolved configuration beside the results; one that a user edited stays as it is.
@@ -265,6 +290,7 @@ impl<D> Run<'_, D> {
         let folder = config.output_dir.join("sft");
         let job = FineTuning {
             config: &config.sft,
+            logging: &config.logging,
             model: &base,
             template: config.model.template(),
             data,
@@ -328,6 +354,7 @@ impl<D> Run<'_, D> {
         let made = make_pairs(&judged, &pairs, ties, config.on_bad_row, existing)?;
         let job = PairTraining {
             config: &config.train,
+            logging: &config.logging,
             model: policy,
             template: config.model.template(),
             data: &pairs,

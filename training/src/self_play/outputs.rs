@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::data::row_output;
 use crate::files::{Output, OutputError};
+use crate::tensorboard;
 use crate::trainer::training_output;
 
 /// The configuration and the report of the run in `dir`.
@@ -13,7 +14,12 @@ pub(super) fn summary(dir: &Path) -> Output {
     Output {
         name: dir.into(),
         mark: part("run.sppo.json"),
-        parts: vec![part("config.toml"), part("report.json"), part("report.md")],
+        parts: vec![
+            part("config.toml"),
+            part("report.json"),
+            part("report.md"),
+            part(tensorboard::FOLDER),
+        ],
     }
 }
 

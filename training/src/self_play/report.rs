@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::card::{Compared, IterationResult};
 use crate::files::{FileError, replace_file};
 use crate::stages::{Evaluation, PromptCounts, StageError};
 use crate::tokenise::Truncation;
@@ -86,6 +87,26 @@ impl IterationReport {
             100.0 * self.win_rate_previous,
             self.mean_length
         )
+    }
+}
+
+impl From<&IterationReport> for IterationResult {
+    fn from(entry: &IterationReport) -> Self {
+        let first = &entry.against_first;
+        Self {
+            iteration: entry.iteration,
+            pairs: entry.pairs,
+            win_rate: entry.win_rate,
+            win_rate_se: entry.win_rate_se,
+            win_rate_previous: entry.win_rate_previous,
+            mean_length: entry.mean_length,
+            against_first: Compared {
+                prompts: first.prompts,
+                length_controlled_win_rate: first.length_controlled_win_rate,
+                mean_length_against: first.mean_length_against,
+                judge: first.judge.clone(),
+            },
+        }
     }
 }
 

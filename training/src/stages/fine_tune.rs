@@ -29,6 +29,8 @@ pub struct FineTuning<'a> {
     pub template: TemplateSource<'a>,
     /// File of prompt/response rows.
     pub data: &'a Path,
+    /// The section `[logging]`.
+    pub logging: &'a config::Logging,
     /// What becomes of rows that cannot be used.
     pub on_bad_row: OnBadRow,
     /// Receives metrics.jsonl, checkpoints/ and model/.
@@ -100,7 +102,9 @@ pub fn fine_tune<B: TrainingOps>(
         resumed,
         label: "fine-tuning",
     };
-    let objective = SupervisedObjective::new(examples).with_truncations(tokenised.truncations);
+    let objective = SupervisedObjective::new(examples)
+        .with_truncations(tokenised.truncations)
+        .with_token_metrics(job.logging.token_metrics);
     let model = learn::<B, _>(start, model, objective, &settings, device, monitor)?;
     Ok(FineTuned { model, left_out })
 }
@@ -129,11 +133,8 @@ fn settings(job: FineTuning<'_>, made_from: MadeFrom, examples: usize) -> TrainS
         skip_non_finite: false,
         advice: "lower sft.learning_rate or set sft.max_grad_norm",
         save_dtype: DType::F32,
-        summary: format!(
-            "Supervised fine-tuning on {} rows, started from {}.",
-            examples,
-            job.model.display()
-        ),
+        tensorboard: job.logging.tensorboard,
+        rows: examples,
     }
     .with_schedule(examples, |steps| {
         (config.warmup_ratio * steps as f64).ceil() as usize

@@ -9,6 +9,7 @@ use sppo_model::ops::ModelOps;
 use sppo_model::tokenizer::Tokenizer;
 
 use super::error::StageError;
+use crate::card::write_new;
 use crate::cluster::{self, lead};
 use crate::config::{Config, Init, ModelSource, Section};
 use crate::files::{
@@ -55,7 +56,8 @@ fn write_model<B: ModelOps>(
     replace_folder(dir, |folder| {
         model.save(folder, &config, DType::F32, &init.tokenizer)?;
         let mark = Mark::of_folder(made_from, folder)?;
-        Ok(write_mark(&folder.join(IN_FOLDER), &mark)?)
+        write_mark(&folder.join(IN_FOLDER), &mark)?;
+        Ok(write_new(folder, dir)?)
     })
 }
 

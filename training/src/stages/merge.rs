@@ -8,8 +8,8 @@ use sppo_model::llama::lora::Merge;
 use sppo_model::ops::ModelOps;
 
 use super::error::StageError;
+use crate::card::write_new;
 use crate::cluster::{self, lead};
-use crate::config::model_name;
 use crate::files::{
     Existing, FileError, IN_FOLDER, Lock, MadeFrom, Mark, Output, adapter_fingerprint,
     model_fingerprint, read_mark, replace_folder, weights_fingerprint, write_mark,
@@ -87,13 +87,12 @@ fn merge<B: ModelOps>(job: Merging<'_>, device: &B::Device) -> Result<f64, Stage
             let copy = dir.join("chat_template.jinja");
             std::fs::copy(&template, &copy).map_err(FileError::new("write", &copy))?;
         }
-        let card = dir.join("README.md");
-        std::fs::write(&card, card_text(job)).map_err(FileError::new("write", &card))?;
         let mark = MergedMark {
             mark: Mark::of_folder(made_from, dir)?,
             kept: merged.kept,
         };
         write_mark(&dir.join(IN_FOLDER), &mark)?;
+        write_new(dir, job.out)?;
         Ok(merged)
     })?;
     tracing::info!(
@@ -108,12 +107,4 @@ fn merge<B: ModelOps>(job: Merging<'_>, device: &B::Device) -> Result<f64, Stage
         );
     }
     Ok(merged.kept)
-}
-
-fn card_text(job: Merging<'_>) -> String {
-    format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- sppo\n---\n\n# A Llama with merged LoRA adapters\n\n{} with the adapters {} added to its weights by `sppo merge`.\n",
-        model_name(job.base),
-        model_name(job.adapter)
-    )
 }

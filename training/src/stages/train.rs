@@ -35,6 +35,8 @@ pub struct PairTraining<'a> {
     pub template: TemplateSource<'a>,
     /// File of pairs.
     pub data: &'a Path,
+    /// The section `[logging]`.
+    pub logging: &'a config::Logging,
     /// What becomes of rows that cannot be used.
     pub on_bad_row: OnBadRow,
     /// Receives metrics.jsonl, checkpoints/ and model/.
@@ -126,6 +128,7 @@ pub fn train_pairs<B: TrainingOps>(
     let adapters = adapters(job, &model_key)?;
     let objective = PreferenceObjective::new(pairs, known, config.loss, config.beta)
         .with_truncations(truncations)
+        .with_token_metrics(job.logging.token_metrics)
         .with_held_out(held_out, held_out_known);
     drop(reference);
     let start = Start {
@@ -217,14 +220,8 @@ fn settings(
         skip_non_finite: config.on_non_finite == OnNonFinite::Skip,
         advice: "train.on_non_finite = \"skip\" goes on from here; a lower train.learning_rate or train.max_grad_norm starts anew",
         save_dtype: config.precision.dtype(),
-        summary: format!(
-            "{} of {} pairs with the {} loss (beta {}), started from {}.",
-            "Self-play preference optimization (arXiv 2405.00675)",
-            pairs,
-            config.loss,
-            config.beta,
-            job.model.display()
-        ),
+        tensorboard: job.logging.tensorboard,
+        rows: pairs,
     }
     .with_schedule(pairs, |steps| config.warmup(steps))
 }

@@ -7,14 +7,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::backend::Backend;
 use sppo_model::checkpoint::Share;
 use sppo_model::ops::TrainingOps;
 
-use super::card::{adapter_card, model_card};
 use super::error::TrainError;
 use super::optimizer_state;
 use super::resume::{STATE, Saved, step_folder, step_folders};
 use super::settings::{Adapters, ModelFiles, TrainSettings};
+use crate::card::{self, Hardware};
 use crate::cluster::{lead, watchdog, writing};
 use crate::config::model_name;
 use crate::files::{FileError, IN_FOLDER, Mark, Seal, begin_folder, put_folder, write_mark};
@@ -50,7 +51,8 @@ pub(super) fn save<B: TrainingOps>(
         optimizer_state::write(learner, &dir.join("trainer"))
     };
     together(learner, &target, Some("trainer"), fill, |dir| {
-        write_saved(dir, STATE, learner, settings, files, step)
+        write_saved(dir, STATE, learner, settings, files, step)?;
+        Ok(card::write_new(dir, &target)?)
     })?;
     watchdog::saved(step);
     if !learner.world().leads() {
@@ -77,7 +79,8 @@ pub(super) fn save_final<B: TrainingOps>(
     let target = settings.output_dir.join("model");
     let fill = |dir: &Path| write_model(learner, settings, files, dir);
     together(learner, &target, None, fill, |dir| {
-        write_saved(dir, IN_FOLDER, learner, settings, files, steps)
+        write_saved(dir, IN_FOLDER, learner, settings, files, steps)?;
+        Ok(card::write_new(dir, &target)?)
     })?;
     Ok(target)
 }
@@ -134,21 +137,19 @@ fn write_model<B: TrainingOps>(
         index: world.rank(),
         of: world.size(),
     };
-    let text = match files.adapters {
+    match files.adapters {
         None => {
             let model = learner.valid();
             let dtype = settings.save_dtype;
             model.save_share(dir, files.config, dtype, files.template, share)?;
-            model_card(&settings.summary)
         }
         Some(_) if !world.leads() => return Ok(()),
         Some(Adapters { lora, .. }) => {
             let base = model_name(files.template);
             let model = learner.model();
             model.save_adapters(dir, lora, &base, files.template)?;
-            adapter_card(&settings.summary, &base)
         }
-    };
+    }
     if !world.leads() {
         return Ok(());
     }
@@ -156,8 +157,12 @@ fn write_model<B: TrainingOps>(
         let copy = dir.join("chat_template.jinja");
         fs::copy(file, &copy).map_err(FileError::new("write", &copy))?;
     }
-    let card = dir.join("README.md");
-    Ok(fs::write(&card, text).map_err(FileError::new("write", &card))?)
+    Ok(())
+}
+
+fn hardware<B: TrainingOps>(learner: &Learner<B>) -> Hardware {
+    let backend = <B::InnerBackend as Backend>::name(&learner.model().device());
+    Hardware::here(backend, B::ON_HOST, learner.world().size())
 }
 
 fn write_saved<B: TrainingOps>(
@@ -174,6 +179,8 @@ fn write_saved<B: TrainingOps>(
         mark,
         step,
         updates: learner.steps(),
+        rows: Some(settings.rows),
+        made_on: Some(hardware(learner)),
         base: files.adapters.map(|adapters| adapters.base.clone()),
     };
     Ok(write_mark(&dir.join(name), &saved)?)

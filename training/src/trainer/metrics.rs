@@ -5,10 +5,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::error::TrainError;
+use crate::config::Loss;
 use crate::files::{FileError, OutputError, is_same_file};
+use crate::learner::TokenSums;
 use crate::loss::{LossOutput, PairLogps};
+use crate::tensorboard::{self, EventFile};
 
 /// Means over the pairs of a step, named as TRL names them.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -31,6 +35,18 @@ pub struct PairMetrics {
     /// Summed log-probability of the rejected responses under the trained model, in nats.
     #[serde(rename = "logps/rejected")]
     pub logps_rejected: f64,
+    /// |Δ − target| of the chosen responses, in nats; of losses with targets (`sppo` and its like).
+    #[serde(
+        rename = "target_distance/chosen",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub target_distance_chosen: Option<f64>,
+    /// The same of the rejected responses.
+    #[serde(
+        rename = "target_distance/rejected",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub target_distance_rejected: Option<f64>,
     /// The loss of these pairs; in metrics.jsonl only for evaluations.
     #[serde(skip)]
     pub loss: f64,
@@ -38,10 +54,11 @@ pub struct PairMetrics {
 
 impl PairMetrics {
     /// Of a whole window.
-    pub fn new(logps: &PairLogps, output: &LossOutput, beta: f64) -> Self {
+    pub fn new(logps: &PairLogps, output: &LossOutput, loss: Loss, beta: f64) -> Self {
         let (chosen, rejected) = logps.rewards(beta);
         let wins = chosen.iter().zip(&rejected).filter(|(c, r)| c > r).count();
         let count = logps.len() as f64;
+        let distances = logps.target_distances(loss, beta);
         let mean = |values: &[f64]| values.iter().sum::<f64>() / count;
         Self {
             rewards_chosen: mean(&chosen),
@@ -50,7 +67,48 @@ impl PairMetrics {
             margins: mean(&chosen) - mean(&rejected),
             logps_chosen: mean(&logps.policy_chosen),
             logps_rejected: mean(&logps.policy_rejected),
+            target_distance_chosen: distances.map(|[chosen, _]| chosen),
+            target_distance_rejected: distances.map(|[_, rejected]| rejected),
             loss: output.mean,
+        }
+    }
+}
+
+/// What the logits of a step's responses tell, as TRL's DPOTrainer and SFTTrainer log it (1.16).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct TokenMetrics {
+    /// Mean over the response tokens of the entropy that each was predicted from, in nats.
+    pub entropy: f64,
+    /// Part of the response tokens that were the likeliest; of pairs those of the chosen responses.
+    pub mean_token_accuracy: f64,
+    /// Mean over the chosen responses' tokens of the mean logit; of pairs only.
+    #[serde(rename = "logits/chosen", skip_serializing_if = "Option::is_none")]
+    pub logits_chosen: Option<f64>,
+    /// The same of the rejected responses.
+    #[serde(rename = "logits/rejected", skip_serializing_if = "Option::is_none")]
+    pub logits_rejected: Option<f64>,
+}
+
+impl TokenMetrics {
+    /// Of examples: sums over all their response tokens, and how many there are.
+    pub(super) fn of_examples(sums: TokenSums, tokens: usize) -> Self {
+        Self {
+            entropy: sums.entropy / tokens as f64,
+            mean_token_accuracy: sums.likeliest / tokens as f64,
+            logits_chosen: None,
+            logits_rejected: None,
+        }
+    }
+
+    /// Of pairs: the same of chosen and of rejected responses.
+    pub(super) fn of_pairs(chosen: (TokenSums, usize), rejected: (TokenSums, usize)) -> Self {
+        let mean = |sum: f64, tokens: usize| sum / tokens as f64;
+        let both = chosen.0.entropy + rejected.0.entropy;
+        Self {
+            entropy: mean(both, chosen.1 + rejected.1),
+            mean_token_accuracy: mean(chosen.0.likeliest, chosen.1),
+            logits_chosen: Some(mean(chosen.0.logits, chosen.1)),
+            logits_rejected: Some(mean(rejected.0.logits, rejected.1)),
         }
     }
 }
@@ -71,8 +129,13 @@ pub struct StepMetrics {
     /// None where the rows are not pairs.
     #[serde(flatten)]
     pub pairs: Option<PairMetrics>,
+    /// None unless `logging.token_metrics` asks for them.
+    #[serde(flatten)]
+    pub token_metrics: Option<TokenMetrics>,
     /// Of prompts and responses, no padding.
     pub tokens: usize,
+    /// `tokens` of this and all earlier steps.
+    pub num_tokens: usize,
     /// Rows that the length limits cut.
     pub rows_cut: usize,
     /// Tokens that these lost.
@@ -112,6 +175,20 @@ impl StepMetrics {
     pub fn note(&self) -> String {
         format!("loss {:.4}, {:.0} tok/s", self.loss, self.tokens_per_second)
     }
+
+    /// The numbers of the line by the tags that transformers' TensorBoard callback gives them:
+    /// `train/…`, those of an evaluation `eval/…`.
+    fn scalars(&self) -> Vec<(String, f64)> {
+        let line = serde_json::to_value(self).unwrap_or_default();
+        let numbers = |prefix: &str, fields: &Value| -> Vec<(String, f64)> {
+            let fields = fields.as_object().into_iter().flatten();
+            let numbers = fields.filter(|(key, _)| *key != "step");
+            numbers
+                .filter_map(|(key, value)| Some((format!("{prefix}/{key}"), value.as_f64()?)))
+                .collect()
+        };
+        [numbers("train", &line), numbers("eval", &line["eval"])].concat()
+    }
 }
 
 fn eval_line<S: serde::Serializer>(
@@ -126,8 +203,44 @@ fn eval_line<S: serde::Serializer>(
     with_loss.serialize(serializer)
 }
 
+/// All that is logged of a training: metrics.jsonl, and TensorBoard's file of it where it is wanted.
+pub(super) struct StepLog {
+    metrics: MetricsFile,
+    events: Option<EventFile>,
+}
+
+impl StepLog {
+    /// Opens what is logged in `dir` behind its first `steps` steps: a resumed run writes those
+    /// behind its checkpoint again.
+    pub fn open(dir: &Path, steps: usize, tensorboard: bool) -> Result<Self, TrainError> {
+        let folder = dir.join(tensorboard::FOLDER);
+        Ok(Self {
+            metrics: MetricsFile::open(dir, steps)?,
+            events: match tensorboard {
+                true => Some(EventFile::open(&folder, steps)?),
+                false => None,
+            },
+        })
+    }
+
+    /// Appends one line and hands it to the operating system.
+    pub fn append(&mut self, line: &StepMetrics) -> Result<(), TrainError> {
+        self.metrics.append(line)?;
+        match &mut self.events {
+            Some(events) => Ok(events.scalars(line.step, &line.scalars())?),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until all of it is on the disk.
+    pub fn sync(&self) -> Result<(), TrainError> {
+        self.metrics.sync()?;
+        self.events.iter().try_for_each(|events| Ok(events.sync()?))
+    }
+}
+
 /// The open metrics.jsonl.
-pub(super) struct MetricsFile {
+struct MetricsFile {
     path: PathBuf,
     file: File,
     size: u64,
@@ -136,7 +249,7 @@ pub(super) struct MetricsFile {
 impl MetricsFile {
     /// Opens `<dir>/metrics.jsonl` and keeps its first `lines` lines: a resumed run writes the
     /// steps behind its checkpoint again.
-    pub fn open(dir: &Path, lines: usize) -> Result<Self, TrainError> {
+    fn open(dir: &Path, lines: usize) -> Result<Self, TrainError> {
         let path = dir.join("metrics.jsonl");
         let failed = |action| FileError::new(action, &path);
         std::fs::create_dir_all(dir).map_err(failed("make the folder of"))?;
@@ -164,7 +277,7 @@ impl MetricsFile {
     }
 
     /// Appends one line and hands it to the operating system.
-    pub fn append(&mut self, line: &StepMetrics) -> Result<(), TrainError> {
+    fn append(&mut self, line: &StepMetrics) -> Result<(), TrainError> {
         // Values that JSON cannot hold (NaN) become null.
         let text = serde_json::to_string(line).map_err(std::io::Error::other);
         let text = text.map_err(|source| self.failed(source))? + "\n";
@@ -188,7 +301,7 @@ impl MetricsFile {
     }
 
     /// Waits until all lines are on the disk.
-    pub fn sync(&self) -> Result<(), TrainError> {
+    fn sync(&self) -> Result<(), TrainError> {
         self.file.sync_all().map_err(|source| self.failed(source))
     }
 

@@ -2,7 +2,6 @@
 //!
 //! What a row is worth is the objective's business: preference pairs or supervised examples.
 
-mod card;
 mod checkpoint;
 mod error;
 mod metrics;
@@ -21,7 +20,7 @@ use std::time::Instant;
 use sppo_model::ops::TrainingOps;
 
 pub use error::TrainError;
-pub use metrics::{PairMetrics, RankMetrics, StepMetrics};
+pub use metrics::{PairMetrics, RankMetrics, StepMetrics, TokenMetrics};
 pub use objective::{Cut, MemoryBudget, Objective, WindowReport};
 pub use optimizer_state::restore;
 pub use preference::PreferenceObjective;
@@ -33,7 +32,7 @@ pub use supervised::SupervisedObjective;
 use crate::cluster::{any, begin, gather};
 use crate::learner::{Learner, StepReport};
 use crate::monitor::Monitor;
-use metrics::MetricsFile;
+use metrics::StepLog;
 
 /// How a training ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,16 +57,18 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
     let rows = objective.rows();
     let per_epoch = settings.steps_per_epoch(rows);
     let steps = settings.steps(rows);
-    let mut metrics = match world.leads() {
-        true => Some(MetricsFile::open(&settings.output_dir, start)?),
+    let (folder, tensorboard) = (&settings.output_dir, settings.tensorboard);
+    let mut log = match world.leads() {
+        true => Some(StepLog::open(folder, start, tensorboard)?),
         false => None,
     };
-    let sync = |metrics: &Option<MetricsFile>| metrics.iter().try_for_each(MetricsFile::sync);
+    let sync = |log: &Option<StepLog>| log.iter().try_for_each(StepLog::sync);
+    let mut num_tokens = tokens_before(objective, settings, start);
     let mut saved = start;
     for step in start..steps {
         begin(format!("training, step {}", step + 1));
         if any(world, monitor.interrupted()) {
-            sync(&metrics)?;
+            sync(&log)?;
             if step > saved {
                 checkpoint::save(learner, settings, files, step)?;
             }
@@ -77,7 +78,7 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
         let mut line = match one_step(learner, objective, settings, &window, step, monitor) {
             Err(mut error) => {
                 if let TrainError::NonFinite { kept, .. } = &mut error {
-                    sync(&metrics)?;
+                    sync(&log)?;
                     *kept = keep(learner, settings, files, step, saved);
                 }
                 return Err(error);
@@ -88,18 +89,20 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
         if settings.eval_every > 0 && (step + 1) % settings.eval_every == 0 {
             line.eval = objective.evaluate(learner, &settings.cut())?;
         }
-        if let Some(metrics) = &mut metrics {
-            metrics.append(&line)?;
+        num_tokens += line.tokens;
+        line.num_tokens = num_tokens;
+        if let Some(log) = &mut log {
+            log.append(&line)?;
         }
         monitor.advance(1, Some(line.note()));
         let due = settings.checkpoint_every > 0 && (step + 1) % settings.checkpoint_every == 0;
         if due && step + 1 < steps {
-            sync(&metrics)?;
+            sync(&log)?;
             checkpoint::save(learner, settings, files, step + 1)?;
             saved = step + 1;
         }
     }
-    sync(&metrics)?;
+    sync(&log)?;
     // From here a later stop_at_epoch goes on.
     if settings.stops_early() && steps > saved {
         checkpoint::save(learner, settings, files, steps)?;
@@ -110,6 +113,23 @@ pub fn train<B: TrainingOps, O: Objective<B>>(
         tracing::warn!("{skipped} of {steps} steps were skipped: not finite");
     }
     Ok(Outcome::Finished(path))
+}
+
+/// Tokens of the first `steps` steps.
+fn tokens_before<B: TrainingOps, O: Objective<B>>(
+    objective: &O,
+    settings: &TrainSettings,
+    steps: usize,
+) -> usize {
+    let rows = objective.rows();
+    let per_epoch = settings.steps_per_epoch(rows);
+    let whole = steps / per_epoch.max(1);
+    let all: Vec<usize> = (0..rows).collect();
+    let begun = (whole * per_epoch..steps).map(|step| {
+        let (_, window) = order::window(settings, rows, per_epoch, step);
+        objective.tokens(&window)
+    });
+    whole * objective.tokens(&all) + begun.sum::<usize>()
 }
 
 /// Keeps the weights of the step before for a second try; says what there is to go on from.
@@ -170,7 +190,9 @@ fn one_step<B: TrainingOps, O: Objective<B>>(
         learning_rate: rate,
         grad_norm: update.grad_norm,
         pairs: report.pairs,
+        token_metrics: report.token_metrics,
         tokens: report.tokens,
+        num_tokens: 0,
         rows_cut: report.truncation.rows,
         tokens_cut: report.truncation.tokens,
         responses_without_end: report.truncation.responses_without_end,

@@ -6,11 +6,11 @@ use std::ops::Range;
 use sppo_model::ops::{DeviceError, TrainingOps};
 
 use super::error::TrainError;
-use super::metrics::PairMetrics;
+use super::metrics::{PairMetrics, TokenMetrics};
 use crate::cluster::gather_f64;
 use crate::cost::Batch;
 use crate::cost::memory::Training;
-use crate::learner::{Learner, World};
+use crate::learner::{Learner, TokenSums, World};
 use crate::tokenise::Truncation;
 
 /// What the rows of one optimizer step came to.
@@ -22,6 +22,8 @@ pub struct WindowReport {
     pub tokens: usize,
     /// None where the rows are not pairs.
     pub pairs: Option<PairMetrics>,
+    /// None unless they were asked for.
+    pub token_metrics: Option<TokenMetrics>,
     /// What the length limits took from its rows.
     pub truncation: Truncation,
     /// Names of rows whose loss is not finite.
@@ -159,6 +161,39 @@ pub(super) fn of_all_parts(
     all
 }
 
+/// A part's log-probabilities, one a sequence, as numbers for [`backward_parts`]: with the token sums
+/// behind each, where they were asked for.
+pub(super) fn numbers((logps, sums): (Vec<f64>, Option<Vec<TokenSums>>)) -> Vec<f64> {
+    match sums {
+        None => logps,
+        Some(sums) => {
+            let both = logps.iter().zip(&sums);
+            both.flat_map(|(logp, sums)| [*logp, sums.entropy, sums.logits, sums.likeliest])
+                .collect()
+        }
+    }
+}
+
+/// Numbers of a sequence: with and without token sums.
+pub(super) fn width(measured: bool) -> usize {
+    if measured { 4 } else { 1 }
+}
+
+/// The log-probabilities and the token sums of the numbers of all sequences.
+pub(super) fn of_numbers(numbers: &[f64], measured: bool) -> (Vec<f64>, Vec<TokenSums>) {
+    let sequences = numbers.chunks_exact(width(measured));
+    let logps = sequences.clone().map(|numbers| numbers[0]).collect();
+    let sums = sequences.filter_map(|numbers| match *numbers {
+        [_, entropy, logits, likeliest] => Some(TokenSums {
+            entropy,
+            logits,
+            likeliest,
+        }),
+        _ => None,
+    });
+    (logps, sums.collect())
+}
+
 /// Rows and the loss they are trained with.
 pub trait Objective<B: TrainingOps> {
     /// Number of rows.
@@ -166,6 +201,9 @@ pub trait Objective<B: TrainingOps> {
 
     /// A row's name for messages.
     fn row_name(&self, index: usize) -> String;
+
+    /// Tokens of some rows, prompts and responses.
+    fn tokens(&self, rows: &[usize]) -> usize;
 
     /// Adds the gradient of the mean loss over the rows `window`, part after part, part p on rank
     /// p mod n. Collective: all ranks get the same report.

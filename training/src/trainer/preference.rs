@@ -5,12 +5,14 @@ use std::ops::Range;
 use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
-use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport, backward_parts, lost_of, of_all_parts};
+use super::metrics::{PairMetrics, TokenMetrics};
+use super::objective::{
+    Cut, Objective, WindowReport, backward_parts, lost_of, numbers, of_all_parts, of_numbers, width,
+};
 use crate::cluster::advance;
 use crate::config::Loss;
 use crate::cost::Batch;
-use crate::learner::Learner;
+use crate::learner::{Learner, TokenSums};
 use crate::loss::{LossOutput, PairLogps};
 use crate::tokenise::{PreferencePair, TokenisedSequence, Truncation};
 
@@ -24,6 +26,7 @@ pub struct PreferenceObjective {
     held_out_reference: Vec<[f64; 2]>,
     loss: Loss,
     beta: f64,
+    token_metrics: bool,
 }
 
 impl PreferenceObjective {
@@ -43,7 +46,14 @@ impl PreferenceObjective {
             held_out_reference: Vec::new(),
             loss,
             beta,
+            token_metrics: false,
         }
+    }
+
+    /// Asks for what else the logits tell.
+    pub fn with_token_metrics(mut self, wanted: bool) -> Self {
+        self.token_metrics = wanted;
+        self
     }
 
     /// Adds what the length limits took from each pair.
@@ -105,6 +115,20 @@ impl PreferenceObjective {
         }
     }
 
+    /// Of a window, given the sums of its sequences, pair after pair; none where there are none.
+    fn token_metrics(&self, window: &[usize], sums: &[TokenSums]) -> Option<TokenMetrics> {
+        let sequences = Self::sequences(&self.pairs, window);
+        let of_side = |side: usize| {
+            let tokens = sequences.iter().skip(side).step_by(2);
+            let sums = sums.iter().skip(side).step_by(2);
+            (
+                sums.copied().sum(),
+                tokens.map(|s| s.response().len()).sum(),
+            )
+        };
+        (!sums.is_empty()).then(|| TokenMetrics::of_pairs(of_side(0), of_side(1)))
+    }
+
     fn bad_rows(&self, window: &[usize], logps: &PairLogps, output: &LossOutput) -> Vec<String> {
         if output.mean.is_finite() {
             return Vec::new();
@@ -135,6 +159,11 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
         self.pairs[index].name.clone()
     }
 
+    fn tokens(&self, rows: &[usize]) -> usize {
+        let sequences = Self::sequences(&self.pairs, rows);
+        sequences.iter().map(|s| s.ids.len()).sum()
+    }
+
     fn accumulate(
         &mut self,
         learner: &mut Learner<B>,
@@ -154,11 +183,12 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
             }
             false => None,
         };
-        let policy = backward_parts(learner, &parts, 2, |learner, part| {
+        let measure = self.token_metrics;
+        let found = backward_parts(learner, &parts, 2 * width(measure), |learner, part| {
             let rows: Vec<usize> = part.iter().map(|&at| window[at]).collect();
             let sequences = Self::sequences(&self.pairs, &rows);
             let share = rows.len() as f64 / window.len() as f64;
-            learner.backward(&sequences, |policy| match &whole {
+            let weights = |policy: &[f64]| match &whole {
                 Some(output) => {
                     let of_part =
                         |grad: &[f64]| part.iter().map(|&at| grad[at]).collect::<Vec<_>>();
@@ -169,18 +199,20 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
                     let output = batch(&rows, policy).loss(loss, beta);
                     by_pair(&output.grad_chosen, &output.grad_rejected, share)
                 }
-            })
+            };
+            let found = learner.backward_with_tokens(&sequences, weights, measure);
+            found.map(numbers)
         })?;
+        let (policy, sums) = of_numbers(&found, measure);
         let all = batch(window, &policy);
-        let sequences = Self::sequences(&self.pairs, window);
-        let tokens = sequences.iter().map(|s| s.ids.len()).sum();
         let output = all.loss(loss, beta);
         Ok(WindowReport {
             loss: output.mean,
-            tokens,
+            tokens: Objective::<B>::tokens(self, window),
+            token_metrics: self.token_metrics(window, &sums),
             truncation: lost_of(&self.truncations, window),
             bad_rows: self.bad_rows(window, &all, &output),
-            pairs: Some(PairMetrics::new(&all, &output, beta)),
+            pairs: Some(PairMetrics::new(&all, &output, loss, beta)),
         })
     }
 
@@ -197,6 +229,6 @@ impl<B: TrainingOps> Objective<B> for PreferenceObjective {
         let policy = Self::logps(learner, &self.held_out, &rows, &parts)?;
         let all = Self::batch(&self.held_out, &self.held_out_reference, &rows, &policy);
         let output = all.loss(self.loss, self.beta);
-        Ok(Some(PairMetrics::new(&all, &output, self.beta)))
+        Ok(Some(PairMetrics::new(&all, &output, self.loss, self.beta)))
     }
 }

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::TrainError;
+use crate::card::Hardware;
 use crate::files::{
     Damage, Difference, Existing, FileError, IN_FOLDER, MadeFrom, Mark, OLD, Output, OutputError,
     PARTIAL, is_there, read_mark, write_mark,
 };
+use crate::tensorboard;
 
 /// The mark of a checkpoint or a trained model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +25,12 @@ pub struct Saved {
     pub step: usize,
     /// Optimizer updates behind it.
     pub updates: usize,
+    /// Rows that it is trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
+    /// What computed it, lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_on: Option<Hardware>,
     /// Of adapters, the weights of their base ([`crate::files::weights_fingerprint`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
@@ -43,7 +51,12 @@ pub fn training_output(output_dir: &Path) -> Output {
     Output {
         name: output_dir.into(),
         mark: part("training.sppo.json"),
-        parts: vec![part("model"), part("metrics.jsonl"), part("checkpoints")],
+        parts: vec![
+            part("model"),
+            part("metrics.jsonl"),
+            part("checkpoints"),
+            part(tensorboard::FOLDER),
+        ],
     }
 }
 

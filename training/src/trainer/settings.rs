@@ -44,8 +44,10 @@ pub struct TrainSettings {
     pub advice: &'static str,
     /// Of the weights of saved models; not of adapters.
     pub save_dtype: DType,
-    /// Words for the model card: what was trained and from what.
-    pub summary: String,
+    /// Writes TensorBoard's event file beside metrics.jsonl.
+    pub tensorboard: bool,
+    /// Rows that it is trained on.
+    pub rows: usize,
 }
 
 impl TrainSettings {

@@ -5,8 +5,10 @@ use std::ops::Range;
 use sppo_model::ops::TrainingOps;
 
 use super::error::TrainError;
-use super::metrics::PairMetrics;
-use super::objective::{Cut, Objective, WindowReport, backward_parts, lost_of};
+use super::metrics::{PairMetrics, TokenMetrics};
+use super::objective::{
+    Cut, Objective, WindowReport, backward_parts, lost_of, numbers, of_numbers, width,
+};
 use crate::cost::Batch;
 use crate::learner::Learner;
 use crate::tokenise::{TokenisedSequence, Truncation};
@@ -15,6 +17,7 @@ use crate::tokenise::{TokenisedSequence, Truncation};
 pub struct SupervisedObjective {
     examples: Vec<TokenisedSequence>,
     truncations: Vec<Truncation>,
+    token_metrics: bool,
 }
 
 impl SupervisedObjective {
@@ -23,7 +26,14 @@ impl SupervisedObjective {
         Self {
             examples,
             truncations: Vec::new(),
+            token_metrics: false,
         }
+    }
+
+    /// Asks for what else the logits tell.
+    pub fn with_token_metrics(mut self, wanted: bool) -> Self {
+        self.token_metrics = wanted;
+        self
     }
 
     /// Adds what the length limits took from each example.
@@ -42,6 +52,10 @@ impl<B: TrainingOps> Objective<B> for SupervisedObjective {
         (index + 1).to_string()
     }
 
+    fn tokens(&self, rows: &[usize]) -> usize {
+        rows.iter().map(|&i| self.examples[i].ids.len()).sum()
+    }
+
     /// The mean runs over the response tokens of the window, as in transformers.
     fn accumulate(
         &mut self,
@@ -53,7 +67,8 @@ impl<B: TrainingOps> Objective<B> for SupervisedObjective {
             let lengths = rows.iter().map(|&i| self.examples[i].response().len());
             lengths.sum()
         };
-        let share = 1.0 / responses(window) as f64;
+        let count = responses(window);
+        let share = 1.0 / count as f64;
         let mut report = WindowReport {
             truncation: lost_of(&self.truncations, window),
             ..WindowReport::default()
@@ -62,11 +77,17 @@ impl<B: TrainingOps> Objective<B> for SupervisedObjective {
             |rows: &[usize]| rows.iter().map(|&i| &self.examples[i]).collect::<Vec<_>>();
         let batch = |part: Range<usize>| Batch::of(&sequences(&window[part]));
         let parts = cut.deal(window.len(), batch);
-        let logps = backward_parts(learner, &parts, 1, |learner, part| {
+        let measure = self.token_metrics;
+        let found = backward_parts(learner, &parts, width(measure), |learner, part| {
             let rows: Vec<usize> = part.iter().map(|&at| window[at]).collect();
-            learner.backward(&sequences(&rows), |logps| vec![-share; logps.len()])
+            let weights = |logps: &[f64]| vec![-share; logps.len()];
+            let found = learner.backward_with_tokens(&sequences(&rows), weights, measure);
+            found.map(numbers)
         })?;
-        report.tokens = sequences(window).iter().map(|s| s.ids.len()).sum();
+        let (logps, sums) = of_numbers(&found, measure);
+        report.tokens = Objective::<B>::tokens(self, window);
+        report.token_metrics =
+            measure.then(|| TokenMetrics::of_examples(sums.into_iter().sum(), count));
         report.loss = -logps.iter().sum::<f64>() * share;
         let bad = window.iter().zip(&logps);
         let bad = bad.filter(|(_, logp)| !logp.is_finite());

@@ -249,6 +249,16 @@ where
         (tensor(logps), logits)
     }
 
+    fn target_logps_measuring(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        targets: &TokenIds<Self>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>, Tensor<Self, 2>) {
+        let (logps, logits) = Self::target_logps_saving(x, weight, targets);
+        let measures = super::target_logps::measures(logits.clone(), targets);
+        (logps, logits, measures)
+    }
+
     fn target_logps_backward(
         grad: Tensor<Self, 1>,
         logits: Tensor<Self, 2>,

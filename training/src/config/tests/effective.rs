@@ -1,5 +1,7 @@
 //! Which settings the results depend on.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 fn effective(section: &str, overrides: &[&str]) -> Effective {
@@ -91,4 +93,52 @@ fn sections_below_are_effective_by_their_names() {
     let json = serde_json::to_string(&lora).unwrap();
     let again: Effective = serde_json::from_str(&json).unwrap();
     assert_eq!(again, lora, "{json}");
+}
+
+/// What a mark keeps gives the section again, so that a card can list all of it.
+#[test]
+fn settings_of_a_mark_are_a_section_again() {
+    let given = [
+        "train.loss=dpo",
+        "train.beta=0.1",
+        "train.optimizer=adamw",
+        "train.lora.rank=4",
+        "train.warmup_steps=7",
+        "train.max_grad_norm=2",
+    ];
+    let train = parse("", &given).unwrap().train;
+    let mut settings: BTreeMap<String, String> = train.effective().into_settings().collect();
+    // Beside those of the section a mark has others.
+    for (name, value) in [
+        ("date", "2026-11-28"),
+        ("on_bad_row", "skip"),
+        ("raw", "true"),
+    ] {
+        settings.insert(name.into(), value.into());
+    }
+    let restored: Train = Effective::restored(&settings).unwrap();
+    assert_eq!(restored.effective(), train.effective());
+    let all = Effective::with_defaults(&restored);
+    for (name, value) in [
+        ("loss", "\"dpo\""),
+        ("beta1", "0.9"),
+        ("lora.alpha", "32.0"),
+        ("warmup_steps", "7"),
+    ] {
+        assert_eq!(all[name], value, "{name}");
+    }
+    // Not in effect, or without effect on the result, or off.
+    for name in [
+        "alpha",
+        "warmup_ratio",
+        "recompute",
+        "checkpoint_every",
+        "eta",
+    ] {
+        assert!(!all.contains_key(name), "{name}");
+    }
+    settings.insert("settings format".into(), "99".into());
+    assert!(Effective::restored::<Train>(&settings).is_none());
+    let wrong = BTreeMap::from([("loss".to_string(), "3".to_string())]);
+    assert!(Effective::restored::<Train>(&wrong).is_none());
 }
