@@ -12,6 +12,7 @@ mod merge;
 mod not_serving;
 mod pairs;
 mod plan;
+mod report;
 mod run;
 mod score;
 mod serve;
@@ -51,6 +52,8 @@ pub enum Command {
     Serve(Box<serve::Args>),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
+    /// Makes the page of a run, or one that compares two.
+    Report(report::Args),
     /// Tells what a run takes before it starts: memory by part, tokens, operations, steps.
     Plan(plan::Args),
     /// Compiles and tunes the kernels that a run will need.
@@ -77,6 +80,7 @@ impl Command {
             Self::Pairs(_) => Some("sppo pairs"),
             Self::Merge(_) => Some("sppo merge"),
             Self::Serve(_) => Some("sppo serve"),
+            Self::Report(_) => Some("sppo report"),
             Self::Plan(_) => Some("sppo plan"),
             Self::WarmUp(_) => Some("sppo warm-up"),
             Self::Bench(_) => Some("sppo bench"),
@@ -109,6 +113,7 @@ impl Command {
             #[cfg(not(feature = "serve"))]
             Self::Serve(args) => not_serving::run(*args, json),
             Self::Eval(args) => eval::run(args, json),
+            Self::Report(args) => report::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::WarmUp(args) => warm_up::run(args, json),
             Self::Bench(args) => bench::run(args, json),

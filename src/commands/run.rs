@@ -5,11 +5,13 @@ use std::path::Path;
 use serde::Serialize;
 use sppo_model::ops::TrainingOps;
 use sppo_training::config::Config;
-use sppo_training::self_play::{self, Report};
+use sppo_training::plan::{Assumed, Plan};
+use sppo_training::self_play::{self, Planned, Report};
 use sppo_training::stages::StageError;
+use tracing::subscriber::{NoSubscriber, with_default};
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
-use crate::backend::{WithBackend, dispatch_connected};
+use crate::backend::{Device, WithBackend, dispatch_connected};
 use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
@@ -46,25 +48,53 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, files),
         device,
     })?;
-    let report = dispatch_connected(
-        device,
-        &config.cluster,
-        Run(&config, args.overwrite.overwrite),
-    )??;
+    let job = Run {
+        config: &config,
+        overwrite: args.overwrite.overwrite,
+        planned: planned(&config, Device::is_cpu_name(device.kind())?),
+    };
+    let report = dispatch_connected(device, &config.cluster, job)??;
     output::print(&report.table())?;
+    if let Some(page) = &report.page {
+        output::print(&format!("\nTo look at: {}", page.display()))?;
+    }
     match json {
         true => output::json(&Line::new(&report)),
         false => Ok(()),
     }
 }
 
-struct Run<'a>(&'a Config, bool);
+/// What the stages of an iteration take by the plan; nothing where it cannot be reckoned, for then
+/// what was measured has to do.
+fn planned(config: &Config, host: bool) -> Option<Planned> {
+    let assumed = Assumed {
+        host,
+        ..Assumed::default()
+    };
+    // What there is to say of the rows is said by the run itself.
+    let silent = NoSubscriber::default();
+    let plan = with_default(silent, || Plan::new(config, assumed)).ok()?;
+    let hours = plan.cluster.by_ranks.last()?.hours;
+    Some(Planned {
+        generation: 3600.0 * hours.generation,
+        judging: 3600.0 * hours.judging,
+        reference: 3600.0 * hours.reference,
+        training: 3600.0 * hours.training,
+    })
+}
+
+struct Run<'a> {
+    config: &'a Config,
+    overwrite: bool,
+    planned: Option<Planned>,
+}
 
 impl WithBackend for Run<'_> {
     type Output = Result<Report, StageError>;
 
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
-        self_play::run::<B>(self.0, self.1, &device, &Console::default())
+        let console = Console::default();
+        self_play::run::<B>(self.config, self.overwrite, self.planned, &device, &console)
     }
 }
 

@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
+use super::progress::PROGRESS;
 use crate::config::Config;
 use crate::data::row_output;
 use crate::files::{Output, OutputError};
 use crate::trainer::training_output;
+
+/// The page's name in a run's folder.
+pub const PAGE: &str = "report.html";
 
 /// The configuration and the report of the run in `dir`.
 pub(super) fn summary(dir: &Path) -> Output {
@@ -13,7 +17,9 @@ pub(super) fn summary(dir: &Path) -> Output {
     Output {
         name: dir.into(),
         mark: part("run.sppo.json"),
-        parts: vec![part("config.toml"), part("report.json"), part("report.md")],
+        parts: ["config.toml", "report.json", "report.md", PAGE, PROGRESS]
+            .map(part)
+            .into(),
     }
 }
 
