@@ -2,6 +2,8 @@
 
 mod backend;
 mod commands;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod device_memory;
 mod devices;
@@ -16,6 +18,7 @@ mod memory;
 mod nccl;
 mod output;
 mod progress;
+mod screen;
 #[cfg(feature = "serve")]
 mod serve;
 mod start;

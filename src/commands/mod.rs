@@ -21,6 +21,7 @@ mod serving;
 mod sft;
 mod train;
 mod warm_up;
+mod watch;
 
 use clap::Subcommand;
 use sppo_training::cluster::launch::launcher;
@@ -52,6 +53,8 @@ pub enum Command {
     Serve(Box<serve::Args>),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
+    /// Shows a run of another process, or of another machine, as it goes on.
+    Watch(watch::Args),
     /// Makes the page of a run, or one that compares two.
     Report(report::Args),
     /// Tells what a run takes before it starts: memory by part, tokens, operations, steps.
@@ -80,6 +83,7 @@ impl Command {
             Self::Pairs(_) => Some("sppo pairs"),
             Self::Merge(_) => Some("sppo merge"),
             Self::Serve(_) => Some("sppo serve"),
+            Self::Watch(_) => Some("sppo watch"),
             Self::Report(_) => Some("sppo report"),
             Self::Plan(_) => Some("sppo plan"),
             Self::WarmUp(_) => Some("sppo warm-up"),
@@ -113,6 +117,7 @@ impl Command {
             #[cfg(not(feature = "serve"))]
             Self::Serve(args) => not_serving::run(*args, json),
             Self::Eval(args) => eval::run(args, json),
+            Self::Watch(args) => watch::run(args, json),
             Self::Report(args) => report::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::WarmUp(args) => warm_up::run(args, json),

@@ -12,6 +12,8 @@ use tracing::subscriber::{NoSubscriber, with_default};
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{Device, WithBackend, dispatch_connected};
+#[cfg(feature = "dashboard")]
+use crate::job;
 use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
@@ -22,6 +24,7 @@ Examples:
   sppo run                                      the run of ./config.toml
   sppo run --config configs/llama3-8b-h200.toml
   sppo run --set iterations=1 --set output_dir=runs/short
+  sppo run --dashboard                          live: curves, win rates, judged answers, time left
 A run that was stopped goes on when the same command is given again. What was made with other
 settings is set aside, as iteration-1.before-DATE; --overwrite replaces it.")]
 pub struct Args {
@@ -29,6 +32,9 @@ pub struct Args {
     pub overwrite: OverwriteArg,
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Shows the run in the whole terminal: q leaves the run alone, p pauses drawing.
+    #[arg(long)]
+    pub dashboard: bool,
 }
 
 /// Runs the loop, or what is left of it.
@@ -48,12 +54,19 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, files),
         device,
     })?;
+    let dashboard = match args.dashboard {
+        true => dashboard(&config)?,
+        false => None,
+    };
     let job = Run {
         config: &config,
         overwrite: args.overwrite.overwrite,
         planned: planned(&config, Device::is_cpu_name(device.kind())?),
     };
-    let report = dispatch_connected(device, &config.cluster, job)??;
+    let report = dispatch_connected(device, &config.cluster, job);
+    // The terminal is as it was before anything else is said.
+    drop(dashboard);
+    let report = report??;
     output::print(&report.table())?;
     if let Some(page) = &report.page {
         output::print(&format!("\nTo look at: {}", page.display()))?;
@@ -62,6 +75,31 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         true => output::json(&Line::new(&report)),
         false => Ok(()),
     }
+}
+
+#[cfg(feature = "dashboard")]
+type Dashboard = crate::dashboard::Live;
+#[cfg(not(feature = "dashboard"))]
+type Dashboard = std::convert::Infallible;
+
+/// The dashboard, where there is a terminal for it and this is the rank that speaks.
+#[cfg(feature = "dashboard")]
+fn dashboard(config: &Config) -> anyhow::Result<Option<Dashboard>> {
+    if job::follows() {
+        return Ok(None);
+    }
+    if !crate::dashboard::has_terminal() {
+        tracing::info!("stderr is no terminal, so there are lines instead of a dashboard");
+        return Ok(None);
+    }
+    Dashboard::start(config.output_dir.clone()).map(Some)
+}
+
+#[cfg(not(feature = "dashboard"))]
+fn dashboard(_: &Config) -> anyhow::Result<Option<Dashboard>> {
+    Err(crate::errors::user(
+        "--dashboard: this build has no dashboard; build it with the cargo feature `dashboard`",
+    ))
 }
 
 /// What the stages of an iteration take by the plan; nothing where it cannot be reckoned, for then
