@@ -11,6 +11,10 @@ const KEPT: usize = 2000;
 /// While a dashboard has the terminal: what gives that back as it was, and the lines.
 static TAKEN: Mutex<Option<Taken>> = Mutex::new(None);
 
+#[cfg_attr(
+    not(feature = "dashboard"),
+    allow(dead_code, reason = "only a dashboard takes it")
+)]
 struct Taken {
     restore: fn(),
     lines: VecDeque<String>,

@@ -54,19 +54,19 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         inputs: inputs(&config, files),
         device,
     })?;
-    let dashboard = match args.dashboard {
-        true => dashboard(&config)?,
-        false => None,
-    };
     let job = Run {
         config: &config,
         overwrite: args.overwrite.overwrite,
         planned: planned(&config, Device::is_cpu_name(device.kind())?),
     };
-    let report = dispatch_connected(device, &config.cluster, job);
-    // The terminal is as it was before anything else is said.
-    drop(dashboard);
-    let report = report??;
+    let report = {
+        // It leaves with this block: the terminal is as it was before anything else is said.
+        let _dashboard = match args.dashboard {
+            true => dashboard(&config)?,
+            false => None,
+        };
+        dispatch_connected(device, &config.cluster, job)??
+    };
     output::print(&report.table())?;
     if let Some(page) = &report.page {
         output::print(&format!("\nTo look at: {}", page.display()))?;

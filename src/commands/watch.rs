@@ -1,5 +1,6 @@
 //! `sppo watch`: a run of another process, or of another machine, from its files.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,15 +37,19 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
             args.run.display()
         )));
     }
-    #[cfg(feature = "dashboard")]
-    {
-        use std::io::IsTerminal;
-        let on_terminal = std::io::stdout().is_terminal() && crate::dashboard::has_terminal();
-        if on_terminal && !args.plain && !json {
-            return crate::dashboard::watch(&args.run);
-        }
+    match args.plain || json || !std::io::stdout().is_terminal() {
+        true => lines(&args.run, json),
+        false => on_terminal(&args.run),
     }
-    lines(&args.run, json)
+}
+
+/// The dashboard, where this build has one and the terminal can show it.
+fn on_terminal(dir: &Path) -> anyhow::Result<()> {
+    #[cfg(feature = "dashboard")]
+    if crate::dashboard::has_terminal() {
+        return crate::dashboard::watch(dir);
+    }
+    lines(dir, false)
 }
 
 /// A line whenever something changed; ends with the run.
