@@ -200,11 +200,10 @@ fn the_page_of_a_run_and_of_two() {
         "Δ = log π − log π_ref, against its target",
         "Win probabilities, iteration 2",
         "answering held-out prompts",
-        "default-src &#x27;none&#x27;",
+        "default-src 'none'",
         "length_tolerance = 3.0",
     ] {
-        let part = part.replace("&#x27;", "'");
-        assert!(page.contains(&part), "{part}");
+        assert!(page.contains(part), "{part}");
     }
     assert!(
         !page.contains("<script") && !page.contains("http"),
@@ -255,6 +254,34 @@ fn the_page_of_a_run_and_of_two() {
             "judging held-out answers"
         ]
     );
+}
+
+/// Off a terminal there are lines: of the run itself, and of one that watches it.
+#[test]
+fn a_run_is_watched() {
+    let place = place();
+    place.refused("watch nowhere", &["nowhere is no folder"]);
+    place.refused("watch tokenizer", &["tokenizer has no progress.json"]);
+    let mut child = place.start(&at("out"));
+    let metrics = place.path("out/iteration-1/metrics.jsonl");
+    assert!(wait_until(&mut child, || metrics.exists()));
+    let run = std::thread::spawn(move || child.wait().unwrap());
+    let watched = place.ok("watch out");
+    assert!(run.join().unwrap().success());
+    assert!(watched.starts_with("iteration "), "{watched}");
+    assert!(
+        watched.contains("iteration 2 of 2: finished\n| iteration |"),
+        "{watched}"
+    );
+    assert_eq!(place.ok_json("watch out")["state"], "finished");
+    let ran = place.sppo(&format!("{} --dashboard", at("out")));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("lines instead of a dashboard"),
+        "{}",
+        ran.stderr
+    );
+    assert!(!ran.stderr.contains('\u{1b}'), "{}", ran.stderr);
 }
 
 #[test]
