@@ -392,17 +392,18 @@ fn short(value: f64, step: f64) -> String {
 }
 
 /// The mean of each value and those before and after it, `window` in all; what is not finite stays
-/// where it is and counts in no mean.
+/// where it is, and no mean reaches across it.
 pub(super) fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let half = window / 2;
-    let mean = |i: usize| {
-        let around = &points[i.saturating_sub(half)..(i + half + 1).min(points.len())];
-        let finite = around.iter().map(|(_, y)| *y).filter(|y| y.is_finite());
-        let (count, sum) = finite.fold((0.0, 0.0), |(n, sum), y| (n + 1.0, sum + y));
-        sum / count
-    };
-    let value = |(i, &(x, y)): (usize, &(f64, f64))| (x, if y.is_finite() { mean(i) } else { y });
-    points.iter().enumerate().map(value).collect()
+    let mut smoothed = Vec::with_capacity(points.len());
+    for part in points.chunk_by(|a, b| a.1.is_finite() == b.1.is_finite()) {
+        for (i, (x, _)) in part.iter().enumerate() {
+            let around = &part[i.saturating_sub(half)..(i + half + 1).min(part.len())];
+            let sum: f64 = around.iter().map(|(_, y)| y).sum();
+            smoothed.push((*x, sum / around.len() as f64));
+        }
+    }
+    smoothed
 }
 
 #[cfg(test)]
@@ -465,7 +466,7 @@ mod tests {
         chart.line(&points, "a");
         assert_eq!(chart.lines.len(), 2);
         let smoothed = smooth(&points, 3);
-        assert!(smoothed[1].1.is_nan() && smoothed[3].1 == 2.0);
+        assert!(!smoothed[1].1.is_finite() && smoothed[3].1 == 2.0);
         assert_eq!(smooth(&[(0.0, 1.0), (1.0, 3.0)], 3)[0].1, 2.0);
     }
 

@@ -250,13 +250,18 @@ pub(super) const CURVES: [Curve; 4] = [
     },
 ];
 
-/// All steps of a run, one iteration behind the other, and where each begins.
+/// All steps of a run, one iteration behind the other with a gap between, and where each begins.
 pub(super) fn all_steps(iterations: &[Iteration], of: Of) -> (Vec<(f64, f64)>, Vec<f64>) {
-    let (mut points, mut begins) = (Vec::new(), Vec::new());
+    let (mut points, mut begins, mut count) = (Vec::new(), Vec::new(), 0.0);
     for iteration in iterations {
-        begins.push(points.len() as f64 + 0.5);
+        let begin = count + 0.5;
+        if !points.is_empty() {
+            points.push((begin, f64::NAN));
+        }
+        begins.push(begin);
         for step in &iteration.steps {
-            points.push((points.len() as f64 + 1.0, of(step)));
+            count += 1.0;
+            points.push((count, of(step)));
         }
     }
     (points, begins)
@@ -380,8 +385,9 @@ fn steps_chart_over(
     if let Some(holds) = holds {
         span = span.union(holds);
     }
-    let longest = series.iter().map(|s| s.points.len()).max()?;
-    let x = Axis::Numbers(Span::new(0.0, longest as f64), "");
+    let longest = series.iter().filter_map(|s| s.points.last());
+    let longest = longest.map(|(x, _)| *x).fold(1.0, f64::max);
+    let x = Axis::Numbers(Span::new(0.0, longest), "");
     let title = labels.title.to_string();
     let mut chart = Chart::new(labels, x, Axis::Numbers(span, ""));
     let mut words = Vec::new();
