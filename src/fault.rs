@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use sppo_model::quiet::is_quiet;
 
-use crate::job;
 use crate::terminal::visible;
+use crate::{job, screen};
 
 /// Runs the program. A panic ends it with exit code 1, after the hook has said what happened; one
 /// of many processes ends in the hook, whichever thread panicked.
@@ -15,6 +15,7 @@ pub fn guard(program: impl FnOnce() -> ExitCode + std::panic::UnwindSafe) -> Exi
     std::panic::set_hook(Box::new(|info| {
         // What is caught becomes an error with words of its own.
         if !is_quiet() && !is_for_memory(info) {
+            screen::give_back();
             job::say(&report(info, &Backtrace::capture()));
             job::fail(1);
         }

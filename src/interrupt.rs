@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use sppo_training::cluster::launch::launcher;
 
-use crate::job;
+use crate::{job, screen};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -26,23 +26,31 @@ static SAYING: OnceLock<&str> = OnceLock::new();
 /// Installs the handler for the whole process.
 pub fn install() -> anyhow::Result<()> {
     save_on_user_signal()?;
-    static FIRST: OnceLock<Instant> = OnceLock::new();
     ctrlc::set_handler(|| {
         if launcher().is_some() {
             return stop_at_once();
         }
-        let first = *FIRST.get_or_init(Instant::now);
-        if REQUESTED.swap(true, Ordering::SeqCst) {
-            if first.elapsed() >= ANOTHER {
-                std::process::exit(130);
-            }
-            return;
-        }
-        let what = SAYING.get().unwrap_or(&"saving");
-        let note = format!("interrupted: {what}; once more stops at once\n");
-        let _ = std::io::stderr().write_all(note.as_bytes());
+        ask();
     })
     .context("cannot install the handler of Ctrl-C")
+}
+
+/// What the first signal asks for, and one that comes later.
+pub fn ask() {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let first = *FIRST.get_or_init(Instant::now);
+    if REQUESTED.swap(true, Ordering::SeqCst) {
+        if first.elapsed() >= ANOTHER {
+            screen::give_back();
+            std::process::exit(130);
+        }
+        return;
+    }
+    let what = SAYING.get().unwrap_or(&"saving");
+    let note = format!("interrupted: {what}; once more stops at once\n");
+    if !screen::keep(note.as_bytes()) {
+        let _ = std::io::stderr().write_all(note.as_bytes());
+    }
 }
 
 /// A launcher kills its processes a second after it passed the signal on, which is too short to save.

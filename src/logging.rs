@@ -18,6 +18,7 @@ use tracing_subscriber::fmt::format::debug_fn;
 use crate::errors::OrUser;
 use crate::job;
 use crate::progress;
+use crate::screen;
 use crate::terminal::visible;
 
 /// Starts logging; `SPPO_LOG` (e.g. `debug` or `sppo_training=trace`) wins over the flags.
@@ -135,6 +136,9 @@ enum Writer {
 impl Write for Writer {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let Self::Rank { aloud } = self else {
+            if screen::keep(line) {
+                return Ok(line.len());
+            }
             return progress::bars().suspend(|| io::stderr().write(line));
         };
         if *aloud {

@@ -3,6 +3,8 @@
 mod backend;
 mod commands;
 mod cublaslt;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod device_memory;
 mod devices;
@@ -18,6 +20,7 @@ mod nccl;
 mod output;
 mod profile;
 mod progress;
+mod screen;
 #[cfg(feature = "serve")]
 mod serve;
 #[cfg(any(feature = "cuda", all(test, target_os = "linux")))]

@@ -9,7 +9,7 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, Progre
 use sppo_training::monitor::{Monitor, resident_peak_bytes};
 
 use crate::terminal::visible;
-use crate::{backend, interrupt, job};
+use crate::{backend, interrupt, job, screen};
 
 /// Time between two log lines of one progress.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ impl Progress {
     /// Starts at `done` of `total` units (e.g. "prompts"); what was done before does not count
     /// for the rate.
     pub fn new(label: &str, unit: &'static str, done: u64, total: u64) -> Self {
-        let terminal = std::io::stderr().is_terminal() && !job::follows();
+        let terminal = std::io::stderr().is_terminal() && !job::follows() && !screen::is_taken();
         let shown = tracing::enabled!(tracing::Level::INFO) && terminal;
         Self::with_view(label, unit, done, total, shown)
     }

@@ -192,6 +192,7 @@ impl WithBackend for JudgeResponses<'_> {
             responses: &args.responses,
             out: &args.out,
             part,
+            label: "judging",
             on_bad_row: self.on_bad_row,
             existing: args.overwrite.existing(),
         };

@@ -13,6 +13,7 @@ mod merge;
 mod not_serving;
 mod pairs;
 mod plan;
+mod report;
 mod run;
 mod score;
 mod serve;
@@ -21,6 +22,7 @@ mod serving;
 mod sft;
 mod train;
 mod warm_up;
+mod watch;
 
 use clap::Subcommand;
 use sppo_training::cluster::launch::launcher;
@@ -52,6 +54,10 @@ pub enum Command {
     Serve(Box<serve::Args>),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
+    /// Shows a run of another process, or of another machine, as it goes on.
+    Watch(watch::Args),
+    /// Makes the page of a run, or one that compares two.
+    Report(report::Args),
     /// Makes the model card of a saved model.
     Card(card::Args),
     /// Tells what a run takes before it starts: memory by part, tokens, operations, steps.
@@ -80,6 +86,8 @@ impl Command {
             Self::Pairs(_) => Some("sppo pairs"),
             Self::Merge(_) => Some("sppo merge"),
             Self::Serve(_) => Some("sppo serve"),
+            Self::Watch(_) => Some("sppo watch"),
+            Self::Report(_) => Some("sppo report"),
             Self::Card(_) => Some("sppo card"),
             Self::Plan(_) => Some("sppo plan"),
             Self::WarmUp(_) => Some("sppo warm-up"),
@@ -113,6 +121,8 @@ impl Command {
             #[cfg(not(feature = "serve"))]
             Self::Serve(args) => not_serving::run(*args, json),
             Self::Eval(args) => eval::run(args, json),
+            Self::Watch(args) => watch::run(args, json),
+            Self::Report(args) => report::run(args, json),
             Self::Card(args) => card::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::WarmUp(args) => warm_up::run(args, json),

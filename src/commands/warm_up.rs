@@ -152,6 +152,7 @@ impl WarmUp<'_> {
             responses: &responses,
             out: &self.folder.join("judged.jsonl"),
             part: None,
+            label: "judging",
             on_bad_row: self.config.on_bad_row,
             existing: Existing::Keep,
         };

@@ -184,6 +184,105 @@ fn the_whole_loop() {
     assert_same(results(&place, "out"), &before);
 }
 
+/// The page is there at the end, is made again the same, and stands beside another.
+#[test]
+fn the_page_of_a_run_and_of_two() {
+    let place = place();
+    let printed = place.ok(&at("out"));
+    assert!(
+        printed.ends_with("\nTo look at: out/report.html\n"),
+        "{printed}"
+    );
+    let page = place.read("out/report.html");
+    for part in [
+        "After 2 iterations of self-play",
+        "Win rate on held-out prompts",
+        "Δ = log π − log π_ref, against its target",
+        "Win probabilities, iteration 2",
+        "answering held-out prompts",
+        "default-src 'none'",
+        "length_tolerance = 3.0",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    for part in ["<script", "http://", "https://"] {
+        assert!(!page.contains(part), "{part}");
+    }
+    assert_eq!(place.ok("report out"), "out/report.html\n");
+    assert_eq!(place.read("out/report.html"), page);
+    // Beside another run: in a file of its own, which another page does not replace.
+    place.ok(&format!(
+        "{} --set train.learning_rate=3e-4 --set iterations=1",
+        at("other")
+    ));
+    assert_eq!(place.ok("report out other"), "comparison.html\n");
+    let both = place.read("comparison.html");
+    assert!(
+        both.contains("train.learning_rate") && both.contains("A: out"),
+        "{both}"
+    );
+    place.ok("report out other");
+    place.refused("report other out", &["comparison.html", "--overwrite"]);
+    place.ok("report other out --overwrite");
+    let line = place.ok_json("report out --out page.html");
+    assert_eq!(line["path"], "page.html");
+    // What is not a run's, or not ours, stays.
+    place.refused(
+        "report tokenizer",
+        &["tokenizer is no folder of a run", "config.toml"],
+    );
+    place.write("mine.html", "mine");
+    place.refused("report out --out mine.html", &["mine.html"]);
+    assert_eq!(place.read("mine.html"), "mine");
+    let progress = place.json("out/progress.json");
+    assert_eq!(progress["state"], "finished");
+    let stages = progress["stages"].as_array().unwrap();
+    let names: Vec<&str> = stages
+        .iter()
+        .filter(|stage| stage["iteration"] == 2)
+        .map(|stage| stage["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "generating",
+            "judging",
+            "reference log-probabilities",
+            "training",
+            "answering held-out prompts",
+            "judging held-out answers"
+        ]
+    );
+}
+
+/// Off a terminal there are lines: of the run itself, and of one that watches it.
+#[test]
+fn a_run_is_watched() {
+    let place = place();
+    place.refused("watch nowhere", &["nowhere is no folder"]);
+    place.refused("watch tokenizer", &["tokenizer has no progress.json"]);
+    let mut child = place.start(&at("out"));
+    let metrics = place.path("out/iteration-1/metrics.jsonl");
+    assert!(wait_until(&mut child, || metrics.exists()));
+    let run = std::thread::spawn(move || child.wait().unwrap());
+    let watched = place.ok("watch out");
+    assert!(run.join().unwrap().success());
+    assert!(watched.starts_with("iteration "), "{watched}");
+    assert!(
+        watched.contains("iteration 2 of 2: finished\n| iteration |"),
+        "{watched}"
+    );
+    assert_eq!(place.ok_json("watch out")["state"], "finished");
+    let ran = place.sppo(&format!("{} --dashboard", at("out")));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("lines instead of a dashboard"),
+        "{}",
+        ran.stderr
+    );
+    assert!(!ran.stderr.contains('\u{1b}'), "{}", ran.stderr);
+}
+
 #[test]
 fn cards_and_event_files_tell_of_the_iterations() {
     let place = place();
@@ -260,7 +359,8 @@ fn ctrl_c_stops_and_the_next_run_goes_on() {
         assert!(wait_until(&mut child, || path.exists()), "{stage}");
         assert_eq!(interrupt(child), Some(130), "{stage}");
     }
-    assert!(!place.path("stopped/report.json").exists());
+    let report = place.json("stopped/report.json");
+    assert_eq!(report["iterations"].as_array().unwrap().len(), 1);
     place.ok(&at("stopped"));
     assert_same(results(&place, "stopped"), &expected);
 }

@@ -34,6 +34,8 @@ fn files(folder: &Path) -> Files {
                 "metrics.jsonl",
                 "adapter_config.json",
                 "README.md",
+                "progress.json",
+                "report.html",
             ];
             if path.is_dir() && name != "ranks" && name != "trainer" {
                 folders.push(path);

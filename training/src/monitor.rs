@@ -32,6 +32,9 @@ pub trait Monitor {
     }
 }
 
+/// Between the name of a piece of work and whose share of it this is.
+pub(crate) const SHARE: &str = ", share of rank ";
+
 /// Begins a piece of work that the ranks of a job share, at `done` of `total` units; `own` of the
 /// others are this rank's, which counts those only where it is not alone.
 pub fn begin_share(
@@ -45,7 +48,7 @@ pub fn begin_share(
     match world.size() {
         1 => monitor.begin(label, unit, done, total),
         size => {
-            let label = format!("{label}, share of rank {} of {size}", world.rank());
+            let label = format!("{label}{SHARE}{} of {size}", world.rank());
             monitor.begin(&label, unit, 0, own);
         }
     }

@@ -19,6 +19,7 @@ pub use mark::{IN_FOLDER, Input, MadeFrom, Mark, mark_beside};
 pub use mark::{read_mark, set_commit, write_mark};
 pub use output::{Existing, Output};
 pub(crate) use output::{is_same_file, is_there};
+pub(crate) use replace::replace_file_soon;
 pub(crate) use replace::{OLD, PARTIAL, begin_folder, create_aside, put_folder, put_in_place};
 pub use replace::{replace_file, replace_folder};
 pub use seal::{CARD, FileSeal, Seal};

@@ -23,6 +23,19 @@ pub fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
     written.map_err(FileError::new("write", target))
 }
 
+/// The same without waiting for the disk: for what may be lost where the machine itself stops.
+pub(crate) fn replace_file_soon(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let aside = aside(target, PARTIAL);
+    let written = create_aside(&aside).and_then(|mut file| {
+        file.write_all(bytes)?;
+        fs::rename(&aside, target)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    written.map_err(FileError::new("write", target))
+}
+
 /// Makes a file under one of this program's own names; what a kill left there goes.
 pub(crate) fn create_aside(aside: &Path) -> io::Result<File> {
     match fs::remove_file(aside) {

@@ -2,10 +2,14 @@
 //! train → evaluate. Every stage leaves files that say what they were made from; a run that was
 //! stopped anywhere goes on from there.
 
+mod curves;
 mod events;
 mod outputs;
+mod page;
+mod progress;
 mod report;
 mod split;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,8 +19,16 @@ use sppo_model::chat_template::{NaiveDate, today};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::TrainingOps;
 
+pub use curves::Step;
+pub use outputs::PAGE;
+pub use page::write_report;
+pub use progress::{PROGRESS, Planned, Progress, StageTime, State, Work};
 pub use report::{IterationReport, LeftOut, Report, Round};
 pub(crate) use split::split_prompts;
+pub use watch::{Judged, Watched};
+
+use page::write_page;
+use progress::Recorder;
 
 use crate::card::{self, IterationResult};
 use crate::cluster::{self, lead};
@@ -36,10 +48,11 @@ use crate::stages::{
 };
 
 /// Runs the whole loop of `config`, or the rest of it. What was made from other things is set aside
-/// under a name that says so, or with `overwrite` replaced.
+/// under a name that says so, or with `overwrite` replaced. `planned` helps to say how long it takes.
 pub fn run<B: TrainingOps>(
     config: &Config,
     overwrite: bool,
+    planned: Option<Planned>,
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<Report, StageError> {
@@ -91,11 +104,12 @@ pub fn run<B: TrainingOps>(
     config.model.date = date.parse().ok();
     let config = &config;
 
+    let recorder = Recorder::new(monitor, dir, parts.len(), planned);
     let run = Run {
         config,
         overwrite,
         device,
-        monitor,
+        monitor: &recorder,
         heldout: &heldout,
         heldout_file,
         train_file,
@@ -122,7 +136,7 @@ pub fn run<B: TrainingOps>(
             sft: sft_left_out,
         },
         heldout: heldout_counts,
-        iterations: Vec::new(),
+        ..Report::default()
     };
     let mut events = match config.logging.tensorboard && world.leads() {
         true => Some(events::begin(dir)?),
@@ -133,6 +147,7 @@ pub fn run<B: TrainingOps>(
     let mut longest = 0.0f64;
     for (index, prompts) in parts.iter().enumerate() {
         let begun = Instant::now();
+        recorder.iteration(index + 1);
         let folder = dir.join(format!("iteration-{}", index + 1));
         tracing::info!(
             "iteration {} of {}: {} prompts",
@@ -157,22 +172,24 @@ pub fn run<B: TrainingOps>(
             against_previous,
         );
         tracing::info!("{}", entry.line());
-        if let Some(events) = &mut events {
-            events::add(events, &entry, &folder, &first_answers)?;
-        }
         report.iterations.push(entry);
-        if world.leads() {
-            write_cards(&report, &folder)?;
-        }
         longest = longest.max(begun.elapsed().as_secs_f64());
         let left = parts.len() - index - 1;
         if left > 0 {
             let seconds = longest * left as f64;
             tracing::info!("about {seconds:.0} s left for {left} more iterations");
+        } else {
+            recorder.finished();
         }
+        report.page = lead(world, || {
+            if let (Some(events), Some(entry)) = (&mut events, report.iterations.last()) {
+                events::add(events, entry, &folder, &first_answers)?;
+            }
+            write_cards(&report, &folder)?;
+            publish(&report, dir)
+        })?;
         (policy, policy_answers) = (trained, answers);
     }
-    lead(world, || report.write(dir))?;
     Ok(report)
 }
 
@@ -187,6 +204,17 @@ fn write_cards(report: &Report, folder: &Path) -> Result<(), StageError> {
         card::write_with_results(&folder.join(name), &results)?;
     }
     Ok(())
+}
+
+/// Writes the report of the iterations so far, and its page. A page that cannot be made is no reason
+/// to end a run.
+fn publish(report: &Report, dir: &Path) -> Result<Option<PathBuf>, StageError> {
+    report.write(dir)?;
+    let page = write_page(dir);
+    let page = page.inspect_err(|error| {
+        tracing::warn!("{} is not made: {error}", dir.join(PAGE).display());
+    });
+    Ok(page.ok())
 }
 
 /// Saves the resolved configuration beside the results; one that a user edited stays as it is.
@@ -341,6 +369,7 @@ impl<D> Run<'_, D> {
             responses: &responses,
             out: &judged,
             part: None,
+            label: "judging",
             on_bad_row: config.on_bad_row,
             existing,
         };

@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
+use super::progress::PROGRESS;
 use crate::config::Config;
 use crate::data::row_output;
 use crate::files::{Output, OutputError};
 use crate::tensorboard;
 use crate::trainer::training_output;
+
+/// The page's name in a run's folder.
+pub const PAGE: &str = "report.html";
 
 /// The configuration and the report of the run in `dir`.
 pub(super) fn summary(dir: &Path) -> Output {
@@ -18,6 +22,8 @@ pub(super) fn summary(dir: &Path) -> Output {
             part("config.toml"),
             part("report.json"),
             part("report.md"),
+            part(PAGE),
+            part(PROGRESS),
             part(tensorboard::FOLDER),
         ],
     }

@@ -131,6 +131,9 @@ pub struct Report {
     pub heldout: PromptCounts,
     /// In their order; those that are finished.
     pub iterations: Vec<IterationReport>,
+    /// The page that shows it; none where it could not be made.
+    #[serde(skip)]
+    pub page: Option<PathBuf>,
 }
 
 impl Report {
@@ -186,7 +189,7 @@ impl Report {
     }
 
     /// A line for all that was left out or cut, where something was.
-    fn what_is_missing(&self) -> String {
+    pub(super) fn what_is_missing(&self) -> String {
         let mut text = String::new();
         for (count, key) in [
             (self.left_out.train, "prompts.train"),

@@ -91,6 +91,9 @@ pub enum StageError {
         /// The prompts.
         rows: BadRows,
     },
+    /// A page that its own templates cannot make.
+    #[error("the page cannot be made: {0}; please report this")]
+    Page(String),
     /// The user asked to stop; everything done so far is on disk.
     #[error("interrupted")]
     Interrupted,
@@ -134,6 +137,7 @@ impl StageError {
             Self::File(error) => error.is_input(),
             Self::Output(error) => error.is_input(),
             Self::Device(_)
+            | Self::Page(_)
             | Self::NotFinite { .. }
             | Self::NotAnswered { .. }
             | Self::Interrupted => false,

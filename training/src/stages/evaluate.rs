@@ -122,6 +122,7 @@ pub fn compare_answers(
         responses: files.both,
         out: files.judged,
         part: None,
+        label: "judging held-out answers",
         on_bad_row: files.on_bad_row,
         existing: files.existing,
     };

@@ -192,6 +192,8 @@ pub struct Judging<'a> {
     pub out: &'a Path,
     /// Part of the rows.
     pub part: Option<Part>,
+    /// What the progress is called.
+    pub label: &'a str,
     /// What becomes of rows that cannot be used.
     pub on_bad_row: OnBadRow,
     /// What becomes of an output that was made from something else.
@@ -260,7 +262,7 @@ pub fn judge_responses(
     let mut before = None;
     let mut progress = |done, total| {
         match before {
-            None => begin_share(monitor, world, ("judging", "prompts"), (done, total), total),
+            None => begin_share(monitor, world, (job.label, "prompts"), (done, total), total),
             Some(before) => monitor.advance(done - before, None),
         }
         before = Some(done);
