@@ -9,6 +9,7 @@ mod errors;
 mod fault;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+mod hub;
 mod interrupt;
 mod job;
 mod logging;

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod config;
+mod download;
 mod eval;
 mod generate;
 mod join;
@@ -55,6 +56,8 @@ pub enum Command {
     Plan(plan::Args),
     /// Compiles and tunes the kernels that a run will need.
     WarmUp(warm_up::Args),
+    /// Downloads models and data sets of the Hugging Face Hub into its cache.
+    Download(download::Args),
     /// Measures tokens per second of training and generation.
     Bench(bench::Args),
     /// Prints the resolved configuration, or the documentation of every key.
@@ -79,6 +82,7 @@ impl Command {
             Self::Serve(_) => Some("sppo serve"),
             Self::Plan(_) => Some("sppo plan"),
             Self::WarmUp(_) => Some("sppo warm-up"),
+            Self::Download(_) => Some("sppo download"),
             Self::Bench(_) => Some("sppo bench"),
             Self::Config(_) => Some("sppo config"),
         };
@@ -111,6 +115,7 @@ impl Command {
             Self::Eval(args) => eval::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::WarmUp(args) => warm_up::run(args, json),
+            Self::Download(args) => download::run(args, json),
             Self::Bench(args) => bench::run(args, json),
             Self::Config(args) => config::run(args, json),
         }

@@ -14,7 +14,6 @@ use sppo_model::llama::Decoder;
 use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
-use sppo_training::config::resolve_model;
 use sppo_training::stages::StageError;
 
 use super::args::refuse_bf16_flag;
@@ -25,7 +24,7 @@ use crate::serve::{
     ApiKey, App, Life, Metrics, Served, Server, TextOptions, UnknownKeys, open_folder,
     tokenizer_info,
 };
-use crate::{interrupt, output};
+use crate::{hub, interrupt, output};
 
 /// Serves until it is told to stop.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
@@ -36,8 +35,8 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         .as_deref()
         .map(ApiKey::from_file)
         .transpose()?;
-    let model = resolve_model(&args.model)?;
-    let adapter = args.adapter.as_deref().map(resolve_model).transpose()?;
+    let model = hub::model(&args.model)?;
+    let adapter = args.adapter.as_deref().map(hub::model).transpose()?;
     let text = TextOptions {
         template: args.template.chat_template.as_deref(),
         date: args.date.date.map(|date| date.0),

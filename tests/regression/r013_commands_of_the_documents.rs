@@ -8,7 +8,7 @@ use crate::cli::Place;
 
 /// Beginnings of those that need a download, a server, a GPU or another's files.
 const NEED_MORE: [&str; 8] = [
-    "hf download",
+    "sppo download ",
     "cargo ",
     "sppo generate --model M ",
     "sppo join --prompts prompts.jsonl --out responses.jsonl r*.jsonl",

@@ -56,7 +56,7 @@ fn a_model_that_is_nowhere() {
     );
     place.refused(
         &format!("{GENERATE} org/absent"),
-        &["models--org--absent", "hf download org/absent"],
+        &["models--org--absent", "sppo download org/absent"],
     );
 }
 
