@@ -1,6 +1,7 @@
 //! The binary itself, each test in a folder of its own.
 
 mod bad_input;
+mod download;
 mod eval_tables;
 mod files;
 #[cfg(unix)]
