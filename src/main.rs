@@ -1,6 +1,8 @@
 //! The binary `sppo`: self-play preference optimization of Llama models.
 
 mod backend;
+#[cfg(feature = "serve")]
+mod chat;
 mod commands;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod device_memory;

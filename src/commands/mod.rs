@@ -2,6 +2,9 @@
 
 mod args;
 mod bench;
+mod chat;
+#[cfg(feature = "serve")]
+mod chatting;
 mod config;
 mod download;
 mod eval;
@@ -50,6 +53,8 @@ pub enum Command {
     Score(score::Args),
     /// Answers completions and chats over HTTP, as OpenAI's API does.
     Serve(Box<serve::Args>),
+    /// Talks with a model in the terminal, or with two side by side.
+    Chat(Box<chat::Args>),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
     /// Tells what a run takes before it starts: memory by part, tokens, operations, steps.
@@ -80,6 +85,7 @@ impl Command {
             Self::Pairs(_) => Some("sppo pairs"),
             Self::Merge(_) => Some("sppo merge"),
             Self::Serve(_) => Some("sppo serve"),
+            Self::Chat(_) => Some("sppo chat"),
             Self::Plan(_) => Some("sppo plan"),
             Self::WarmUp(_) => Some("sppo warm-up"),
             Self::Download(_) => Some("sppo download"),
@@ -111,7 +117,11 @@ impl Command {
             #[cfg(feature = "serve")]
             Self::Serve(args) => serving::run(*args, json),
             #[cfg(not(feature = "serve"))]
-            Self::Serve(args) => not_serving::run(*args, json),
+            Self::Serve(_) => not_serving::run(),
+            #[cfg(feature = "serve")]
+            Self::Chat(args) => chatting::run(*args, json),
+            #[cfg(not(feature = "serve"))]
+            Self::Chat(_) => not_serving::run(),
             Self::Eval(args) => eval::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::WarmUp(args) => warm_up::run(args, json),

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -29,12 +29,35 @@ use crate::{hub, interrupt, output};
 /// Serves until it is told to stop.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16_flag(args.precision, args.device.device)?;
-    let addresses = addresses(&args)?;
     let key = args
         .api_key_file
         .as_deref()
         .map(ApiKey::from_file)
         .transpose()?;
+    serve_until(&args, key, interrupt::flag(), |address, served| {
+        interrupt::say("finishing what is under way");
+        if let Err(why) = &served.chat {
+            tracing::warn!("chat is off: {why}");
+        }
+        match json {
+            true => {
+                let name = &served.name;
+                output::json(&json!({"address": address.to_string(), "model": name}))
+            }
+            false => Ok(()),
+        }
+    })
+}
+
+/// Serves until `stop` is set, and then finishes what is under way; `listening` hears where, before
+/// the model is loaded.
+pub(super) fn serve_until(
+    args: &Args,
+    key: Option<ApiKey>,
+    stop: &AtomicBool,
+    listening: impl FnOnce(SocketAddr, &Served) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let addresses = addresses(args)?;
     let model = hub::model(&args.model)?;
     let adapter = args.adapter.as_deref().map(hub::model).transpose()?;
     let text = TextOptions {
@@ -47,9 +70,6 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         .clone()
         .unwrap_or_else(|| args.model.clone());
     let served = Served::new(&folder, chats, name, args.strict_model, args.max_model_len)?;
-    if let Err(why) = &served.chat {
-        tracing::warn!("chat is off: {why}");
-    }
     let (engine, queue) = engine_queue(args.max_queue);
     let app = Arc::new(App {
         served,
@@ -67,15 +87,12 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     });
     let listener = listen(&addresses)?;
     let address = listener.local_addr().context("cannot listen")?;
-    interrupt::say("finishing what is under way");
     let server = Server::start(listener, app.clone())?;
     tracing::info!("listening on http://{address}; loading the model");
-    if json {
-        let name = &app.served.name;
-        output::json(&json!({"address": address.to_string(), "model": name}))?;
-    }
+    listening(address, &app.served)?;
     let serving = Serving {
-        args: &args,
+        args,
+        stop,
         folder: &folder,
         adapter: adapter.as_deref(),
         app: &app,
@@ -127,6 +144,7 @@ fn listen(addresses: &[SocketAddr]) -> anyhow::Result<TcpListener> {
 /// What runs on the thread that computes.
 struct Serving<'a> {
     args: &'a Args,
+    stop: &'a AtomicBool,
     folder: &'a ModelFolder,
     adapter: Option<&'a Path>,
     app: &'a Arc<App>,
@@ -172,7 +190,7 @@ impl Serving<'_> {
         let most = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let drained = Cell::new(None::<Instant>);
         let stop = || {
-            if !interrupt::flag().load(Ordering::SeqCst) {
+            if !self.stop.load(Ordering::SeqCst) {
                 return false;
             }
             let since = drained.get().unwrap_or_else(|| {
