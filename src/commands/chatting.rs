@@ -151,7 +151,7 @@ impl Local {
         // A question that was stopped may still be in the engine when the next one comes.
         let mut line = vec!["chat", "--model", model, "--port", "0", "--batch", "2"];
         if let Some(adapter) = adapter {
-            line.extend(["--adapter", adapter]);
+            line.extend(["--adapter", adapter.as_str()]);
         }
         let Serve { args: mut serving } = Serve::try_parse_from(line)?;
         serving.precision = args.precision;
@@ -175,8 +175,10 @@ impl Local {
                 Ok(())
             })
         };
+        // As much stack as the main thread has.
         let thread = std::thread::Builder::new()
             .name("sppo-model".into())
+            .stack_size(8 << 20)
             .spawn(serve)?;
         let mut local = Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),

@@ -36,6 +36,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         .transpose()?;
     serve_until(&args, key, interrupt::flag(), |address, served| {
         interrupt::say("finishing what is under way");
+        tracing::info!("listening on http://{address}; loading the model");
         if let Err(why) = &served.chat {
             tracing::warn!("chat is off: {why}");
         }
@@ -88,7 +89,6 @@ pub(super) fn serve_until(
     let listener = listen(&addresses)?;
     let address = listener.local_addr().context("cannot listen")?;
     let server = Server::start(listener, app.clone())?;
-    tracing::info!("listening on http://{address}; loading the model");
     listening(address, &app.served)?;
     let serving = Serving {
         args,
@@ -196,7 +196,9 @@ impl Serving<'_> {
             let since = drained.get().unwrap_or_else(|| {
                 app.life.drain();
                 server.drain();
-                tracing::info!("finishing {} requests", app.life.under_way());
+                if app.life.under_way() > 0 {
+                    tracing::info!("finishing {} requests", app.life.under_way());
+                }
                 Instant::now()
             });
             drained.set(Some(since));
