@@ -21,6 +21,6 @@ pub use cache::Cache;
 pub use download::{Fresh, Hub};
 pub use error::HubError;
 pub use model::Part;
-pub use name::{Inside, Kind, Repository, is_hub_rows};
+pub use name::{Inside, Kind, Repository};
 pub use rows::{are_here, row_files};
 pub use settings::Settings;

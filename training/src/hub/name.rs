@@ -125,11 +125,6 @@ pub struct Inside {
     pub path: String,
 }
 
-/// Whether a path names rows of the Hub.
-pub fn is_hub_rows(path: &Path) -> bool {
-    path.to_str().is_some_and(|text| text.starts_with(SCHEME))
-}
-
 impl Inside {
     /// Of `hf://datasets/org/name[@revision]/path-or-split`; none for another kind of path.
     pub fn of(path: &Path) -> Option<Result<Self, HubError>> {

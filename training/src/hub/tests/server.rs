@@ -239,10 +239,10 @@ fn hub(state: &mut State, asked: &Asked, cdn: &str) -> Reply {
             ..Reply::default()
         };
     }
-    let Some(bytes) = find(state, page, commit, name) else {
+    let Some((bytes, commit)) = find(state, page, commit, name) else {
         return status(404, "EntryNotFound");
     };
-    let mut headers = vec![("X-Repo-Commit", commit.to_string())];
+    let mut headers = vec![("X-Repo-Commit", commit)];
     if bytes.len() < LARGE {
         headers.push((
             "ETag",
@@ -281,7 +281,7 @@ fn bytes_of(state: &mut State, asked: &Asked) -> Reply {
         .next()
         .unwrap_or_default();
     let (page, commit, name) = file_of(path).unwrap();
-    let mut bytes = find(state, page, commit, name).unwrap();
+    let (mut bytes, _) = find(state, page, commit, name).unwrap();
     if state.faults.altered {
         bytes[0] ^= 1;
     }
@@ -327,9 +327,12 @@ fn file_of(path: &str) -> Option<(&str, &str, &str)> {
     Some((page, commit, name))
 }
 
-fn find(state: &State, page: &str, commit: &str, name: &str) -> Option<Vec<u8>> {
+/// A file by the commit or the name of its revision.
+fn find(state: &State, page: &str, revision: &str, name: &str) -> Option<(Vec<u8>, String)> {
     let mut all = state.files.iter();
-    let of = |key: &(String, String)| key.0 == page && state.commits[key] == commit;
-    let (_, files) = all.find(|(key, _)| of(key))?;
-    files.get(name).cloned()
+    let of = |key: &(String, String)| {
+        key.0 == page && (state.commits[key] == revision || key.1 == revision)
+    };
+    let (key, files) = all.find(|(key, _)| of(key))?;
+    Some((files.get(name)?.clone(), state.commits[key].clone()))
 }
