@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use sppo_training::cluster::{doing, world};
 use sppo_training::config::{Config, JudgeConfig, JudgeKind, resolve_model};
 use sppo_training::hub::{Fresh, Hub, HubError, Inside, Part, Repository};
@@ -64,12 +65,15 @@ pub fn model(name: &str) -> anyhow::Result<PathBuf> {
 
 fn bring_one(wanted: Wanted<'_>) -> anyhow::Result<()> {
     let monitor = Console::default();
-    let done = match wanted {
+    match wanted {
         Wanted::Model(name, part) => match Repository::model(name) {
             Some(repository) if !Path::new(name).exists() => {
                 let hub = Hub::from_env().or_user()?;
-                hub.model(&repository, part, Fresh::Cached, &monitor)
-                    .map(drop)
+                let done = hub.model(&repository, part, Fresh::Cached, &monitor);
+                // Whoever meant a folder has to hear of that.
+                let no_folder =
+                    || format!("there is no folder {name}, so it is a model of the Hub");
+                done.map(drop).map_err(failed).with_context(no_folder)
             }
             // What else it may be is not the Hub's.
             _ => Ok(()),
@@ -77,12 +81,12 @@ fn bring_one(wanted: Wanted<'_>) -> anyhow::Result<()> {
         Wanted::Rows(path) => match Inside::of(path) {
             Some(inside) => {
                 let hub = Hub::from_env().or_user()?;
-                inside.and_then(|inside| hub.rows(&inside, Fresh::Cached, &monitor).map(drop))
+                let done = inside.and_then(|inside| hub.rows(&inside, Fresh::Cached, &monitor));
+                done.map(drop).map_err(failed)
             }
             None => Ok(()),
         },
-    };
-    done.map_err(failed)
+    }
 }
 
 /// The error with its exit code.

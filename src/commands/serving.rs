@@ -186,11 +186,12 @@ impl Serving<'_> {
 
     /// Answers until a signal came and what was under way is finished, or had its time.
     fn answer<B: ModelOps>(self, engine: Engine<B>) -> Result<(), StageError> {
-        let (app, server, seconds) = (self.app, self.server, self.args.drain_seconds);
+        let (app, server, told) = (self.app, self.server, self.stop);
+        let seconds = self.args.drain_seconds;
         let most = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let drained = Cell::new(None::<Instant>);
         let stop = || {
-            if !self.stop.load(Ordering::SeqCst) {
+            if !told.load(Ordering::SeqCst) {
                 return false;
             }
             let since = drained.get().unwrap_or_else(|| {
