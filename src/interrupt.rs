@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use sppo_training::cluster::launch::launcher;
 
-use crate::{job, screen};
+use crate::{job, screen, terminal};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -23,12 +23,25 @@ const SAID: Duration = Duration::from_millis(300);
 /// What the work does on the first signal, where it has nothing to save.
 static SAYING: OnceLock<&str> = OnceLock::new();
 
+/// Whether a conversation goes on: a signal stops its answer, and another one ends it.
+static CONVERSING: AtomicBool = AtomicBool::new(false);
+/// Whether the user is at a prompt, where Ctrl-C is a key and only others send signals.
+static PROMPTING: AtomicBool = AtomicBool::new(false);
+
 /// Installs the handler for the whole process.
 pub fn install() -> anyhow::Result<()> {
     save_on_user_signal()?;
     ctrlc::set_handler(|| {
         if launcher().is_some() {
             return stop_at_once();
+        }
+        if CONVERSING.load(Ordering::SeqCst) {
+            let again = REQUESTED.swap(true, Ordering::SeqCst);
+            if again || PROMPTING.load(Ordering::SeqCst) {
+                terminal::restore();
+                std::process::exit(130);
+            }
+            return;
         }
         ask();
     })
@@ -95,6 +108,28 @@ fn save_on_user_signal() -> anyhow::Result<()> {
 #[cfg(feature = "serve")]
 pub fn say(what: &'static str) {
     let _ = SAYING.set(what);
+}
+
+/// From here on a signal stops an answer; the terminal comes back as it is now.
+#[cfg(feature = "serve")]
+pub fn converse() {
+    terminal::remember();
+    CONVERSING.store(true, Ordering::SeqCst);
+}
+
+/// Waits for the user in `prompt`; a signal ends the program then.
+#[cfg(feature = "serve")]
+pub fn while_prompting<T>(prompt: impl FnOnce() -> T) -> T {
+    PROMPTING.store(true, Ordering::SeqCst);
+    let read = prompt();
+    PROMPTING.store(false, Ordering::SeqCst);
+    read
+}
+
+/// Whether a stop was asked for since this was last called.
+#[cfg(feature = "serve")]
+pub fn take() -> bool {
+    REQUESTED.swap(false, Ordering::SeqCst)
 }
 
 /// Set once a stop was asked for; long work looks at it between steps.

@@ -1,6 +1,8 @@
 //! The binary `sppo`: self-play preference optimization of Llama models.
 
 mod backend;
+#[cfg(feature = "serve")]
+mod chat;
 mod commands;
 mod cublaslt;
 #[cfg(feature = "dashboard")]
@@ -12,6 +14,7 @@ mod errors;
 mod fault;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+mod hub;
 mod interrupt;
 mod job;
 mod logging;

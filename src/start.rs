@@ -8,6 +8,7 @@ use sppo_training::cluster::start::{Fact, blind_rank, difference};
 use sppo_training::cluster::{doing, watchdog, world};
 use sppo_training::config::{Config, resolve_model};
 use sppo_training::files::{FileError, file_fingerprint, fingerprint, model_fingerprint};
+use sppo_training::hub::row_files;
 
 use crate::backend::Device;
 use crate::errors::{OrUser, user};
@@ -185,6 +186,10 @@ fn fingerprints(start: &Start<'_>) -> Vec<Fact> {
 
 /// A fingerprint, or why there is none: whoever needs what is missing says more of it later.
 fn hash(path: &Path) -> String {
+    if let Ok(Some(files)) = row_files(path) {
+        let hashes: Vec<String> = files.iter().map(|file| hash(file)).collect();
+        return hashes.join(",");
+    }
     doing(format!("hashing {}", path.display()));
     let hashed = match path.is_dir() {
         true => model_fingerprint(path),

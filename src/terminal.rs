@@ -51,6 +51,45 @@ pub fn visible_json(text: &str) -> String {
     shown
 }
 
+/// The settings of the terminal at which this process reads.
+#[cfg(unix)]
+static SETTINGS: std::sync::OnceLock<libc::termios> = std::sync::OnceLock::new();
+
+/// Keeps the terminal's settings for [`restore`].
+#[cfg(all(unix, feature = "serve"))]
+pub fn remember() {
+    // SAFETY: the struct is valid when zeroed, and the call fills it or fails.
+    let settings = unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        (libc::tcgetattr(libc::STDIN_FILENO, &mut settings) == 0).then_some(settings)
+    };
+    if let Some(settings) = settings {
+        let _ = SETTINGS.set(settings);
+    }
+}
+
+/// Gives the terminal its settings back, from whatever a line editor made of them.
+#[cfg(unix)]
+pub fn restore() {
+    use std::io::Write;
+
+    let Some(settings) = SETTINGS.get() else {
+        return;
+    };
+    // SAFETY: the settings are those that the call of `remember` filled.
+    unsafe {
+        libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings);
+    }
+    // Pasted text is no longer marked.
+    let _ = std::io::stdout().write_all(b"\x1b[?2004l\n");
+}
+
+#[cfg(all(not(unix), feature = "serve"))]
+pub fn remember() {}
+
+#[cfg(not(unix))]
+pub fn restore() {}
+
 fn push(shown: &mut String, letter: char) {
     match is_hidden(letter) {
         true => shown.extend(letter.escape_default()),

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Matmul, Precision, Recompute, resolve_model};
+use sppo_training::config::{Matmul, Precision, Recompute};
 use sppo_training::stages::{Bench, BenchReport, Half, StageError, bench};
 
 use super::args::{DeviceArg, count, not_negative, probability, rank, refuse_bf16_flag};
 use crate::backend::{WithBackend, dispatch};
-use crate::output;
 use crate::progress::Console;
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -17,7 +17,7 @@ Examples:
   sppo bench --model runs/default/sft/model
   sppo bench --model DIR --batch 8 --prompt 150 --response 300 --precision bf16 --json")]
 pub struct Args {
-    /// Checkpoint folder or Hugging Face repository id in the local cache.
+    /// Checkpoint folder, or Hugging Face repository id (org/name[@revision]), downloaded if need be.
     #[arg(long, value_name = "DIR")]
     pub model: String,
     /// Trains on these pre-tokenised pairs (prompt_ids, chosen_ids, rejected_ids), not random ones.
@@ -82,7 +82,7 @@ pub enum Only {
 
 /// Measures and prints.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let model = resolve_model(&args.model)?;
+    let model = hub::model(&args.model)?;
     refuse_bf16_flag(args.precision, args.device.device)?;
     let job = Bench {
         model: &model,

@@ -21,10 +21,10 @@ use sppo_training::stages::{
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::{OrUser, user};
-use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
 use crate::terminal::visible;
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -96,6 +96,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let file = args.prompts.or(config.prompts.heldout.clone());
     let file =
         file.ok_or_else(|| user("give --prompts FILE, or prompts.heldout in the configuration"))?;
+    hub::bring(hub::judge(&config.judge).chain(hub::rows([Some(&file)])))?;
     let read = RowFile::<PromptRow>::read(&file, config.on_bad_row.skips()).or_user()?;
     let (mut prompts, numbers) = (read.rows, read.numbers);
     prompts.truncate(config.eval.prompts.unwrap_or(usize::MAX));
@@ -103,8 +104,8 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("judge", config.judge.precision, device)?;
     refuse_bf16("generate", config.generate.precision, device)?;
     let mut judging = config.judge.clone();
-    let policy = resolve_model(&model)?;
-    let against = resolve_model(&other)?;
+    let policy = hub::model(&model)?;
+    let against = hub::model(&other)?;
     let mut read = inputs(&config, [("the prompts", Some(&file))]);
     read.extend([("the model", policy.clone()), ("the other model", against)]);
     let device = start(Start {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
 use sppo_training::cluster::{self, lead};
-use sppo_training::config::{self, Matmul, resolve_model};
+use sppo_training::config::{self, Matmul};
 use sppo_training::data::{PromptRow, RowFile};
 use sppo_training::stages::{
     AnswerFormat, Answers, Generation, ReadyAnswers, Sampling, StageError, generate,
@@ -17,9 +17,9 @@ use super::args::{
 };
 use crate::backend::{Device, WithBackend, dispatch};
 use crate::errors::{OrUser, user};
-use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, start};
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -33,7 +33,7 @@ Examples:
 Given again after a stop, it keeps the responses that are there and does the rest. FILE.sppo.json beside
 the output says what it was made from; one that was made from something else stays as it is.")]
 pub struct Args {
-    /// Checkpoint folder or Hugging Face repository id in the local cache.
+    /// Checkpoint folder, or Hugging Face repository id (org/name[@revision]), downloaded if need be.
     #[arg(long, value_name = "DIR")]
     pub model: String,
     /// Prompts, .jsonl or .parquet.
@@ -99,7 +99,8 @@ pub fn run(mut args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16_flag(args.sampling.precision, args.device.device)?;
     let format = args.format.of_others();
     check_format(&mut args)?;
-    let model = resolve_model(&args.model)?;
+    hub::bring(hub::rows([Some(&args.prompts)]))?;
+    let model = hub::model(&args.model)?;
     let device = start(Start {
         output: Place::File(&args.out),
         config: None,

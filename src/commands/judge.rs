@@ -13,9 +13,9 @@ use sppo_training::stages::{
 use super::args::{DateArg, DeviceArg, OverwriteArg, Shard, bad_row_override, refuse_bf16};
 use crate::backend::{WithBackend, dispatch};
 use crate::errors::user;
-use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -46,7 +46,7 @@ pub struct Args {
     /// Scores of every response, for --judge scores.
     #[arg(long, value_name = "FILE", required_if_eq("judge", "scores"))]
     pub scores: Option<PathBuf>,
-    /// Folder of the judge's model, or Hugging Face repository id in the local cache.
+    /// Folder of the judge's model, or Hugging Face repository id, downloaded if need be.
     #[arg(long, value_name = "DIR")]
     pub model: Option<String>,
     /// Folder whose chat template renders prompts that are message lists, as pairrm needs, or a
@@ -113,6 +113,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         return look(&args, judge, on_bad_row, json);
     }
     refuse_bf16("judge", judge.precision, args.device.device)?;
+    hub::bring(hub::judge(judge).chain(hub::rows([Some(&args.responses)])))?;
     let device = start(Start {
         output: Place::File(&args.out),
         config: Some(&config),

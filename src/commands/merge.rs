@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Matmul, Precision, resolve_model};
+use sppo_training::config::{Matmul, Precision};
 use sppo_training::stages::{Merging, StageError, merge_adapters};
 
 use super::args::{DeviceArg, OverwriteArg};
 use crate::backend::{WithBackend, dispatch};
-use crate::output;
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -19,7 +19,7 @@ Examples:
 Takes adapters that `sppo train` with [train.lora] or PEFT wrote. Weights are added in f32, one at a
 time; the last line for programs also says which part of the change rounding left in the weights.")]
 pub struct Args {
-    /// The base: checkpoint folder or Hugging Face repository id in the local cache.
+    /// The base: checkpoint folder or Hugging Face repository id, downloaded if need be.
     #[arg(long, value_name = "DIR")]
     pub model: String,
     /// Its adapters: a PEFT folder, or such a repository id.
@@ -39,8 +39,8 @@ pub struct Args {
 
 /// Merges.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let base = resolve_model(&args.model)?;
-    let adapter = resolve_model(&args.adapter)?;
+    let base = hub::model(&args.model)?;
+    let adapter = hub::model(&args.adapter)?;
     let job = Merging {
         base: &base,
         adapter: &adapter,

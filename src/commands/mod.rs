@@ -3,7 +3,11 @@
 mod args;
 mod bench;
 mod card;
+mod chat;
+#[cfg(feature = "serve")]
+mod chatting;
 mod config;
+mod download;
 mod eval;
 mod generate;
 mod join;
@@ -52,6 +56,8 @@ pub enum Command {
     Score(score::Args),
     /// Answers completions and chats over HTTP, as OpenAI's API does.
     Serve(Box<serve::Args>),
+    /// Talks with a model in the terminal, or with two side by side.
+    Chat(Box<chat::Args>),
     /// Measures the win rate of one model against another.
     Eval(eval::Args),
     /// Shows a run of another process, or of another machine, as it goes on.
@@ -64,6 +70,8 @@ pub enum Command {
     Plan(plan::Args),
     /// Compiles and tunes the kernels that a run will need.
     WarmUp(warm_up::Args),
+    /// Downloads models and data sets of the Hugging Face Hub into its cache.
+    Download(download::Args),
     /// Measures tokens per second of training and generation.
     Bench(bench::Args),
     /// Prints the resolved configuration, or the documentation of every key.
@@ -86,11 +94,13 @@ impl Command {
             Self::Pairs(_) => Some("sppo pairs"),
             Self::Merge(_) => Some("sppo merge"),
             Self::Serve(_) => Some("sppo serve"),
+            Self::Chat(_) => Some("sppo chat"),
             Self::Watch(_) => Some("sppo watch"),
             Self::Report(_) => Some("sppo report"),
             Self::Card(_) => Some("sppo card"),
             Self::Plan(_) => Some("sppo plan"),
             Self::WarmUp(_) => Some("sppo warm-up"),
+            Self::Download(_) => Some("sppo download"),
             Self::Bench(_) => Some("sppo bench"),
             Self::Config(_) => Some("sppo config"),
         };
@@ -119,13 +129,18 @@ impl Command {
             #[cfg(feature = "serve")]
             Self::Serve(args) => serving::run(*args, json),
             #[cfg(not(feature = "serve"))]
-            Self::Serve(args) => not_serving::run(*args, json),
+            Self::Serve(_) => not_serving::run(),
+            #[cfg(feature = "serve")]
+            Self::Chat(args) => chatting::run(*args, json),
+            #[cfg(not(feature = "serve"))]
+            Self::Chat(_) => not_serving::run(),
             Self::Eval(args) => eval::run(args, json),
             Self::Watch(args) => watch::run(args, json),
             Self::Report(args) => report::run(args, json),
             Self::Card(args) => card::run(args, json),
             Self::Plan(args) => plan::run(args, json),
             Self::WarmUp(args) => warm_up::run(args, json),
+            Self::Download(args) => download::run(args, json),
             Self::Bench(args) => bench::run(args, json),
             Self::Config(args) => config::run(args, json),
         }

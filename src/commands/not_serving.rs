@@ -1,12 +1,11 @@
-//! `sppo serve` of a build without the feature `serve`.
+//! `sppo serve` and `sppo chat` of a build without the feature `serve`.
 
-use super::serve::Args;
 use crate::errors::user;
 
 /// Says what is missing.
-pub fn run(_: Args, _: bool) -> anyhow::Result<()> {
+pub fn run() -> anyhow::Result<()> {
     Err(user(
-        "this build has no server; build it with the cargo feature: \
+        "this build has no server, which chat needs too; build it with the cargo feature: \
          cargo build --release --features serve",
     ))
 }

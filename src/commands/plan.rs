@@ -2,12 +2,15 @@
 
 use std::process::Command;
 
+use sppo_training::cost::published;
+use sppo_training::hub::Part;
 use sppo_training::plan::{Assumed, Card, Plan};
 
 use super::args::{ConfigArgs, count};
 use crate::backend::Device;
 use crate::errors::user;
-use crate::output;
+use crate::hub::Wanted;
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -82,6 +85,11 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         network_gbs: args.network_gbs,
         mfu: args.mfu.map(|percent| percent / 100.0),
     };
+    if let Some(name) = &config.model.path
+        && published(name).is_none()
+    {
+        hub::bring([Wanted::Model(name, Part::Config)])?;
+    }
     let plan = Plan::new(&config, assumed)?;
     output::print(&plan.to_string())?;
     match json {

@@ -14,9 +14,9 @@ use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{Device, WithBackend, dispatch_connected};
 #[cfg(feature = "dashboard")]
 use crate::job;
-use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -45,9 +45,14 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("generate", config.generate.precision, device)?;
     let files = [
         ("sft.data", config.sft.data.as_ref()),
-        ("prompts.train", config.prompts.train.as_ref()),
         ("prompts.heldout", config.prompts.heldout.as_ref()),
     ];
+    let prompts = config.prompts.files().iter();
+    let prompts = prompts.map(|file| ("prompts", Some(file)));
+    let files: Vec<_> = prompts.chain(files).collect();
+    let rows = hub::rows(files.iter().map(|(_, file)| *file));
+    let models = hub::policy(&config).chain(hub::judge(&config.judge));
+    hub::bring(models.chain(rows))?;
     let device = start(Start {
         output: Place::Folder(&config.output_dir),
         config: Some(&config),

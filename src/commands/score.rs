@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use sppo_model::chat_template::TemplateSource;
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Matmul, Rows, Train, resolve_model};
+use sppo_training::config::{Matmul, Rows, Train};
 use sppo_training::stages::{Scoring, StageError, score};
 
 use super::args::{BadRowArg, DateArg, DeviceArg, OverwriteArg, TemplateArg, count};
 use crate::backend::{WithBackend, dispatch};
-use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, start};
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -19,7 +19,7 @@ Examples:
   sppo score --model runs/default/model --data pairs.jsonl --out scores.jsonl
   sppo score --model DIR --data pairs.parquet --out scores.parquet --rows official")]
 pub struct Args {
-    /// Checkpoint folder or Hugging Face repository id in the local cache.
+    /// Checkpoint folder, or Hugging Face repository id (org/name[@revision]), downloaded if need be.
     #[arg(long, value_name = "DIR")]
     pub model: String,
     /// Pairs, .jsonl or .parquet.
@@ -54,7 +54,8 @@ pub struct Args {
 
 /// Scores pairs.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let model = resolve_model(&args.model)?;
+    hub::bring(hub::rows([Some(&args.data)]))?;
+    let model = hub::model(&args.model)?;
     let job = Scoring {
         model: &model,
         template: TemplateSource::of(args.template.chat_template.as_deref()),

@@ -16,7 +16,7 @@ Routes: /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokeniz
 /version. Ctrl-C or SIGTERM finishes what is under way and ends; a second Ctrl-C ends at once.
 docs/server.md says what each key means and what differs from vLLM.")]
 pub struct Args {
-    /// Checkpoint folder or Hugging Face repository id in the local cache.
+    /// Checkpoint folder, or Hugging Face repository id (org/name[@revision]), downloaded if need be.
     #[arg(long, value_name = "DIR")]
     pub model: String,
     /// LoRA adapters on it: a PEFT folder, or such a repository id.

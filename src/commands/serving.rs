@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -14,7 +14,7 @@ use sppo_model::llama::lora::AdapterFolder;
 use sppo_model::llama::{Decoder, prefill_tokens};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
-use sppo_training::config::{Matmul, resolve_model};
+use sppo_training::config::Matmul;
 use sppo_training::stages::StageError;
 
 use super::args::refuse_bf16_flag;
@@ -25,19 +25,43 @@ use crate::serve::{
     ApiKey, App, Life, Metrics, Served, Server, TextOptions, UnknownKeys, open_folder,
     tokenizer_info,
 };
-use crate::{interrupt, output};
+use crate::{hub, interrupt, output};
 
 /// Serves until it is told to stop.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16_flag(args.precision, args.device.device)?;
-    let addresses = addresses(&args)?;
     let key = args
         .api_key_file
         .as_deref()
         .map(ApiKey::from_file)
         .transpose()?;
-    let model = resolve_model(&args.model)?;
-    let adapter = args.adapter.as_deref().map(resolve_model).transpose()?;
+    serve_until(&args, key, interrupt::flag(), |address, served| {
+        interrupt::say("finishing what is under way");
+        tracing::info!("listening on http://{address}; loading the model");
+        if let Err(why) = &served.chat {
+            tracing::warn!("chat is off: {why}");
+        }
+        match json {
+            true => {
+                let name = &served.name;
+                output::json(&json!({"address": address.to_string(), "model": name}))
+            }
+            false => Ok(()),
+        }
+    })
+}
+
+/// Serves until `stop` is set, and then finishes what is under way; `listening` hears where, before
+/// the model is loaded.
+pub(super) fn serve_until(
+    args: &Args,
+    key: Option<ApiKey>,
+    stop: &AtomicBool,
+    listening: impl FnOnce(SocketAddr, &Served) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let addresses = addresses(args)?;
+    let model = hub::model(&args.model)?;
+    let adapter = args.adapter.as_deref().map(hub::model).transpose()?;
     let text = TextOptions {
         template: args.template.chat_template.as_deref(),
         date: args.date.date.map(|date| date.0),
@@ -48,9 +72,6 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         .clone()
         .unwrap_or_else(|| args.model.clone());
     let served = Served::new(&folder, chats, name, args.strict_model, args.max_model_len)?;
-    if let Err(why) = &served.chat {
-        tracing::warn!("chat is off: {why}");
-    }
     let (engine, queue) = engine_queue(args.max_queue);
     let app = Arc::new(App {
         served,
@@ -68,15 +89,11 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     });
     let listener = listen(&addresses)?;
     let address = listener.local_addr().context("cannot listen")?;
-    interrupt::say("finishing what is under way");
     let server = Server::start(listener, app.clone())?;
-    tracing::info!("listening on http://{address}; loading the model");
-    if json {
-        let name = &app.served.name;
-        output::json(&json!({"address": address.to_string(), "model": name}))?;
-    }
+    listening(address, &app.served)?;
     let serving = Serving {
-        args: &args,
+        args,
+        stop,
         folder: &folder,
         adapter: adapter.as_deref(),
         app: &app,
@@ -128,6 +145,7 @@ fn listen(addresses: &[SocketAddr]) -> anyhow::Result<TcpListener> {
 /// What runs on the thread that computes.
 struct Serving<'a> {
     args: &'a Args,
+    stop: &'a AtomicBool,
     folder: &'a ModelFolder,
     adapter: Option<&'a Path>,
     app: &'a Arc<App>,
@@ -169,17 +187,20 @@ impl Serving<'_> {
 
     /// Answers until a signal came and what was under way is finished, or had its time.
     fn answer<B: ModelOps>(self, engine: Engine<B>) -> Result<(), StageError> {
-        let (app, server, seconds) = (self.app, self.server, self.args.drain_seconds);
+        let (app, server, told) = (self.app, self.server, self.stop);
+        let seconds = self.args.drain_seconds;
         let most = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let drained = Cell::new(None::<Instant>);
         let stop = || {
-            if !interrupt::flag().load(Ordering::SeqCst) {
+            if !told.load(Ordering::SeqCst) {
                 return false;
             }
             let since = drained.get().unwrap_or_else(|| {
                 app.life.drain();
                 server.drain();
-                tracing::info!("finishing {} requests", app.life.under_way());
+                if app.life.under_way() > 0 {
+                    tracing::info!("finishing {} requests", app.life.under_way());
+                }
                 Instant::now()
             });
             drained.set(Some(since));

@@ -10,9 +10,9 @@ use sppo_training::trainer::training_output;
 
 use super::args::{ConfigArgs, OverwriteArg};
 use crate::backend::{WithBackend, dispatch_connected};
-use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -29,6 +29,7 @@ pub struct Args {
 /// Fine-tunes; the model is at `<output_dir>/model`.
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (config, device) = args.config.load()?;
+    hub::bring(hub::policy(&config).chain(hub::rows([config.sft.data.as_ref()])))?;
     let device = start(Start {
         output: Place::Folder(&config.output_dir),
         config: Some(&config),

@@ -10,9 +10,9 @@ use sppo_training::trainer::training_output;
 
 use super::args::{ConfigArgs, OverwriteArg, refuse_bf16};
 use crate::backend::{WithBackend, dispatch_connected};
-use crate::output;
 use crate::progress::Console;
 use crate::start::{Place, Start, inputs, start};
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -36,6 +36,7 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
         ("train.data", config.train.data.as_ref()),
         ("train.eval_data", config.train.eval_data.as_ref()),
     ];
+    hub::bring(hub::policy(&config).chain(hub::rows(files.map(|(_, file)| file))))?;
     let device = start(Start {
         output: Place::Folder(&config.output_dir),
         config: Some(&config),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sppo_model::ops::TrainingOps;
-use sppo_training::config::{Config, JudgeKind, resolve_model};
+use sppo_training::config::{Config, JudgeKind};
 use sppo_training::files::Existing;
 use sppo_training::stages::{
     Judging, Sampling, build_judge_of, judge_responses, lengths, warm_up_generation,
@@ -15,8 +15,8 @@ use sppo_training::stages::{
 use super::args::{ConfigArgs, refuse_bf16};
 use crate::backend::{Device, WithBackend, dispatch};
 use crate::errors::user;
-use crate::output;
 use crate::progress::Console;
+use crate::{hub, output};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -47,7 +47,8 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     refuse_bf16("train", config.train.precision, device)?;
     refuse_bf16("generate", config.generate.precision, device)?;
     refuse_bf16("judge", config.judge.precision, device)?;
-    let model = resolve_model(name)?;
+    hub::bring(hub::judge(&config.judge))?;
+    let model = hub::model(name)?;
     let folder = Folder::new()?;
     dispatch(
         device,

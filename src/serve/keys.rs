@@ -13,20 +13,14 @@ use crate::errors::{OrUser, user};
 pub struct ApiKey([u8; 32]);
 
 impl ApiKey {
+    /// Of this text.
+    pub fn new(key: &str) -> Self {
+        Self(hash(key.as_bytes()))
+    }
+
     /// Reads the one line of a file.
     pub fn from_file(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read --api-key-file {}", path.display()))
-            .or_user()?;
-        let key = text.trim();
-        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(user(format!(
-                "--api-key-file {}: expected one line with the key, of visible ASCII characters \
-                 without spaces (e.g. from: openssl rand -hex 32)",
-                path.display()
-            )));
-        }
-        Ok(Self(hash(key.as_bytes())))
+        Ok(Self::new(&key_of_file(path)?))
     }
 
     /// Whether the request carries it as `Authorization: Bearer KEY`.
@@ -44,6 +38,22 @@ impl ApiKey {
             .fold(0, |bits, (a, b)| bits | (a ^ b));
         scheme.eq_ignore_ascii_case(b"bearer ") && std::hint::black_box(differs) == 0
     }
+}
+
+/// The key in a file, its one line.
+pub fn key_of_file(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read --api-key-file {}", path.display()))
+        .or_user()?;
+    let key = text.trim();
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(user(format!(
+            "--api-key-file {}: expected one line with the key, of visible ASCII characters \
+             without spaces (e.g. from: openssl rand -hex 32)",
+            path.display()
+        )));
+    }
+    Ok(key.into())
 }
 
 fn hash(key: &[u8]) -> [u8; 32] {

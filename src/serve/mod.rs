@@ -27,7 +27,7 @@ mod tokens;
 mod unknown;
 
 pub use app::App;
-pub use keys::ApiKey;
+pub use keys::{ApiKey, key_of_file};
 pub use life::Life;
 pub use listen::Server;
 pub use metrics::Metrics;

@@ -87,7 +87,7 @@ fn without_the_gamed_file_no_number_is_called_length_controlled() {
     for part in [
         "length_controlled_minimal",
         "not the leaderboard's number",
-        "hf download --repo-type dataset tatsu-lab/alpaca_eval df_gamed.csv",
+        "sppo download hf://datasets/tatsu-lab/alpaca_eval/df_gamed.csv",
         "51   23 won, 28 lost, 0 ties; 9 rows have no preference",
     ] {
         assert!(text.contains(part), "{part}: {text}");

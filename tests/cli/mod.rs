@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod card;
+mod download;
 mod eval_tables;
 mod files;
 #[cfg(unix)]
@@ -155,10 +156,19 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sppo"));
         command.args(args.split_whitespace());
         command.current_dir(self.0.path());
-        for variable in ["SPPO_LOG", "SPPO_PROFILE", "HF_HOME", "HF_HUB_CACHE"] {
+        for variable in [
+            "SPPO_LOG",
+            "SPPO_PROFILE",
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "HF_ENDPOINT",
+            "HF_TOKEN",
+        ] {
             command.env_remove(variable);
         }
         command.env("HOME", self.0.path());
+        // No test waits for a network.
+        command.env("HF_HUB_OFFLINE", "1");
         command.stdin(Stdio::null());
         command
     }

@@ -12,6 +12,7 @@ mod logprobs;
 mod soak;
 mod starting;
 mod streams;
+mod talk;
 mod tokens;
 
 use std::io::{BufRead, BufReader, Read};

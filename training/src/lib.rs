@@ -10,6 +10,7 @@ pub mod cost;
 pub mod data;
 pub mod evaluation;
 pub mod files;
+pub mod hub;
 pub mod judge;
 pub mod learner;
 pub mod loss;

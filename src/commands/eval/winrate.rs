@@ -18,7 +18,7 @@ Examples:
 annotations.json is what alpaca_eval leaves beside its leaderboard.csv. Numbers are in percent, as it
 prints them. The length-controlled win rate (LC) needs df_gamed.csv of the data set
 tatsu-lab/alpaca_eval, which is looked for in the Hugging Face cache:
-  hf download --repo-type dataset tatsu-lab/alpaca_eval df_gamed.csv
+  sppo download hf://datasets/tatsu-lab/alpaca_eval/df_gamed.csv
 Without it another number of another name is printed, which is not LC.")]
 pub struct Args {
     /// alpaca_eval's annotations, .json or .jsonl: all by one annotator, one model against one other.
@@ -164,7 +164,7 @@ impl Found<'_> {
         }
         if let Some(why) = self.absent {
             text += &format!(
-                "No length-controlled win rate of AlpacaEval: it takes df_gamed.csv of tatsu-lab/alpaca_eval ({why}); give --gamed FILE, or: hf download --repo-type dataset tatsu-lab/alpaca_eval df_gamed.csv\n"
+                "No length-controlled win rate of AlpacaEval: it takes df_gamed.csv of tatsu-lab/alpaca_eval ({why}); give --gamed FILE, or: sppo download hf://datasets/tatsu-lab/alpaca_eval/df_gamed.csv\n"
             );
         }
         text

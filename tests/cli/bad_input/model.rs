@@ -56,7 +56,11 @@ fn a_model_that_is_nowhere() {
     );
     place.refused(
         &format!("{GENERATE} org/absent"),
-        &["models--org--absent", "hf download org/absent"],
+        &[
+            "there is no folder org/absent",
+            "models--org--absent",
+            "sppo download org/absent",
+        ],
     );
 }
 

@@ -13,8 +13,9 @@ use super::range::MOST;
 use super::sections::{Config, Init, JudgeConfig, JudgeHttp, RubricConfig, TrainLora};
 
 /// Keys of a section of which only one can be given.
-pub const ALTERNATIVES: [(&str, &str, &str); 3] = [
+pub const ALTERNATIVES: [(&str, &str, &str); 4] = [
     ("model", "path", "init"),
+    ("prompts", "train", "per_iteration_files"),
     ("train", "beta", "eta"),
     ("train", "warmup_ratio", "warmup_steps"),
 ];
@@ -157,6 +158,14 @@ pub fn values(config: &Config, places: &KeyPlaces) -> Result<(), ConfigError> {
             (1..=train.epochs).contains(&stop),
             || format!("from 1 to train.epochs ({})", train.epochs),
             stop,
+        )?;
+    }
+    if let Some(files) = &config.prompts.per_iteration_files {
+        check.that(
+            "prompts.per_iteration_files",
+            files.len() == config.iterations,
+            || format!("a file for each of {} iterations", config.iterations),
+            files.len(),
         )?;
     }
     if train.eval_every > 0 && train.eval_data.is_none() {

@@ -69,7 +69,7 @@ pub enum ConfigError {
         /// Which, and why.
         message: String,
     },
-    /// A model that is neither a folder nor in the Hugging Face cache.
+    /// A model that is neither a folder nor in the Hub's cache.
     #[error("model {name:?} is not a folder{looked}")]
     NoModel {
         /// What was asked for.

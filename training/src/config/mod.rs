@@ -8,7 +8,6 @@ mod address;
 mod check;
 mod choices;
 mod error;
-mod hub_cache;
 mod key;
 mod model_path;
 mod names;
@@ -32,7 +31,6 @@ pub use choices::{
 };
 pub use define::{Effective, Section, SectionDoc};
 pub use error::{ConfigError, NoSuchChoice, nearest};
-pub use hub_cache::cached_file;
 pub use key::{Affects, Date, KeyDoc, Pattern};
 pub use model_path::{ModelSource, model_name, resolve_model};
 pub use range::{COUNT, COUNT_OR_NONE, NOT_NEGATIVE, PROBABILITY, RANK, Range, SAMPLES};

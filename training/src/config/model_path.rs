@@ -1,12 +1,12 @@
-//! Where a model comes from: a folder, the local Hugging Face cache, or `[model.init]`.
+//! Where a model comes from: a folder, the Hub's cache, or `[model.init]`.
 
 use std::path::{Path, PathBuf};
 
 use sppo_model::chat_template::TemplateSource;
 
 use super::error::ConfigError;
-use super::hub_cache::{hub_folder, variable};
 use super::sections::{Init, Model};
+use crate::hub::{Cache, Repository};
 
 /// The model a configuration asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,10 +39,12 @@ impl Model {
     }
 }
 
-/// The folder of a model given as a folder or as a repository id (`org/name`) in the local
-/// Hugging Face cache, in the layout of the hf-hub crate.
+/// The folder of a model given as a folder or as a repository id (`org/name` or
+/// `org/name@revision`) whose snapshot is in the Hub's cache; nothing is downloaded.
 pub fn resolve_model(name: &str) -> Result<PathBuf, ConfigError> {
-    resolve_with(name, variable)
+    resolve_in(name, || {
+        Cache::from_env().map_err(|error| error.to_string())
+    })
 }
 
 /// What others call a model folder: its repository id where it lies in a Hugging Face cache, else
@@ -61,9 +63,9 @@ pub fn model_name(dir: &Path) -> String {
     repository().unwrap_or_else(|| whole.display().to_string())
 }
 
-fn resolve_with(
+fn resolve_in(
     name: &str,
-    variable: impl Fn(&str) -> Option<PathBuf>,
+    cache: impl Fn() -> Result<Cache, String>,
 ) -> Result<PathBuf, ConfigError> {
     if Path::new(name).is_dir() {
         return Ok(name.into());
@@ -75,21 +77,14 @@ fn resolve_with(
     if Path::new(name).is_file() {
         return Err(missing(about_file(Path::new(name))));
     }
-    let Some(folder) = cache_folder(name) else {
+    let Some(repository) = Repository::model(name) else {
         return Err(missing(
             "; give a checkpoint folder or a Hugging Face repository id (org/name)".into(),
         ));
     };
-    let hub = hub_folder(variable)
-        .ok_or_else(|| missing(", and neither HF_HUB_CACHE, HF_HOME nor HOME is set".into()))?;
-    let repository = hub.join(folder);
-    let reference = repository.join("refs/main");
-    let snapshot = std::fs::read_to_string(&reference)
-        .ok()
-        .filter(|commit| is_name(commit.trim()))
-        .map(|commit| repository.join("snapshots").join(commit.trim()))
-        .filter(|snapshot| snapshot.is_dir());
-    snapshot.ok_or_else(|| missing(about_cache(&repository, name)))
+    let cache = cache().map_err(|problem| missing(format!(", and {problem}")))?;
+    let snapshot = cache.snapshot(&repository);
+    snapshot.ok_or_else(|| missing(about_cache(&cache, &repository)))
 }
 
 /// What to give instead of a file.
@@ -110,39 +105,26 @@ fn about_file(file: &Path) -> String {
 }
 
 /// Why the cache has no model of this name, and what to do.
-fn about_cache(repository: &Path, name: &str) -> String {
-    let entries = std::fs::read_dir(repository.join("snapshots"));
-    let entries = entries.into_iter().flatten().flatten();
-    let folders = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir());
-    let mut folders: Vec<String> = folders.map(|path| path.display().to_string()).collect();
-    folders.sort();
-    let place = repository.display();
+fn about_cache(cache: &Cache, repository: &Repository) -> String {
+    let folders = cache.snapshots(repository);
+    let folders: Vec<String> = folders
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let place = cache.repository(repository);
+    let place = place.display();
     if folders.is_empty() {
         return format!(
             ", and the Hugging Face cache has no snapshot of it in {place}; download it first \
-             (hf download {name})"
+             (sppo download {repository})"
         );
     }
     format!(
-        ", and {place}/refs/main, which says what its newest snapshot is, is missing or names \
-         none that is there; give the folder of one that is: {}; or download the newest \
-         (hf download {name})",
+        ", and {place}/refs/{}, which says what that revision is, is missing or names none that is \
+         there; give the folder of one that is: {}; or download it (sppo download {repository})",
+        repository.revision(),
         folders.join(", ")
     )
-}
-
-/// `models--org--name`, where the text is a repository id.
-fn cache_folder(name: &str) -> Option<String> {
-    let (org, model) = name.split_once('/')?;
-    (is_name(org) && is_name(model)).then(|| format!("models--{org}--{model}"))
-}
-
-/// Whether the text is one plain path component.
-fn is_name(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !text.is_empty() && !text.starts_with('.') && text.chars().all(plain)
 }
 
 #[cfg(test)]
@@ -158,25 +140,31 @@ mod tests {
         dir
     }
 
+    fn resolve(name: &str, dir: &tempfile::TempDir) -> Result<PathBuf, String> {
+        let cache = Cache::new(dir.path().join("hub"));
+        resolve_in(name, || Ok(cache.clone())).map_err(|error| error.to_string())
+    }
+
     #[test]
     fn finds_a_repository_in_the_cache() {
         let dir = cache();
         let expected = dir.path().join("hub/models--org--tiny/snapshots/abc123");
-        for (name, value) in [("HF_HUB_CACHE", "hub"), ("HF_HOME", "")] {
-            let set = dir.path().join(value);
-            let found = resolve_with("org/tiny", |v| (v == name).then(|| set.clone()));
-            assert_eq!(found.unwrap(), expected, "{name}");
-        }
+        assert_eq!(resolve("org/tiny", &dir), Ok(expected.clone()));
+        assert_eq!(resolve("org/tiny@main", &dir), Ok(expected));
+        assert!(
+            resolve("org/tiny@v1", &dir)
+                .unwrap_err()
+                .contains("refs/v1")
+        );
     }
 
     #[test]
     fn says_where_it_looked() {
         let dir = cache();
-        let home = |v: &str| (v == "HF_HOME").then(|| dir.path().to_path_buf());
-        let message = resolve_with("org/other", home).unwrap_err().to_string();
+        let message = resolve("org/other", &dir).unwrap_err();
         assert!(message.contains("models--org--other"), "{message}");
-        assert!(message.contains("hf download org/other"), "{message}");
-        let message = resolve_with("../up", home).unwrap_err().to_string();
+        assert!(message.contains("sppo download org/other"), "{message}");
+        let message = resolve("../up", &dir).unwrap_err();
         assert!(message.contains("give a checkpoint folder"), "{message}");
     }
 
@@ -185,26 +173,24 @@ mod tests {
         let dir = cache();
         let reference = dir.path().join("hub/models--org--tiny/refs/main");
         std::fs::write(reference, "../../..").unwrap();
-        let home = |v: &str| (v == "HF_HOME").then(|| dir.path().to_path_buf());
-        assert!(resolve_with("org/tiny", home).is_err());
+        assert!(resolve("org/tiny", &dir).is_err());
     }
 
     /// r041: without refs/main the message said that no snapshot was there.
     #[test]
     fn snapshots_without_a_reference_are_named() {
         let dir = cache();
-        let home = |v: &str| (v == "HF_HOME").then(|| dir.path().to_path_buf());
         let reference = dir.path().join("hub/models--org--tiny/refs/main");
         let snapshot = dir.path().join("hub/models--org--tiny/snapshots/abc123");
         std::fs::write(&reference, "def456").unwrap();
-        let stale = resolve_with("org/tiny", home).unwrap_err().to_string();
+        let stale = resolve("org/tiny", &dir).unwrap_err();
         std::fs::remove_file(&reference).unwrap();
-        let message = resolve_with("org/tiny", home).unwrap_err().to_string();
+        let message = resolve("org/tiny", &dir).unwrap_err();
         assert_eq!(stale, message);
         for part in [
             "refs/main",
             snapshot.to_str().unwrap(),
-            "hf download org/tiny",
+            "sppo download org/tiny",
         ] {
             assert!(message.contains(part), "{message}");
         }

@@ -58,8 +58,9 @@ section! {
 section! {
     /// The model to start from: either `path` or the table `[model.init]`.
     pub struct Model {
-        /// Checkpoint folder, or a Hugging Face repository id that is already in the local cache
-        /// ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub).
+        /// Checkpoint folder, or a Hugging Face repository id (org/name or org/name@revision), which
+        /// is downloaded into the Hub's cache ($HF_HUB_CACHE, $HF_HOME/hub or
+        /// ~/.cache/huggingface/hub) unless it is there.
         path: Option<String> = None => "\"meta-llama/Meta-Llama-3-8B-Instruct\"", affects Nothing;
         /// Chat template (a Jinja file) to use instead of the folder's; trained models carry it.
         chat_template: Option<PathBuf> = None => "\"template.jinja\"", affects Nothing;
@@ -130,12 +131,16 @@ section! {
 section! {
     /// Prompts of the self-play loop.
     pub struct Prompts {
-        /// Prompts to train on, .jsonl or .parquet.
+        /// Prompts to train on, .jsonl or .parquet, or rows of the Hub
+        /// (hf://datasets/org/name[@revision]/, then a file of it or a split), as for all row files.
         train: Option<PathBuf> = None => "\"data/prompts.jsonl\"", affects Nothing;
+        /// A file of prompts for each iteration instead, as the published recipe has them.
+        per_iteration_files: Option<Vec<PathBuf>> = None
+            => "[\"iter1.jsonl\", \"iter2.jsonl\", \"iter3.jsonl\"]", affects Nothing;
         /// Prompts to measure the win rate on.
         heldout: Option<PathBuf> = None => "\"data/heldout.jsonl\"", affects Nothing;
-        /// Whether each iteration gets its own part of the prompts or all of them.
-        split: Split = Split::Disjoint;
+        /// Whether each iteration gets its own part of `train` or all of it.
+        split: Split = Split::Disjoint, when |p| p.per_iteration_files.is_none();
         /// Most prompts an iteration uses; all of its part unless given.
         per_iteration: Option<usize> = None => "1000", range COUNT;
         /// Longest prompt, in tokens; what the model's context leaves room for unless given.
@@ -179,8 +184,8 @@ section! {
         /// each response; rubric: the rules of [judge.rubric]; http: a chat model behind an
         /// OpenAI-compatible address, [judge.http], compares every pair; scores: scores from a file.
         kind: JudgeKind = JudgeKind::Rubric;
-        /// Folder of the judge's model (or Hugging Face repository id in the local cache), for
-        /// pairrm and reward.
+        /// Folder of the judge's model, or a Hugging Face repository id as for model.path, for pairrm
+        /// and reward.
         model: Option<String> = None => "\"llm-blender/PairRM-hf\"",
             affects Nothing, when |j| matches!(j.kind, PairRm | Reward);
         /// Folder whose chat template renders prompts that are message lists for pairrm; a run
@@ -439,6 +444,16 @@ section! {
         /// as TRL has them. One more pass over the logits of each step.
         token_metrics: bool = false, affects Speed;
     } {}
+}
+
+impl Prompts {
+    /// The files of prompts to train on.
+    pub fn files(&self) -> &[PathBuf] {
+        match &self.per_iteration_files {
+            Some(files) => files,
+            None => self.train.as_slice(),
+        }
+    }
 }
 
 impl From<&TrainLora> for Lora {

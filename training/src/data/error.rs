@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::fields::RowProblem;
 use crate::files::{FileError, OutputError};
+use crate::hub::HubError;
 
 /// Where a row lies in its file, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,9 @@ pub enum DataError {
     /// An output that is not this command's to write, or is damaged.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// Rows of the Hub that are not in its cache.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The operating system refused something.
     #[error("{path}: cannot {action}: {source}", path = path.display())]
     Io {

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use super::error::{BadRows, DataError, Place};
 use super::fields::{Fields, Object};
-use super::format::ReadFormat;
+use super::format::{EachResult, ReadFormat};
 use super::rows::Row;
 use super::{json_array, jsonl, parquet};
+use crate::hub::row_files;
 
 /// Reads all rows of an input file. A file without rows is an error; a torn last line of a
 /// `.jsonl` file is dropped with a warning. All rows that cannot be used are named together.
@@ -38,29 +39,30 @@ pub fn read_each_numbered<T: Row>(
     Ok(count)
 }
 
-/// Reads all rows; those that cannot be used, and how many there are in all.
+/// Reads all rows; those that cannot be used, and how many there are in all. Of the files that a
+/// name of the Hub means the rows are numbered through.
 fn read_all<T: Row>(
     path: &Path,
     each: &mut dyn FnMut(usize, T),
 ) -> Result<(BadRows, usize), DataError> {
-    let mut collector = Collector::new(path);
+    let files = row_files(path)?.unwrap_or_else(|| vec![path.to_path_buf()]);
+    let mut seen = HashMap::new();
     let mut bad = BadRows::default();
     let mut all = 0;
-    let mut take = |place, object: Result<Object, DataError>| {
-        all += 1;
-        match object.and_then(|object| collector.row(place, &object)) {
-            Ok(row) => each(all, row),
-            Err(error) => bad.add(error)?,
-        }
-        Ok(())
-    };
-    let read = || std::fs::read(path).map_err(|source| DataError::io(path, "read it", source));
-    match ReadFormat::of(path)? {
-        ReadFormat::Json => json_array::read(path, &read()?, T::KEYS, &mut take)?,
-        ReadFormat::Jsonl => {
-            jsonl::read(path, &read()?, T::KEYS, &mut take)?;
-        }
-        ReadFormat::Parquet => parquet::read(path, T::KEYS, T::KIND, &mut take)?,
+    for path in &files {
+        let mut collector = Collector::new(path);
+        // A prompt_id may stand once in all of them.
+        std::mem::swap(&mut collector.seen, &mut seen);
+        let mut take = |place, object: Result<Object, DataError>| {
+            all += 1;
+            match object.and_then(|object| collector.row(place, &object)) {
+                Ok(row) => each(all, row),
+                Err(error) => bad.add(error)?,
+            }
+            Ok(())
+        };
+        read_file::<T>(path, &mut take)?;
+        std::mem::swap(&mut collector.seen, &mut seen);
     }
     match all {
         0 => Err(DataError::Empty {
@@ -68,6 +70,16 @@ fn read_all<T: Row>(
             kind: T::KIND,
         }),
         _ => Ok((bad, all)),
+    }
+}
+
+/// Gives the objects of a file, as its extension says.
+fn read_file<T: Row>(path: &Path, take: &mut EachResult<'_>) -> Result<(), DataError> {
+    let read = || std::fs::read(path).map_err(|source| DataError::io(path, "read it", source));
+    match ReadFormat::of(path)? {
+        ReadFormat::Json => json_array::read(path, &read()?, T::KEYS, take),
+        ReadFormat::Jsonl => jsonl::read(path, &read()?, T::KEYS, take).map(drop),
+        ReadFormat::Parquet => parquet::read(path, T::KEYS, T::KIND, take),
     }
 }
 

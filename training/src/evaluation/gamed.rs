@@ -8,14 +8,21 @@ use csv::StringRecord;
 
 use super::error::EvaluationError;
 use super::logistic::Observation;
-use crate::config::cached_file;
 use crate::files::file_fingerprint;
+use crate::hub::{Cache, Repository};
 
 const FILE: &str = "df_gamed.csv";
+const DATA_SET: &str = "tatsu-lab/alpaca_eval";
 
 /// The file in the local cache of the Hub; where it was looked for, if it is not there.
 pub fn find_gamed() -> Result<PathBuf, String> {
-    cached_file("datasets--tatsu-lab--alpaca_eval", FILE)
+    let cache = Cache::from_env().map_err(|error| error.to_string())?;
+    let repository = Repository::dataset(DATA_SET).ok_or("no data set's name")?;
+    let found = cache.file(&repository, FILE);
+    found.ok_or_else(|| {
+        let place = cache.repository(&repository);
+        format!("{} has no {FILE}", place.display())
+    })
 }
 
 /// What it holds.

@@ -11,8 +11,9 @@ use super::shape::{Assumed, Shape};
 use crate::config::{Config, OnTooLong};
 use crate::cost::memory::Training;
 use crate::cost::{Batch, flops};
-use crate::data::{PairContent, PairRow, PromptRow, RowFile};
-use crate::self_play::split_prompts;
+use crate::data::{PairContent, PairRow, RowFile};
+use crate::hub::are_here;
+use crate::self_play::TrainPrompts;
 use crate::stages::StageError;
 use crate::tokenise::{RowTokeniser, TokenisedPair, tokenise_pairs};
 
@@ -52,7 +53,8 @@ impl Rows {
         let train = &config.train;
         let longest = train.max_length.min(model.config.max_position_embeddings);
         // Only `sppo train` reads train.data.
-        let generates = config.prompts.train.is_some() && train.data.is_none();
+        let prompts = config.prompts.files();
+        let generates = !prompts.is_empty() && train.data.is_none();
         let mut rows = Self {
             generates,
             prompts: 0,
@@ -67,15 +69,14 @@ impl Rows {
         if generates {
             rows.longest = longest.min(rows.longest_prompt + config.generate.max_new_tokens + 1);
         }
-        match (&config.prompts.train, &train.data) {
-            (_, Some(file)) | (Some(file), None) if !file.exists() => {
-                rows.assume(config, &format!("{} is not there", file.display()));
-            }
-            (_, Some(file)) => rows.read_pairs(config, model, file)?,
-            (Some(file), None) => rows.read_prompts(config, model, file)?,
+        let files = train.data.as_ref().map_or(prompts, std::slice::from_ref);
+        match (files.iter().find(|file| !are_here(file)), &train.data) {
+            (Some(file), _) => rows.assume(config, &format!("{} is not there", file.display())),
+            (None, Some(file)) => rows.read_pairs(config, model, file)?,
+            (None, None) if generates => rows.read_prompts(config, model)?,
             (None, None) => rows.assume(config, "neither prompts.train nor train.data is given"),
         }
-        if config.prompts.train.is_some() && !generates {
+        if !prompts.is_empty() && !generates {
             let note = "train.data is given, so this is what sppo train takes; sppo run would take prompts.train";
             rows.notes.push(note.into());
         }
@@ -126,15 +127,10 @@ impl Rows {
         ));
     }
 
-    fn read_prompts(
-        &mut self,
-        config: &Config,
-        model: &Shape,
-        file: &Path,
-    ) -> Result<(), StageError> {
-        let prompts = RowFile::<PromptRow>::read(file, config.on_bad_row.skips())?;
-        let parts = split_prompts(config, prompts.rows)?;
-        let part = parts.into_iter().max_by_key(Vec::len).unwrap_or_default();
+    fn read_prompts(&mut self, config: &Config, model: &Shape) -> Result<(), StageError> {
+        let parts = TrainPrompts::read(config)?.rounds.into_iter();
+        let part = parts.map(|part| part.rows).max_by_key(Vec::len);
+        let part = part.unwrap_or_default();
         (self.prompts, self.pairs) = (part.len(), part.len());
         let folder = model.folder.as_deref();
         let Some(text) = folder

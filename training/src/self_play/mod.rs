@@ -11,7 +11,6 @@ mod report;
 mod split;
 mod watch;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -24,11 +23,12 @@ pub use outputs::PAGE;
 pub use page::write_report;
 pub use progress::{PROGRESS, Planned, Progress, StageTime, State, Work};
 pub use report::{IterationReport, LeftOut, Report, Round};
-pub(crate) use split::split_prompts;
+pub(crate) use split::TrainPrompts;
 pub use watch::{Judged, Watched};
 
 use page::write_page;
 use progress::Recorder;
+use split::RoundPrompts;
 
 use crate::card::{self, IterationResult};
 use crate::cluster::{self, lead};
@@ -56,7 +56,7 @@ pub fn run<B: TrainingOps>(
     device: &B::Device,
     monitor: &dyn Monitor,
 ) -> Result<Report, StageError> {
-    let train_file = required(&config.prompts.train, "prompts.train")?;
+    required(&config.prompts.files().first().cloned(), "prompts.train")?;
     let heldout_file = required(&config.prompts.heldout, "prompts.heldout")?;
     // All that can be refused is refused before the first model is loaded.
     let ranks = cluster::world().size();
@@ -77,17 +77,16 @@ pub fn run<B: TrainingOps>(
         ));
     }
     build_judge::<B::InnerBackend>(&config.judge, date(config), device)?;
-    let skip_bad = config.on_bad_row.skips();
-    let train = RowFile::<PromptRow>::read(train_file, skip_bad)?;
-    let ids = train.rows.iter().map(|row| row.prompt_id.clone());
-    let numbers: HashMap<String, usize> = ids.zip(train.numbers).collect();
-    let parts = split_prompts(config, train.rows)?;
+    let TrainPrompts {
+        rounds: parts,
+        left_out: train_left_out,
+    } = TrainPrompts::read(config)?;
     let RowFile {
         rows: mut heldout,
         numbers: heldout_numbers,
         left_out: heldout_left_out,
         ..
-    } = RowFile::<PromptRow>::read(heldout_file, skip_bad)?;
+    } = RowFile::<PromptRow>::read(heldout_file, config.on_bad_row.skips())?;
     heldout.truncate(config.eval.prompts.unwrap_or(usize::MAX));
 
     let dir = &config.output_dir;
@@ -112,11 +111,10 @@ pub fn run<B: TrainingOps>(
         monitor: &recorder,
         heldout: &heldout,
         heldout_file,
-        train_file,
     };
     let check = |model: &Path| {
         let heldout = (heldout.as_slice(), heldout_numbers.as_slice());
-        check_all(config, &parts, heldout, &numbers, model)
+        check_all(config, &parts, heldout, model)
     };
     let given = match config.model.source()? {
         ModelSource::Folder(path) => Some(check(&path)?),
@@ -131,7 +129,7 @@ pub fn run<B: TrainingOps>(
     run.answers::<B>(&first, &first_answers, &dir.join("eval"))?;
     let mut report = Report {
         left_out: LeftOut {
-            train: train.left_out,
+            train: train_left_out,
             heldout: heldout_left_out,
             sft: sft_left_out,
         },
@@ -153,7 +151,7 @@ pub fn run<B: TrainingOps>(
             "iteration {} of {}: {} prompts",
             index + 1,
             parts.len(),
-            prompts.len()
+            prompts.rows.len()
         );
         let done = run.iteration::<B>(&policy, prompts, &folder, index)?;
         let trained = done.model.clone();
@@ -260,26 +258,22 @@ fn keep_date(config: &Config, overwrite: bool) -> Result<Date, StageError> {
 }
 
 /// Refuses prompts of any iteration that `model` cannot answer: the last one would be a bad time to
-/// find them. What becomes of those of each iteration, and of the held-out ones; `numbers` are the
-/// rows of the training prompts in their file.
+/// find them. What becomes of those of each iteration, and of the held-out ones.
 fn check_all(
     config: &Config,
-    parts: &[Vec<PromptRow>],
+    parts: &[RoundPrompts],
     (heldout, heldout_numbers): (&[PromptRow], &[usize]),
-    numbers: &HashMap<String, usize>,
     model: &Path,
 ) -> Result<(Vec<PromptCounts>, PromptCounts), StageError> {
     let limits = PromptLimits::from(config);
     let folder = ModelFolder::open_with(model, config.model.template())?;
-    let distinct = match config.prompts.split {
-        Split::Reuse => 1,
-        Split::Disjoint => parts.len(),
+    let distinct = match (&config.prompts.per_iteration_files, config.prompts.split) {
+        (None, Split::Reuse) => 1,
+        _ => parts.len(),
     };
     let mut counts = Vec::with_capacity(parts.len());
     for part in parts.iter().take(distinct) {
-        let number = |row: &PromptRow| numbers.get(&row.prompt_id).copied().unwrap_or(0);
-        let numbers: Vec<usize> = part.iter().map(number).collect();
-        counts.push(check_prompts(part, &numbers, limits, &folder)?);
+        counts.push(check_prompts(&part.rows, &part.numbers, limits, &folder)?);
     }
     let last = counts.last().copied().unwrap_or_default();
     counts.resize(parts.len(), last);
@@ -295,7 +289,6 @@ struct Run<'a, D> {
     monitor: &'a dyn Monitor,
     heldout: &'a [PromptRow],
     heldout_file: &'a Path,
-    train_file: &'a Path,
 }
 
 impl<D> Run<'_, D> {
@@ -337,7 +330,7 @@ impl<D> Run<'_, D> {
     fn iteration<B: TrainingOps<Device = D>>(
         &self,
         policy: &Path,
-        prompts: &[PromptRow],
+        prompts: &RoundPrompts,
         folder: &Path,
         index: usize,
     ) -> Result<Round, StageError> {
@@ -347,8 +340,8 @@ impl<D> Run<'_, D> {
         let job = Generation {
             model: policy,
             template: config.model.template(),
-            prompts,
-            prompts_file: self.train_file,
+            prompts: &prompts.rows,
+            prompts_file: &prompts.file,
             row_numbers: None,
             limits: PromptLimits::from(config),
             out: &responses,

@@ -113,7 +113,7 @@ impl From<&IterationReport> for IterationResult {
 /// Rows of the input files that could not be used and are left out (`on_bad_row = "skip"`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Of prompts.train, before they were split; what the model cannot take is counted with each
+    /// Of the prompts to train on, before they were split; what the model cannot take is counted with each
     /// iteration.
     pub train: usize,
     /// Of prompts.heldout, likewise.

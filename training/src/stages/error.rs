@@ -149,6 +149,7 @@ fn data_is_input(error: &DataError) -> bool {
     match error {
         DataError::Io { action, source, .. } => path_is_at_fault(action, source),
         DataError::Output(error) => error.is_input(),
+        DataError::Hub(error) => error.is_input(),
         _ => true,
     }
 }

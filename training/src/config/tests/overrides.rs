@@ -3,13 +3,21 @@
 use super::*;
 
 /// Both sides of every pair of alternatives.
-const EITHER: [(&str, &str); 6] = [
+const EITHER: [(&str, &str); 8] = [
     ("train.beta=0.5", "train.eta=100"),
     ("train.eta=8", "train.beta=0.25"),
     ("train.warmup_ratio=0.5", "train.warmup_steps=7"),
     ("train.warmup_steps=7", "train.warmup_ratio=0.5"),
     ("model.path=m", "model.init.tokenizer=t"),
     ("model.init.tokenizer=t", "model.path=m"),
+    (
+        "prompts.train=\"a\"",
+        "prompts.per_iteration_files=[\"a\", \"b\", \"c\"]",
+    ),
+    (
+        "prompts.per_iteration_files=[\"a\", \"b\", \"c\"]",
+        "prompts.train=\"a\"",
+    ),
 ];
 
 #[test]
