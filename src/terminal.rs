@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use sppo_training::shown::is_hidden;
+
 /// `text` with control characters as `\r`, `\u{1b}` and the like. It may have several lines: all
 /// but the first are indented, so that none can pass for a line of the program's own.
 pub fn visible(text: &str) -> Cow<'_, str> {
@@ -94,21 +96,6 @@ fn push(shown: &mut String, letter: char) {
     match is_hidden(letter) {
         true => shown.extend(letter.escape_default()),
         false => shown.push(letter),
-    }
-}
-
-/// Characters that do something to a terminal, or that nobody sees.
-fn is_hidden(letter: char) -> bool {
-    match letter {
-        '\t' | '\n' => false,
-        // Soft hyphen, Arabic letter mark, Mongolian vowel separator, zero-width space.
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' => true,
-        // Direction: marks, embeddings, overrides, isolates; separators of lines and paragraphs.
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' => true,
-        // Invisible operators, isolates, deprecated marks; byte order mark; annotations; tags.
-        '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' => true,
-        '\u{e0000}'..='\u{e007f}' => true,
-        letter => letter.is_control(),
     }
 }
 

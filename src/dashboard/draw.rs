@@ -9,6 +9,7 @@ use ratatui::widgets::{
     Axis, Block, Cell, Chart, Dataset, GraphType, LineGauge, Paragraph, Row, Table, Wrap,
 };
 use sppo_training::self_play::{Judged, Progress, State, Step, Watched};
+use sppo_training::shown::{digits, duration};
 
 use crate::terminal::visible;
 
@@ -227,7 +228,7 @@ fn curves(frame: &mut Frame<'_>, run: &Watched, area: Rect) {
 
 fn titled(name: &str, value: Option<f64>) -> String {
     match value {
-        Some(value) => format!(" {name}: {} ", short(value)),
+        Some(value) => format!(" {name}: {} ", digits(value)),
         None => format!(" {name} "),
     }
 }
@@ -278,7 +279,7 @@ fn chart_over(
     let chart = Chart::new(sets.collect())
         .block(block)
         .x_axis(x.labels(["1".to_string(), format!("{last}")]))
-        .y_axis(y.labels([short(bounds[0]), short(bounds[1])]));
+        .y_axis(y.labels([digits(bounds[0]), digits(bounds[1])]));
     frame.render_widget(chart, area);
 }
 
@@ -328,8 +329,8 @@ fn numbers_of(run: &Watched) -> Paragraph<'static> {
         let targets = run.targets.map(|(chosen, rejected)| [chosen, rejected]);
         let deltas = [("chosen", step.chosen), ("rejected", step.rejected)];
         for ((name, reward), target) in deltas.iter().zip(targets.iter().flatten()) {
-            let delta = short(run.eta * reward);
-            lines.push(format!("Δ {name} {delta}, target {}", short(*target)));
+            let delta = digits(run.eta * reward);
+            lines.push(format!("Δ {name} {delta}, target {}", digits(*target)));
         }
     }
     if let Some(progress) = &run.progress {
@@ -383,30 +384,6 @@ fn help(paused: bool) -> Line<'static> {
         parts.push(Span::from(" paused ").reversed());
     }
     Line::from(parts).dark_gray()
-}
-
-/// Three significant digits.
-fn short(value: f64) -> String {
-    let size = value.abs();
-    match size {
-        _ if !value.is_finite() => "–".into(),
-        _ if size < 1e-12 => "0".into(),
-        _ if !(1e-3..1e6).contains(&size) => format!("{value:.1e}"),
-        _ => {
-            let places = (2.0 - size.log10().floor()).clamp(0.0, 5.0) as usize;
-            format!("{value:.places$}")
-        }
-    }
-}
-
-/// Seconds as a person says them.
-pub fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..=119 => format!("{whole} s"),
-        120..=7199 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub mod optimizer;
 pub mod plan;
 pub mod preference;
 pub mod self_play;
+pub mod shown;
 pub mod stages;
 pub mod tensorboard;
 pub mod tokenise;

@@ -11,26 +11,26 @@ use super::error::FileError;
 pub fn replace_file(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let parent = parent_of(target);
     fs::create_dir_all(parent).map_err(FileError::new("make", parent))?;
-    let aside = aside(target, PARTIAL);
-    let written = create_aside(&aside).and_then(|mut file| {
-        file.write_all(bytes)?;
-        put_in_place(&file, &aside, target)
-    });
-    if written.is_err() {
-        // Half a file is of no use and may be what filled the disk.
-        let _ = fs::remove_file(&aside);
-    }
-    written.map_err(FileError::new("write", target))
+    replace_with(target, bytes, put_in_place)
 }
 
 /// The same without waiting for the disk: for what may be lost where the machine itself stops.
 pub(crate) fn replace_file_soon(target: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace_with(target, bytes, |_, aside, target| fs::rename(aside, target))
+}
+
+fn replace_with(
+    target: &Path,
+    bytes: &[u8],
+    put: impl FnOnce(&File, &Path, &Path) -> io::Result<()>,
+) -> Result<(), FileError> {
     let aside = aside(target, PARTIAL);
     let written = create_aside(&aside).and_then(|mut file| {
         file.write_all(bytes)?;
-        fs::rename(&aside, target)
+        put(&file, &aside, target)
     });
     if written.is_err() {
+        // Half a file is of no use and may be what filled the disk.
         let _ = fs::remove_file(&aside);
     }
     written.map_err(FileError::new("write", target))

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::config::Loss;
 use crate::data::PairProbabilities;
 
 /// An optimizer step; NaN where its line has no such number.
@@ -43,20 +44,14 @@ impl Step {
 /// What a loss wants Δ = log π − log π_ref of the chosen and of the rejected response to become, on
 /// average over pairs; `None` for losses without such a target, and where no pair says it.
 pub(super) fn targets(
-    loss: &str,
-    eta: f64,
+    loss: Loss,
+    beta: f64,
     pairs: impl IntoIterator<Item = PairProbabilities>,
 ) -> Option<(f64, f64)> {
-    let of_pair = |pair: PairProbabilities| -> Option<(f64, f64)> {
-        Some(match loss {
-            "sppo" => (eta * (pair.win? - 0.5), eta * (pair.lose? - 0.5)),
-            "sppo_single" => (eta * (pair.chosen? - 0.5), eta * (0.5 - pair.chosen?)),
-            "sppo_hard" => (0.5 * eta, -0.5 * eta),
-            _ => return None,
-        })
-    };
+    let of_pair = |pair| loss.targets(beta, pair);
     let all = pairs.into_iter().filter_map(of_pair);
-    let (count, chosen, rejected) = all.fold((0.0, 0.0, 0.0), |(n, a, b), (chosen, rejected)| {
+    let known = all.filter(|targets| targets.iter().all(|target| target.is_finite()));
+    let (count, chosen, rejected) = known.fold((0.0, 0.0, 0.0), |(n, a, b), [chosen, rejected]| {
         (n + 1.0, a + chosen, b + rejected)
     });
     (count > 0.0).then(|| (chosen / count, rejected / count))
@@ -86,10 +81,10 @@ mod tests {
                 "{found:?}"
             );
         };
-        near(targets("sppo", 10.0, pairs), (2.5, -2.0));
-        near(targets("sppo_single", 10.0, pairs), (3.0, -3.0));
-        near(targets("sppo_hard", 10.0, pairs), (5.0, -5.0));
-        assert!(targets("dpo", 10.0, pairs).is_none());
-        assert!(targets("sppo", 10.0, [PairProbabilities::default()]).is_none());
+        near(targets(Loss::Sppo, 0.1, pairs), (2.5, -2.0));
+        near(targets(Loss::SppoSingle, 0.1, pairs), (3.0, -3.0));
+        near(targets(Loss::SppoHard, 0.1, pairs), (5.0, -5.0));
+        assert!(targets(Loss::Dpo, 0.1, pairs).is_none());
+        assert!(targets(Loss::Sppo, 0.1, [PairProbabilities::default()]).is_none());
     }
 }

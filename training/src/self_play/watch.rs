@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::curves::{Step, targets};
 use super::progress::Progress;
 use super::report::Report;
-use crate::config::Config;
+use crate::config::{Config, Loss};
 use crate::data::PairProbabilities;
 use crate::files::FileError;
 use crate::stages::StageError;
@@ -36,7 +36,7 @@ pub struct Watched {
     read: u64,
     /// 1/β: rewards times this are Δ.
     pub eta: f64,
-    loss: String,
+    loss: Option<Loss>,
     /// What Δ of chosen and rejected is to become in that training.
     pub targets: Option<(f64, f64)>,
     /// The last rows that were judged, the last one first.
@@ -83,7 +83,7 @@ impl Watched {
             // Another version's may have other fields; then there is nothing to show.
             self.report = serde_json::from_slice(&report).unwrap_or_default();
         }
-        if self.loss.is_empty() {
+        if self.loss.is_none() {
             self.read_config();
         }
         self.follow_training()?;
@@ -94,7 +94,7 @@ impl Watched {
         let path = self.dir.join("config.toml");
         if let Ok(config) = Config::load(Some(&path), &[]) {
             self.eta = 1.0 / config.train.beta;
-            self.loss = config.train.loss.to_string();
+            self.loss = Some(config.train.loss);
         }
     }
 
@@ -141,6 +141,9 @@ impl Watched {
             chosen_probs_win: Option<f64>,
             chosen_probs_lose: Option<f64>,
         }
+        let Some(loss) = self.loss else {
+            return Ok(None);
+        };
         let path = self.folder(training).join("pairs.jsonl");
         let text = read(&path)?.unwrap_or_default();
         let pairs = text.split(|byte| *byte == b'\n');
@@ -150,7 +153,7 @@ impl Watched {
             win: pair.chosen_probs_win,
             lose: pair.chosen_probs_lose,
         });
-        Ok(targets(&self.loss, self.eta, pairs))
+        Ok(targets(loss, 1.0 / self.eta, pairs))
     }
 
     /// The end of the newest file of judged rows.

@@ -5,6 +5,7 @@ use super::folder::{Iteration, RunFolder};
 use crate::data::PairProbabilities;
 use crate::self_play::curves::Step;
 use crate::self_play::report::IterationReport;
+use crate::shown::digits;
 
 /// Half of a 95 % interval, in standard errors.
 pub(super) const Z: f64 = 1.96;
@@ -428,37 +429,9 @@ fn shown(series: &[Series<'_>], smoothed: &[Vec<(f64, f64)>]) -> Vec<f64> {
     values
 }
 
-/// Three significant digits.
-pub(super) fn digits(value: f64) -> String {
-    let size = value.abs();
-    match size {
-        _ if !value.is_finite() => "–".into(),
-        _ if size == 0.0 => "0".into(),
-        _ if !(1e-3..1e6).contains(&size) => format!("{value:.2e}"),
-        _ => {
-            let places = (2.0 - size.log10().floor()).clamp(0.0, 5.0) as usize;
-            format!("{value:.places$}")
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_have_three_digits() {
-        for (value, shown) in [
-            (0.0, "0"),
-            (1234.5, "1234"),
-            (0.012345, "0.0123"),
-            (-12.345, "-12.3"),
-            (1.5e7, "1.50e7"),
-            (f64::NAN, "–"),
-        ] {
-            assert_eq!(digits(value), shown);
-        }
-    }
 
     #[test]
     fn quantiles_are_values() {

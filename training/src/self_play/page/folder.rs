@@ -9,6 +9,7 @@ use toml::Table;
 use super::super::curves::{Step, targets};
 use super::super::progress::Progress;
 use super::super::report::Report;
+use crate::config::Loss;
 use crate::data::{JudgedRow, PairProbabilities, PairRow, Prompt, Row, read_each_numbered};
 use crate::files::{FileError, Mark, read_mark};
 use crate::stages::StageError;
@@ -141,10 +142,10 @@ impl RunFolder {
     /// What Δ of a pair's better and worse response is to become in each iteration; `None` for losses
     /// without such a target.
     pub fn targets(&self) -> Option<Vec<(f64, f64)>> {
-        let loss = self.setting("train.loss")?.as_str()?;
-        let eta = 1.0 / self.beta()?;
+        let loss: Loss = self.setting("train.loss")?.as_str()?.parse().ok()?;
+        let beta = self.beta()?;
         let all = self.iterations.iter();
-        let all = all.map(|iteration| targets(loss, eta, iteration.pairs.iter().copied()));
+        let all = all.map(|iteration| targets(loss, beta, iteration.pairs.iter().copied()));
         let all: Vec<_> = all.collect();
         let unknown = (f64::NAN, f64::NAN);
         let is_known = all.iter().any(Option::is_some);

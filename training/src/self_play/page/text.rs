@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::shown::is_hidden;
+
 /// Characters of a text that are shown.
 const MOST: usize = 6000;
 /// Characters from which a text gets a box that scrolls.
@@ -50,14 +52,7 @@ pub(super) fn summary(text: &str) -> (String, bool) {
 pub(super) fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
-        let is_hidden = match letter {
-            '\n' | '\t' => false,
-            '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}' => true,
-            '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => true,
-            '\u{e0000}'..='\u{e007f}' => true,
-            letter => letter.is_control(),
-        };
-        match is_hidden {
+        match is_hidden(letter) {
             true => {
                 let _ = write!(shown, "{}", letter.escape_default());
             }

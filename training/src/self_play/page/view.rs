@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::super::curves::Step;
 use super::super::report::IterationReport;
 use super::chart::Chart;
-use super::figures::{self, CURVES, FIRST, SECOND, Z, digits};
+use super::figures::{self, CURVES, FIRST, SECOND, Z};
 use super::folder::{Answer, Iteration, Judged, RunFolder, chosen_prompts};
 use super::text::{Text, summary, visible};
+use crate::shown::{digits, duration};
 
 /// The page of one run.
 #[derive(Serialize)]
@@ -511,17 +512,6 @@ fn reversals(done: &[Iteration]) -> (usize, usize) {
     (lost, won)
 }
 
-/// Seconds as a person says them.
-pub(super) fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..=9 => format!("{seconds:.1} s"),
-        10..=119 => format!("{whole} s"),
-        120..=7199 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
 fn times(run: &RunFolder) -> Option<Times> {
     let progress = run.progress.as_ref()?;
     let all: f64 = progress.stages.iter().map(|stage| stage.seconds).sum();
@@ -588,14 +578,17 @@ fn facts(run: &RunFolder) -> Table {
     add("pairs a step", pairs_a_step(run));
     add("samples a prompt", text("generate.samples"));
     add("temperature", text("generate.temperature"));
-    add("prompts", text("prompts.train"));
+    let files = text("prompts.per_iteration_files");
+    add("prompts", text("prompts.train").or(files));
     add("held-out prompts", text("prompts.heldout"));
     add("device", run.config.get("device").map(plain));
     add("seed", run.config.get("seed").map(plain));
     add("folder", Some(run.dir.display().to_string()));
     if let Some(mark) = &run.mark {
         add("begun", Some(format!("{} (UTC)", mark.begun)));
-        add("program", Some(mark.program.clone()));
+        let commit = mark.commit.as_ref();
+        let commit = commit.map_or(String::new(), |commit| format!(", commit {commit}"));
+        add("program", Some(mark.program.clone() + &commit));
     }
     Table {
         caption: "The run in short".into(),
@@ -826,21 +819,4 @@ fn flat(run: &RunFolder) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     add(&mut all, "", &toml::Value::Table(run.config.clone()));
     all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_said_as_people_do() {
-        for (seconds, said) in [
-            (0.25, "0.2 s"),
-            (42.4, "42 s"),
-            (125.0, "2 min 05 s"),
-            (7260.0, "2 h 01 min"),
-        ] {
-            assert_eq!(duration(seconds), said);
-        }
-    }
 }
