@@ -7,6 +7,7 @@ use sppo_training::evaluation::{
     Annotations, Gamed, LmEvalResults, find_gamed, leaderboard, win_rate_report,
 };
 use sppo_training::files::CARD;
+use sppo_training::hub::Repository;
 
 use crate::errors::{OrUser, user};
 use crate::output;
@@ -44,7 +45,7 @@ pub struct Args {
 pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut card = Card::of(&args.model).or_user()?;
     if let Some(name) = &args.name {
-        if !is_repository(name) {
+        if Repository::model(name).is_none_or(|found| found.revision.is_some()) {
             return Err(user(format!(
                 "--name {name}: expected a name of the Hub such as my-org/my-model"
             )));
@@ -80,14 +81,4 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
             path.display()
         ))),
     }
-}
-
-/// Whether a text is a name as the Hub has them.
-fn is_repository(name: &str) -> bool {
-    let plain = |part: &str| {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        !part.is_empty() && part.chars().all(allowed)
-    };
-    name.split_once('/')
-        .is_some_and(|(owner, model)| plain(owner) && plain(model))
 }

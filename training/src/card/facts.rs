@@ -12,6 +12,7 @@ use super::front_matter;
 use super::hardware::Hardware;
 use crate::config::{Config, model_name};
 use crate::files::{CARD, IN_FOLDER, Mark, file_fingerprint, read_mark};
+use crate::hub::Inside;
 
 /// The mark of a model, with what a training writes into it.
 #[derive(Clone, Debug, Deserialize)]
@@ -273,10 +274,8 @@ pub(super) fn whereabouts(path: &Path, run: Option<&Path>) -> PathBuf {
 
 /// The data set of the Hub that a file belongs to, by its place in the cache or its address.
 pub(super) fn dataset(path: &Path) -> Option<String> {
-    let text = path.to_str()?;
-    if let Some(address) = text.strip_prefix("hf://datasets/") {
-        let mut parts = address.split(['/', '@']);
-        return Some(format!("{}/{}", parts.next()?, parts.next()?));
+    if let Some(inside) = Inside::of(path) {
+        return inside.ok().map(|inside| inside.repository.id);
     }
     path.components().find_map(|part| {
         let name = part.as_os_str().to_str()?.strip_prefix("datasets--")?;

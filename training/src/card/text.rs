@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -12,6 +12,7 @@ use super::front_matter::{list, quoted};
 use super::markdown::{code, link};
 
 use crate::config::{Config, Effective, JudgeKind, Split};
+use crate::shown::duration;
 
 const PAPER: &str = "https://arxiv.org/abs/2405.00675";
 
@@ -92,15 +93,31 @@ fn front_matter(card: &Contents) -> String {
 /// Data sets of the Hub that prompts, or rows, came from.
 fn datasets(card: &Contents) -> Vec<String> {
     let mut found = Vec::new();
-    if let Some(Config { prompts, sft, .. }) = card.run.as_ref().and_then(|r| r.config.as_ref()) {
-        let files = [&sft.data, &prompts.train];
-        found.extend(files.into_iter().flatten().filter_map(|path| dataset(path)));
+    if let Some(run) = &card.run {
+        let fine_tuning = run
+            .config
+            .iter()
+            .filter_map(|config| config.sft.data.as_ref());
+        let files = fine_tuning.chain(prompt_files(run));
+        found.extend(files.filter_map(|path| dataset(path)));
     }
     let data = card.training.as_ref().and_then(|made| made.input("data"));
     found.extend(data.and_then(dataset));
     found.sort();
     found.dedup();
     found
+}
+
+/// The files of prompts of the iterations up to the model's own.
+fn prompt_files(run: &Run) -> &[PathBuf] {
+    let (Some(config), Some(iteration)) = (&run.config, run.iteration) else {
+        return &[];
+    };
+    let files = config.prompts.files();
+    match config.prompts.per_iteration_files {
+        Some(_) => &files[..iteration.min(files.len())],
+        None => files,
+    }
 }
 
 /// What it is and where it comes from.
@@ -270,14 +287,19 @@ fn data(card: &Contents) -> String {
         Some(id) => format!("[{id}](https://huggingface.co/datasets/{id})"),
         None => place(card, path),
     };
-    let config = card.run.as_ref().and_then(|run| run.config.as_ref());
-    if let (Some(config), Settings::Pairs(_)) = (config, &card.settings) {
-        let prompts = config.prompts.train.as_deref().map(file);
+    let run = card.run.as_ref();
+    let run = run.and_then(|run| Some((run, run.config.as_ref()?)));
+    if let (Some((run, config)), Settings::Pairs(_)) = (run, &card.settings) {
         let generate = &config.generate;
-        if let Some(prompts) = prompts {
+        let prompts = prompt_files(run).iter().map(|path| file(path));
+        let prompts: Vec<String> = prompts.collect();
+        if !prompts.is_empty() {
             lines.push(format!(
-                "Prompts: {prompts}, {}",
+                "Prompts: {}, {}",
+                prompts.join(", "),
                 match (config.prompts.split, config.iterations) {
+                    _ if config.prompts.per_iteration_files.is_some() =>
+                        "a file for each iteration".into(),
                     (_, 1) => "all of them".into(),
                     (Split::Disjoint, rounds) =>
                         format!("one of {rounds} parts for each iteration"),
@@ -357,13 +379,13 @@ fn making(card: &Contents) -> String {
         let ranks = ranks.map_or(1, |hardware| hardware.ranks);
         lines.push(format!(
             "Training: {} ({:.0} tokens in {} steps, {:.0} tokens a second), without sampling, judging and evaluation{}",
-            time(spent.seconds),
+            duration(spent.seconds),
             spent.tokens,
             spent.steps,
             spent.tokens / spent.seconds,
             match ranks {
                 1 => String::new(),
-                ranks => format!("; {} of all processes", time(spent.seconds * ranks as f64)),
+                ranks => format!("; {} of all processes", duration(spent.seconds * ranks as f64)),
             }
         ));
         lines.push(format!(
@@ -373,14 +395,6 @@ fn making(card: &Contents) -> String {
         ));
     }
     format!("## How it was made\n\n- {}\n\n", lines.join("\n- "))
-}
-
-fn time(seconds: f64) -> String {
-    match seconds {
-        s if s >= 3600.0 => format!("{:.1} hours", s / 3600.0),
-        s if s >= 100.0 => format!("{:.1} minutes", s / 60.0),
-        s => format!("{s:.0} seconds"),
-    }
 }
 
 fn quick_start(card: &Contents) -> String {
