@@ -95,6 +95,7 @@ impl WithBackend for WarmUp<'_> {
     fn run<B: TrainingOps>(self, device: B::Device) -> Self::Output {
         let Config {
             train,
+            logging,
             judge,
             prompts,
             sft,
@@ -113,7 +114,7 @@ impl WithBackend for WarmUp<'_> {
         if matches!(judge.kind, JudgeKind::PairRm | JudgeKind::Reward) {
             self.judge::<B>(&device)?;
         }
-        warm_up_training::<B>(train, self.model, &device, &monitor)?;
+        warm_up_training::<B>(train, logging, self.model, &device, &monitor)?;
         Ok(())
     }
 }

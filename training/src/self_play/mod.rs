@@ -176,8 +176,6 @@ pub fn run<B: TrainingOps>(
         if left > 0 {
             let seconds = longest * left as f64;
             tracing::info!("about {seconds:.0} s left for {left} more iterations");
-        } else {
-            recorder.finished();
         }
         report.page = lead(world, || {
             if let (Some(events), Some(entry)) = (&mut events, report.iterations.last()) {
@@ -188,6 +186,7 @@ pub fn run<B: TrainingOps>(
         })?;
         (policy, policy_answers) = (trained, answers);
     }
+    recorder.finished();
     Ok(report)
 }
 

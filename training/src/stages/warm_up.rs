@@ -14,7 +14,7 @@ use super::error::StageError;
 use super::generate::plan;
 use super::generation::Sampling;
 use super::train::memory_budget;
-use crate::config::Train;
+use crate::config::{Logging, Train};
 use crate::cost::Batch;
 use crate::data::PairProbabilities;
 use crate::learner::Learner;
@@ -57,6 +57,7 @@ fn ids(config: &LlamaConfig, from: usize, count: usize) -> Vec<u32> {
 /// Batches of each length that rows can have, as `[train]` cuts them: the reference's pass and a step.
 pub fn warm_up_training<B: TrainingOps>(
     train: &Train,
+    logging: &Logging,
     folder: &Path,
     device: &B::Device,
     monitor: &dyn Monitor,
@@ -121,7 +122,8 @@ pub fn warm_up_training<B: TrainingOps>(
         }
     }
     let reference = vec![[-1.0, -1.0]; pairs.len()];
-    let mut objective = PreferenceObjective::new(pairs, reference, train.loss, train.beta);
+    let mut objective = PreferenceObjective::new(pairs, reference, train.loss, train.beta)
+        .with_token_metrics(logging.token_metrics);
     for window in steps {
         if monitor.interrupted() {
             return Err(StageError::Interrupted);
