@@ -43,6 +43,7 @@ pub fn start<'p>(place: &'p Place, ranks: usize, each: &str, args: &str) -> Job<
     mpirun
         .current_dir(place.path(""))
         .env("HOME", place.path(""));
+    mpirun.env("HF_HUB_OFFLINE", "1");
     mpirun.env_remove("SPPO_LOG").stdin(Stdio::null());
     let file = |name| File::create(place.path(name)).unwrap();
     mpirun.stdout(file("stdout")).stderr(file("stderr"));

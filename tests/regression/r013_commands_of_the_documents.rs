@@ -6,10 +6,11 @@ use std::process::Command;
 
 use crate::cli::Place;
 
-/// Beginnings of those that need a download, a server, a GPU or another's files.
-const NEED_MORE: [&str; 9] = [
+/// Beginnings of those that need a download, a server, a GPU, a finished run or another's files.
+const NEED_MORE: [&str; 10] = [
     "sppo download ",
     "sppo chat ",
+    "sppo report ",
     "cargo ",
     "sppo generate --model M ",
     "sppo join --prompts prompts.jsonl --out responses.jsonl r*.jsonl",
@@ -74,6 +75,7 @@ fn they_run_as_written() {
                 .current_dir(place.path(""))
                 .env("PATH", &path)
                 .env("HOME", place.path(""))
+                .env("HF_HUB_OFFLINE", "1")
                 .output()
                 .unwrap();
             let stderr = String::from_utf8_lossy(&output.stderr);
