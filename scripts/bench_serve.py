@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares tokens per second of concurrent completions over HTTP with `sppo bench --only generate`.
 
-    python3 scripts/bench_serve.py --sppo target/release/sppo --model runs/default/model
+    python3 scripts/bench_serve.py --sppo target/release/sppo --model runs/default/iteration-3/model
 
 Both sample as many sequences of as many tokens, with prompts of random ids of one length; the best
 of a few rounds counts. Ends with exit code 1 where HTTP gives less than --least of the bench.

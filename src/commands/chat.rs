@@ -9,8 +9,8 @@ use super::args::{DateArg, DeviceArg, TemplateArg};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  sppo chat --model runs/default/model
-  sppo chat --model runs/default/sft/model --model runs/default/model
+  sppo chat --model runs/default/iteration-3/model
+  sppo chat --model runs/default/sft/model --model runs/default/iteration-3/model
   sppo chat --model BASE --model BASE --adapter runs/a/model --device cuda
   sppo chat --url http://localhost:8000 --set temperature=0.7
   sppo chat --model DIR --message 'What is a mutex?' --set temperature=0 --set max_tokens=200

@@ -30,7 +30,7 @@ use crate::{hub, output};
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
 Examples:
-  sppo eval --model runs/default/model --against runs/sft/model --prompts heldout.jsonl
+  sppo eval --model runs/default/iteration-3/model --against runs/sft/model --prompts heldout.jsonl
   sppo eval --model A --against B --prompts heldout.jsonl --set eval.prompts=100 --json
 The judge is that of [judge] in the configuration; [eval] says how the answers are made.
   sppo eval leaderboard --results lm-eval

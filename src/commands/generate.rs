@@ -24,7 +24,7 @@ use crate::{hub, output};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  sppo generate --model runs/default/model --prompts prompts.jsonl --out responses.jsonl
+  sppo generate --model runs/default/iteration-3/model --prompts prompts.jsonl --out responses.jsonl
   sppo generate --model DIR --prompts p.parquet --out r.jsonl --samples 1 --temperature 0
   sppo generate --model BASE --prompts p.jsonl --out r.jsonl --raw --max-new-tokens 64
   sppo generate --model DIR --prompts p.jsonl --out r0.jsonl --shard 0/4 --device cuda:0 --precision bf16

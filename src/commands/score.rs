@@ -16,7 +16,7 @@ use crate::{hub, output};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  sppo score --model runs/default/model --data pairs.jsonl --out scores.jsonl
+  sppo score --model runs/default/iteration-3/model --data pairs.jsonl --out scores.jsonl
   sppo score --model DIR --data pairs.parquet --out scores.parquet --rows official")]
 pub struct Args {
     /// Checkpoint folder, or Hugging Face repository id (org/name[@revision]), downloaded if need be.

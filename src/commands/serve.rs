@@ -8,7 +8,7 @@ use sppo_training::config::{Generate, Precision};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  sppo serve --model runs/default/model
+  sppo serve --model runs/default/iteration-3/model
   sppo serve --model meta-llama/Meta-Llama-3-8B-Instruct --device cuda --precision bf16 --batch 64
   sppo serve --model BASE --adapter runs/a/model --served-name mine --port 8001
   sppo serve --model DIR --host 0.0.0.0 --api-key-file key.txt
