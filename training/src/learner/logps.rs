@@ -15,7 +15,7 @@ const CHUNK_LOGITS: usize = 1 << 25;
 
 /// The same in bf16 on a GPU, where their gradient takes their place, and a chunk's gradient by the
 /// vocabulary's weights, which is added to those before, is more than the logits themselves.
-const CHUNK_LOGITS_IN_PLACE: usize = 1 << 28;
+const CHUNK_LOGITS_IN_PLACE: usize = 1 << 27;
 
 #[cfg(test)]
 thread_local! {
