@@ -6,8 +6,19 @@ use std::process::Command;
 
 use crate::cli::Place;
 
-/// Beginnings of those that need a download, a server, a GPU, a finished run or another's files.
-const NEED_MORE: [&str; 10] = [
+/// Beginnings of those that need a download, a server, a GPU, minutes, a finished run or another's
+/// files.
+const NEED_MORE: [&str; 20] = [
+    "sppo run",
+    "sppo warm-up ",
+    "sppo watch ",
+    "sppo serve ",
+    "sppo eval leaderboard ",
+    "sppo eval winrate ",
+    "sppo card --model runs/llama3-8b-8gpu",
+    "mpirun ",
+    "CUDARC_CUDA_VERSION=13000 cargo ",
+    "hf upload ",
     "sppo download ",
     "sppo chat ",
     "sppo report ",
@@ -45,6 +56,7 @@ fn they_run_as_written() {
         let few: String = text.split_inclusive('\n').take(6).collect();
         place.write(&format!("{name}.jsonl"), few);
     }
+    fs::copy(data.join("config.toml"), place.path("config.toml")).unwrap();
     fs::create_dir(place.path("configs")).unwrap();
     for entry in fs::read_dir(data.join("configs")).unwrap() {
         let path = entry.unwrap().path();
