@@ -126,7 +126,7 @@ mod tests {
             [vec![id("a", 1)], vec![id("a", 1)]]
         );
         let refused = |texts: &[String]| Config::load(None, texts).unwrap_err().to_string();
-        let message = refused(&[files.clone()]);
+        let message = refused(std::slice::from_ref(&files));
         assert!(
             message.contains("a file for each of 3 iterations"),
             "{message}"

@@ -165,7 +165,7 @@ impl Watched {
         });
         let mut found = files.filter_map(|path| {
             let meta = fs::metadata(&path).ok()?;
-            (meta.len() > 0).then(|| (path, meta.len()))
+            (meta.len() > 0).then_some((path, meta.len()))
         });
         let Some((path, size)) = found.next() else {
             return Ok(());

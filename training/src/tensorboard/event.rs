@@ -57,12 +57,12 @@ impl Message {
 pub(super) struct SummaryValue(Message);
 
 impl SummaryValue {
-    fn new(tag: &str) -> Message {
+    fn tagged(tag: &str) -> Message {
         Message::default().bytes(1, tag.as_bytes())
     }
 
     pub fn scalar(tag: &str, value: f64) -> Self {
-        Self(Self::new(tag).float(2, value as f32))
+        Self(Self::tagged(tag).float(2, value as f32))
     }
 
     /// Markdown, as the plugin `text` shows it.
@@ -75,7 +75,7 @@ impl SummaryValue {
             .message(2, Message::default())
             .bytes(8, markdown.as_bytes());
         let metadata = Message::default().message(1, plugin);
-        Self(Self::new(tag).message(8, tensor).message(9, metadata))
+        Self(Self::tagged(tag).message(8, tensor).message(9, metadata))
     }
 
     /// Of values in buckets of one width; what is not finite does not count.
@@ -96,7 +96,7 @@ impl SummaryValue {
                 .doubles(6, buckets.iter().map(|(limit, _)| *limit))
                 .doubles(7, buckets.iter().map(|(_, count)| *count));
         }
-        Self(Self::new(tag).message(5, histogram))
+        Self(Self::tagged(tag).message(5, histogram))
     }
 }
 

@@ -381,7 +381,7 @@ fn round_step(at_least: f64) -> f64 {
 fn short(value: f64, step: f64) -> String {
     let value = if value.abs() < step / 1e6 { 0.0 } else { value };
     let size = value.abs().max(step);
-    if size >= 1e6 || size < 1e-3 {
+    if !(1e-3..1e6).contains(&size) {
         return format!("{value:.0e}");
     }
     if step >= 1000.0 {

@@ -25,8 +25,12 @@ pub(super) struct Series<'a> {
     pub points: Vec<(f64, f64)>,
 }
 
-/// A percentage by iteration, with half the width of its interval (0 where there is none).
-pub(super) fn win_rates(title: &str, series: &[(&str, &str, Vec<(f64, f64)>)]) -> Chart {
+/// Class, name, and by iteration a percentage with half the width of its interval (0 where there is
+/// none).
+type Rates<'a> = (&'a str, &'a str, Vec<(f64, f64)>);
+
+/// Win rates by iteration.
+pub(super) fn win_rates(title: &str, series: &[Rates<'_>]) -> Chart {
     let most = series.iter().map(|(_, _, rates)| rates.len()).max();
     let names: Vec<String> = (1..=most.unwrap_or(0)).map(|i| i.to_string()).collect();
     let all = series.iter().flat_map(|(_, _, rates)| rates);
@@ -398,8 +402,8 @@ fn steps_chart_over(
         if !series.name.is_empty() {
             chart.key(Shape::Line, series.class, series.name);
         }
-        let finite = smoothed.iter().filter(|(_, y)| y.is_finite());
-        let (first, last) = (finite.clone().next(), finite.last());
+        let mut finite = smoothed.iter().filter(|(_, y)| y.is_finite());
+        let (first, last) = (finite.clone().next(), finite.next_back());
         if let (Some((_, first)), Some((_, last))) = (first, last) {
             let name = if series.name.is_empty() {
                 &title
