@@ -80,8 +80,9 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
 /// What the models are called: as they were given, with what tells two of one name apart.
 fn names(args: &Args, clients: &[Client]) -> Vec<String> {
     let mut names: Vec<String> = clients.iter().map(|client| client.model.clone()).collect();
-    if let (Some(adapter), Some(name)) = (&args.adapter, names.get_mut(args.model.len() - 1)) {
-        *name = format!("{name} + {adapter}");
+    let last = args.model.len().checked_sub(1);
+    if let (Some(adapter), Some(last)) = (&args.adapter, last) {
+        names[last] = format!("{} + {adapter}", names[last]);
     }
     if let [first, second] = &mut names[..]
         && first == second

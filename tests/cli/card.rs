@@ -54,7 +54,7 @@ fn a_card_says_what_was_trained_and_how() {
     let expected = [
         "# llama-SPPO\n",
         "16 pairs with the sppo loss (eta 1000)",
-        "| learning_rate | `1e-4` |",
+        "| learning_rate | `0.0001` |",
         "| eta | `1000 (1/beta)` |",
         "| optimizer | `rmsprop` |",
         "8 optimizer steps",

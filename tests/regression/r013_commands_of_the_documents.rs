@@ -57,6 +57,7 @@ fn they_run_as_written() {
         place.write(&format!("{name}.jsonl"), few);
     }
     fs::copy(data.join("config.toml"), place.path("config.toml")).unwrap();
+    std::os::unix::fs::symlink(data.join("data"), place.path("data")).unwrap();
     fs::create_dir(place.path("configs")).unwrap();
     for entry in fs::read_dir(data.join("configs")).unwrap() {
         let path = entry.unwrap().path();
