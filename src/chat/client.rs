@@ -120,9 +120,8 @@ impl Client {
         while !stop.load(Ordering::Relaxed) {
             line.clear();
             let read = (&mut lines).take(MOST_BYTES).read_line(&mut line);
-            match read.map_err(|error| self.fault(&error.to_string()))? {
-                0 => return Err(self.fault("the answer broke off")),
-                _ => {}
+            if read.map_err(|error| self.fault(&error.to_string()))? == 0 {
+                return Err(self.fault("the answer broke off"));
             }
             let Some(data) = line.trim_end().strip_prefix("data:") else {
                 continue;
