@@ -17,13 +17,13 @@ pub struct Answer {
     pub text: String,
     /// How it ended; none where it was stopped.
     pub end: Option<End>,
-    /// From the first piece to the last.
+    /// From the request to the end of the answer.
     pub seconds: f64,
 }
 
 enum Event {
     Piece(String),
-    Over(Result<End, String>),
+    Over(Result<(End, f64), String>),
 }
 
 /// Asks each model its request; `show` hears each piece as it comes, and of a model's end. The user's
@@ -39,13 +39,14 @@ pub fn ask_all(
         let (client, stop, sender) = (client.clone(), stop.clone(), sender.clone());
         std::thread::spawn(move || {
             let piece = |text: &str| drop(sender.send((index, Event::Piece(text.into()))));
+            let begun = Instant::now();
             let end = client.ask(request, &stop, piece);
+            let end = end.map(|end| (end, begun.elapsed().as_secs_f64()));
             let _ = sender.send((index, Event::Over(end)));
         });
     }
     drop(sender);
     let mut answers: Vec<_> = clients.iter().map(|_| Ok(Answer::default())).collect();
-    let mut begun: Vec<Option<Instant>> = vec![None; clients.len()];
     loop {
         let (index, event) = match events.recv_timeout(Duration::from_millis(30)) {
             Ok(event) => event,
@@ -62,17 +63,16 @@ pub fn ask_all(
         }
         match event {
             Event::Piece(text) => {
-                let since = begun[index].get_or_insert_with(Instant::now);
                 show(index, Some(&text));
                 if let Ok(answer) = &mut answers[index] {
                     answer.text += &text;
-                    answer.seconds = since.elapsed().as_secs_f64();
                 }
             }
-            Event::Over(Ok(end)) => {
+            Event::Over(Ok((end, seconds))) => {
                 show(index, None);
                 if let Ok(answer) = &mut answers[index] {
                     answer.end = Some(end);
+                    answer.seconds = seconds;
                 }
             }
             Event::Over(Err(error)) => {

@@ -238,19 +238,10 @@ fn note(answer: &Result<Answer, String>, stopped: bool, rate: bool) -> Option<St
     };
     let cut =
         (end.reason.as_deref() == Some("length")).then(|| "cut off at the most tokens".to_string());
-    let rate = end
-        .tokens
-        .filter(|_| rate)
-        .map(|tokens| match answer.seconds {
-            // The first piece does not tell how long it took.
-            seconds if seconds > 0.0 && tokens > 1 => {
-                format!(
-                    "{tokens} tokens, {:.1} a second",
-                    (tokens - 1) as f64 / seconds
-                )
-            }
-            _ => format!("{tokens} tokens"),
-        });
+    let rate = end.tokens.filter(|_| rate).map(|tokens| {
+        let rate = tokens as f64 / answer.seconds.max(1e-3);
+        format!("{tokens} tokens, {rate:.1} a second")
+    });
     let parts: Vec<String> = cut.into_iter().chain(rate).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
