@@ -158,7 +158,12 @@ impl Lines {
     fn text(&self, label: &str, unit: &str, now: Instant) -> String {
         let seconds = now.duration_since(self.started).as_secs_f64();
         let rate = (self.done - self.first) as f64 / seconds.max(1e-3);
-        let mut text = format!("{label}: {}/{} {unit}, {rate:.1}/s", self.done, self.total);
+        // Slow units by their time: 0.0/s says nothing.
+        let pace = match rate {
+            rate if rate > 0.0 && rate < 0.5 => format!("{:.1} s each", 1.0 / rate),
+            _ => format!("{rate:.1}/s"),
+        };
+        let mut text = format!("{label}: {}/{} {unit}, {pace}", self.done, self.total);
         let left = self.total.saturating_sub(self.done);
         let by_rate = (rate > 0.0).then(|| left as f64 / rate);
         if let Some(seconds) = self.left.or(by_rate)

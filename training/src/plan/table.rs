@@ -30,6 +30,14 @@ fn short(number: f64) -> String {
     }
 }
 
+/// The same before its unit.
+fn of(number: f64, unit: &str) -> String {
+    match short(number) {
+        plain if number < 1e3 => format!("{plain} {unit}"),
+        large => large + unit,
+    }
+}
+
 impl Display for Plan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "model        {}", self.model)?;
@@ -42,23 +50,23 @@ impl Display for Plan {
         )?;
         writeln!(
             f,
-            "a step       {} pairs, {} at a time; {} tokens, {}FLOP",
+            "a step       {} pairs, {} at a time; {} tokens, {}",
             self.pairs_per_step,
             self.pairs_at_a_time,
             short(self.tokens_per_step),
-            short(self.flops_per_step)
+            of(self.flops_per_step, "FLOP")
         )?;
         let flops = self.flops_per_iteration;
         writeln!(
             f,
-            "iterations   {}, of {} pairs and {} steps each; {}FLOP of generation, {}FLOP of judging, {}FLOP of reference, {}FLOP of training",
+            "iterations   {}, each of {} pairs, {} steps, {} of generation, {} of judging, {} of reference and {} of training",
             self.iterations,
             self.pairs_per_iteration,
             self.steps_per_iteration,
-            short(flops.generation),
-            short(flops.judging),
-            short(flops.reference),
-            short(flops.training)
+            of(flops.generation, "FLOP"),
+            of(flops.judging, "FLOP"),
+            of(flops.reference, "FLOP"),
+            of(flops.training, "FLOP")
         )?;
         for note in &self.notes {
             writeln!(f, "             ({note})")?;
@@ -301,7 +309,7 @@ fn cluster(f: &mut Formatter<'_>, plan: &Plan) -> fmt::Result {
             size(row.fixed_bytes),
             size(row.usual_peak_bytes),
             size(row.peak_bytes),
-            format!("{}B", short(row.bytes_sent_per_step)),
+            of(row.bytes_sent_per_step, "B"),
             time(row.step_seconds),
             time(row.step_seconds_overlapped),
             times(&row.hours)
@@ -314,12 +322,12 @@ fn cluster(f: &mut Formatter<'_>, plan: &Plan) -> fmt::Result {
     if let Some(roofline) = &plan.roofline {
         writeln!(
             f,
-            "  a step on one card takes at least {} ({:.0} % MFU): {}FLOP of products at {:.0} % of the nominal rate, then {}B of other kernels at {:.0} % of the memory's",
+            "  a step on one card takes at least {} ({:.0} % MFU): {} of products at {:.0} % of the nominal rate, then {} of other kernels at {:.0} % of the memory's",
             time(roofline.step_seconds),
             100.0 * roofline.mfu,
-            short(roofline.product_flops),
+            of(roofline.product_flops, "FLOP"),
             100.0 * roofline.products_reach,
-            short(roofline.other_bytes),
+            of(roofline.other_bytes, "B"),
             100.0 * roofline.memory_reach
         )?;
         let hours: f64 =

@@ -173,7 +173,10 @@ pub struct RankMetrics {
 impl StepMetrics {
     /// What a progress bar shows beside its numbers.
     pub fn note(&self) -> String {
-        format!("loss {:.4}, {:.0} tok/s", self.loss, self.tokens_per_second)
+        format!(
+            "loss {:.4}, {:.0} tokens/s",
+            self.loss, self.tokens_per_second
+        )
     }
 
     /// The numbers of the line by the tags that transformers' TensorBoard callback gives them:
