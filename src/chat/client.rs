@@ -41,13 +41,22 @@ impl Client {
         }
         let bare = !rest.trim_end_matches('/').contains('/') && !rest.contains('?');
         let address = Address::new(url);
-        let config = ureq::Agent::config_builder()
+        let host = rest.split(['/', '?']).next().unwrap_or_default();
+        let host = host.rsplit('@').next().unwrap_or_default();
+        let is_own = ["127.", "localhost", "[::1]"]
+            .iter()
+            .any(|own| host.starts_with(own));
+        let mut config = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(10)))
             .http_status_as_error(false)
             // A redirect could carry the key elsewhere.
             .max_redirects(0)
-            .max_redirects_will_error(false)
-            .build();
+            .max_redirects_will_error(false);
+        if is_own {
+            // A proxy of the environment is for the world outside.
+            config = config.proxy(None);
+        }
+        let config = config.build();
         Ok(Self {
             address: if bare { address.below("v1") } else { address },
             key,
@@ -121,7 +130,11 @@ impl Client {
             line.clear();
             let read = (&mut lines).take(MOST_BYTES).read_line(&mut line);
             if read.map_err(|error| self.fault(&error.to_string()))? == 0 {
-                return Err(self.fault("the answer broke off"));
+                // Some servers end without saying so once more.
+                return match end.reason {
+                    Some(_) => Ok(end),
+                    None => Err(self.fault("the answer broke off")),
+                };
             }
             let Some(data) = line.trim_end().strip_prefix("data:") else {
                 continue;

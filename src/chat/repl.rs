@@ -75,9 +75,16 @@ fn exchange(
         .collect();
     match texts {
         Ok(answers) if answers.iter().all(|text| !text.is_empty()) => {
+            (session.unanswered, session.retried) = (None, None);
             session.exchanges.push(Exchange { question, answers });
         }
-        _ => output::print("(not kept: there is no answer)\n")?,
+        _ => {
+            output::print("(not kept: there is no answer)\n")?;
+            match session.retried.take() {
+                Some(before) => session.exchanges.push(before),
+                None => session.unanswered = Some(question),
+            }
+        }
     }
     Ok(stopped)
 }
@@ -87,15 +94,23 @@ fn obey(command: Command, session: &mut Session) -> anyhow::Result<Option<String
     let said = match command {
         Command::Reset => {
             session.exchanges.clear();
+            session.unanswered = None;
             "the conversation begins anew".into()
         }
         Command::Undo => match session.exchanges.pop() {
             Some(last) => format!("forgotten: {}", last.question),
             None => "nothing was said yet".into(),
         },
-        Command::Retry => match session.exchanges.pop() {
-            Some(last) => return Ok(Some(last.question)),
-            None => "nothing was said yet".into(),
+        Command::Retry => match (session.unanswered.take(), session.exchanges.pop()) {
+            (Some(question), last) => {
+                session.exchanges.extend(last);
+                return Ok(Some(question));
+            }
+            (None, Some(last)) => {
+                session.retried = Some(last.clone());
+                return Ok(Some(last.question));
+            }
+            (None, None) => "nothing was said yet".into(),
         },
         Command::System(text) => {
             session.system = text;

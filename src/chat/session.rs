@@ -27,6 +27,10 @@ pub struct Session {
     pub exchanges: Vec<Exchange>,
     /// Parameters of the requests.
     pub settings: Map<String, Value>,
+    /// A question that got no answer.
+    pub unanswered: Option<String>,
+    /// What stood where a question is asked again.
+    pub retried: Option<Exchange>,
     /// The file that this conversation was written to or taken from.
     file: Option<PathBuf>,
 }
@@ -39,6 +43,8 @@ impl Session {
             system: None,
             exchanges: Vec::new(),
             settings: Map::new(),
+            unanswered: None,
+            retried: None,
             file: None,
         }
     }

@@ -46,8 +46,11 @@ impl ConfigArgs {
     pub fn load_without_device(&self) -> anyhow::Result<(Config, String)> {
         let bad = bad_row_override(self.on_bad_row);
         let overrides = [&self.set[..], &self.date.overrides(), &bad].concat();
-        let config = Config::load(Some(&self.config), &overrides)?;
-        let name = self.device.clone().unwrap_or_else(|| config.device.clone());
+        let mut config = Config::load(Some(&self.config), &overrides)?;
+        if let Some(device) = &self.device {
+            config.device = device.clone();
+        }
+        let name = config.device.clone();
         Ok((config, name))
     }
 }

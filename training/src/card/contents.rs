@@ -49,7 +49,14 @@ impl Contents {
     pub fn new(dir: &Path, target: &Path, made: Made) -> Self {
         let own = training_folder(target);
         let stage = own.clone().or_else(|| std::path::absolute(target).ok());
-        let run = stage.as_deref().and_then(Run::around);
+        let mut run = stage.as_deref().and_then(Run::around);
+        // Results are those of the model that a training ended with.
+        let folder_name = target.parent().and_then(Path::file_name);
+        if let Some(run) = &mut run
+            && folder_name.is_some_and(|name| name == "checkpoints")
+        {
+            run.only_earlier_results();
+        }
         let run_folder = run.as_ref().map(|run| run.folder.as_path());
         let (training, folder) = match (made.is("merge"), made.input("adapter")) {
             (true, Some(adapter)) => {

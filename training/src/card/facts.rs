@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::front_matter;
 use super::hardware::Hardware;
 use crate::config::{Config, model_name};
-use crate::files::{CARD, IN_FOLDER, Mark, file_fingerprint, read_mark};
+use crate::files::{CARD, IN_FOLDER, Mark, config_in_effect, file_fingerprint, read_mark};
 use crate::hub::Inside;
 
 /// The mark of a model, with what a training writes into it.
@@ -142,7 +142,7 @@ impl Run {
         let name = stage.file_name()?.to_str()?;
         let iteration = name.strip_prefix("iteration-");
         let iteration = iteration.and_then(|number| number.parse().ok());
-        let config = folder.join("config.toml");
+        let config = config_in_effect(folder);
         Some(Self {
             iteration,
             config_sha256: file_fingerprint(&config).ok(),
@@ -150,6 +150,14 @@ impl Run {
             results: iteration.map_or(Vec::new(), |last| results(folder, last)),
             folder: folder.into(),
         })
+    }
+}
+
+impl Run {
+    /// Without those of the model's own iteration.
+    pub fn only_earlier_results(&mut self) {
+        let own = self.iteration;
+        self.results.retain(|entry| Some(entry.iteration) < own);
     }
 }
 

@@ -13,7 +13,15 @@ pub(super) fn quoted(text: &str) -> String {
     match begins && text.chars().all(plain) && !a_word {
         true => text.into(),
         // JSON's strings are YAML's in double quotes.
-        false => serde_json::Value::from(text).to_string(),
+        false => {
+            let quoted = serde_json::Value::from(text).to_string();
+            // Control characters that JSON leaves as they are and YAML forbids.
+            let escaped = quoted.chars().map(|c| match c {
+                '\u{7f}'..='\u{9f}' => format!("\\u{:04x}", c as u32),
+                c => c.into(),
+            });
+            escaped.collect()
+        }
     }
 }
 

@@ -103,7 +103,12 @@ pub(crate) fn write_new(dir: &Path, target: &Path) -> Result<(), FileError> {
     let Some(made) = Made::read(dir) else {
         return Ok(());
     };
-    let text = text::text(&Contents::new(dir, target, made));
+    let mut contents = Contents::new(dir, target, made);
+    // The report may hold an earlier model's results under the same number.
+    if let Some(run) = &mut contents.run {
+        run.only_earlier_results();
+    }
+    let text = text::text(&contents);
     keep::put_in_new(dir, target, &text)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Files and folders that other programs rely on: hashed, marked, locked, replaced in one step,
 //! flushed.
 
+mod config;
 mod error;
 mod hash;
 mod lock;
@@ -9,6 +10,7 @@ mod output;
 mod replace;
 mod seal;
 
+pub(crate) use config::{RESOLVED_CONFIG, config_in_effect};
 pub(crate) use error::path_is_at_fault;
 pub use error::{Damage, Difference, FileError, Holder, OutputError};
 pub use hash::{

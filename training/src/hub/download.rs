@@ -7,7 +7,7 @@ use super::client::{Client, FileFacts, Listing, Place};
 use super::error::HubError;
 use super::model::{INDEX, Part, has_weights, is_whole, needed, shards};
 use super::name::{CONVERTED, Inside, Repository, inside, is_commit};
-use super::rows::{Found, find, in_cache, row_files_of, some};
+use super::rows::{Found, are_counted, find, in_cache, row_files_of, some, whole_mark};
 use super::settings::Settings;
 use super::transfer::Transfer;
 use crate::files::replace_file;
@@ -117,12 +117,13 @@ impl Hub {
         if let Some(files) = self.enough(cached, &inside.repository, &name, fresh)? {
             return Ok(files);
         }
-        let (repository, listing, mut files) = self.find_rows(inside, monitor)?;
-        // Parts need not say how many they are: where the first is, the others are.
-        files.reverse();
+        let (repository, listing, files) = self.find_rows(inside, monitor)?;
         let folder = self.fetch(&repository, &listing, &files, monitor)?;
+        let whole = whole_mark(&self.cache, &repository, &listing.commit, &inside.path);
+        if !are_counted(&files, &inside.path) && !whole.is_file() {
+            replace_file(&whole, b"")?;
+        }
         self.refer(&repository, &listing)?;
-        files.reverse();
         Ok(files.iter().map(|file| folder.join(file)).collect())
     }
 
@@ -232,6 +233,11 @@ impl Hub {
         }
         let folder = self.cache.repository(repository);
         let reference = folder.join("refs").join(revision);
+        let before = std::fs::read_to_string(&reference).unwrap_or_default();
+        // Another process may be writing the same.
+        if before.trim() == listing.commit {
+            return Ok(());
+        }
         Ok(replace_file(&reference, listing.commit.as_bytes())?)
     }
 }

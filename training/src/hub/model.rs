@@ -38,6 +38,9 @@ const TEXT: [&str; 12] = [
     "LICENSE",
 ];
 
+/// Last among the files of the text: where it is, they are.
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Those of a repository's files that `part` needs, the configuration last: where it is, the rest is.
 /// The files that an index lists are not among them.
 pub(super) fn needed<'f>(files: &[&'f str], part: Part) -> Vec<&'f str> {
@@ -58,7 +61,9 @@ pub(super) fn needed<'f>(files: &[&'f str], part: Part) -> Vec<&'f str> {
         found.extend(there(&[ADAPTER]));
     }
     if part >= Part::Text {
-        found.extend(there(&TEXT));
+        let mut text = there(&TEXT);
+        text.sort_by_key(|file| *file == TOKENIZER);
+        found.extend(text);
     }
     found.extend(there(&CONFIGS));
     found
@@ -89,7 +94,7 @@ pub(super) fn shards(index: &[u8]) -> Result<Vec<String>, String> {
 pub(super) fn is_whole(snapshot: &Path, part: Part) -> bool {
     let there = |name: &str| snapshot.join(name).is_file();
     let sizes = CONFIGS.iter().any(|name| there(name));
-    let text = || there("tokenizer.json");
+    let text = || there(TOKENIZER);
     let weights = || {
         if there(SINGLE) || there(ADAPTER) {
             return true;
@@ -102,7 +107,8 @@ pub(super) fn is_whole(snapshot: &Path, part: Part) -> bool {
         && match part {
             Part::Config => true,
             Part::Text => text(),
-            Part::Whole => weights(),
+            // The configuration may be there from a plan.
+            Part::Whole => weights() && (text() || there(ADAPTER)),
         }
 }
 

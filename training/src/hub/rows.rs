@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::cache::{Cache, files_of};
 use super::error::HubError;
-use super::name::{CONVERTED, Inside};
+use super::name::{CONVERTED, Inside, Repository};
 
 /// Formats of row files, the one that is taken first.
 const FORMATS: [&str; 3] = [".parquet", ".jsonl", ".json"];
@@ -48,8 +48,39 @@ pub(super) fn in_cache(cache: &Cache, inside: &Inside) -> Option<Vec<PathBuf>> {
         let Ok(Found::Files(files)) = find(&names, inside) else {
             return None;
         };
+        let commit = snapshot.file_name()?.to_str()?;
+        let whole = whole_mark(cache, &repository, commit, &inside.path);
+        if !are_counted(&files, &inside.path) && !whole.is_file() {
+            return None;
+        }
         Some(files.into_iter().map(|name| snapshot.join(name)).collect())
     })
+}
+
+/// Whether the files that `path` means say themselves that they are all: the file of that name, one
+/// named like the split, or parts with their number.
+pub(super) fn are_counted(files: &[String], path: &str) -> bool {
+    let split = path.rsplit('/').next().unwrap_or(path);
+    let is_single = |file: &String| {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        file == path || name.split('.').next() == Some(split)
+    };
+    match files {
+        [file] if is_single(file) => true,
+        files => files.iter().all(|file| file.contains("-of-")),
+    }
+}
+
+/// Lies in the cache where all files of a split were there whose names do not count them: a download
+/// that stopped, or another program, may have left a part of them.
+pub(super) fn whole_mark(
+    cache: &Cache,
+    repository: &Repository,
+    commit: &str,
+    path: &str,
+) -> PathBuf {
+    let folder = cache.repository(repository).join(".sppo-whole");
+    folder.join(commit).join(path.replace('/', "%2F"))
 }
 
 /// What a name means among files.
@@ -103,12 +134,6 @@ pub(super) fn find(files: &[&str], inside: &Inside) -> Result<Found, HubError> {
     };
     shards.sort_by_key(|shard| (shard.number, shard.file));
     let of = shards.iter().filter_map(|shard| shard.of).max();
-    // Of parts without a count the first comes last from the Hub, see `Hub::rows`.
-    let numbered = shards.iter().all(|shard| shard.number.is_some());
-    let of = of.or_else(|| {
-        let last = shards.last().and_then(|shard| shard.number)?;
-        numbered.then_some(last + 1)
-    });
     match of {
         Some(of) if of != shards.len() => Err(HubError::PartsMissing {
             name: inside.to_string(),
@@ -225,6 +250,20 @@ mod tests {
     }
 
     #[test]
+    fn some_names_count_themselves() {
+        for (files, path, counted) in [
+            (vec!["data/a.parquet"], "data/a.parquet", true),
+            (vec!["x/train.jsonl"], "train", true),
+            (vec!["train-00000-of-00001.parquet"], "train", true),
+            (vec!["default/train/0000.parquet"], "train", false),
+            (vec!["train/a.jsonl", "train/b.jsonl"], "train", false),
+        ] {
+            let files: Vec<String> = files.into_iter().map(String::from).collect();
+            assert_eq!(are_counted(&files, path), counted, "{files:?}");
+        }
+    }
+
+    #[test]
     fn what_is_not_whole_or_not_clear_is_refused() {
         let message = |files: &[&str], path: &str| {
             let error = find(files, &inside(path)).unwrap_err();
@@ -233,9 +272,8 @@ mod tests {
         };
         let missing = message(&["data/train-00001-of-00003.parquet"], "train");
         assert!(missing.contains("1 of 3 parts"), "{missing}");
-        // The first comes last.
-        let missing = message(&["default/train/0001.parquet"], "train");
-        assert!(missing.contains("1 of 2 parts"), "{missing}");
+        let by_day = ["train/20240101.parquet", "train/20240103.parquet"];
+        assert_eq!(found(&by_day, "train"), by_day);
         let two = ["a/train.parquet", "b/train.parquet"];
         let ambiguous = message(&two, "train");
         assert!(ambiguous.contains("a/train, b/train"), "{ambiguous}");

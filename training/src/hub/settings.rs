@@ -34,16 +34,27 @@ impl Settings {
 
     pub(super) fn of(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, HubError> {
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        let offline = variable("HF_HUB_OFFLINE").is_some_and(|value| {
-            let value = value.to_ascii_uppercase();
-            ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
-        });
+        let offline = variable("HF_HUB_OFFLINE").or_else(|| variable("TRANSFORMERS_OFFLINE"));
         Ok(Self {
             endpoint: endpoint.trim_end_matches('/').into(),
             cache: cache(variable).ok_or(HubError::NoCache)?,
             token: token(variable),
-            offline,
+            offline: offline.is_some_and(|value| is_true(&value)),
         })
+    }
+}
+
+fn is_true(value: &str) -> bool {
+    let value = value.to_ascii_uppercase();
+    ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
+}
+
+/// A path that a variable holds; `~/` is the home folder, as in huggingface_hub.
+fn path(variable: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<PathBuf> {
+    let given = variable(name)?;
+    match (given.strip_prefix("~/"), variable("HOME")) {
+        (Some(rest), Some(home)) => Some(PathBuf::from(home).join(rest)),
+        _ => Some(given.into()),
     }
 }
 
@@ -54,17 +65,17 @@ pub(super) fn variable(name: &str) -> Option<String> {
 
 /// Where the cache lies.
 pub(super) fn cache(variable: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    match variable("HF_HUB_CACHE") {
-        Some(folder) => Some(folder.into()),
-        None => Some(home(variable)?.join("hub")),
-    }
+    ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
+        .iter()
+        .find_map(|name| path(variable, name))
+        .or_else(|| Some(home(variable)?.join("hub")))
 }
 
 /// Where programs of Hugging Face keep their files.
 fn home(variable: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    match (variable("HF_HOME"), variable("XDG_CACHE_HOME")) {
-        (Some(home), _) => Some(home.into()),
-        (None, Some(caches)) => Some(PathBuf::from(caches).join("huggingface")),
+    match (path(variable, "HF_HOME"), path(variable, "XDG_CACHE_HOME")) {
+        (Some(home), _) => Some(home),
+        (None, Some(caches)) => Some(caches.join("huggingface")),
         (None, None) => Some(PathBuf::from(variable("HOME")?).join(".cache/huggingface")),
     }
 }
@@ -77,8 +88,12 @@ fn token(variable: &dyn Fn(&str) -> Option<String>) -> Option<Token> {
     let given = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter();
     let mut given = given.filter_map(|name| clean(variable(name)?, name.into()));
     given.next().or_else(|| {
-        let path = match variable("HF_TOKEN_PATH") {
-            Some(path) => PathBuf::from(path),
+        // The stored one may be forbidden.
+        if variable("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|value| is_true(&value)) {
+            return None;
+        }
+        let path = match path(variable, "HF_TOKEN_PATH") {
+            Some(path) => path,
             None => home(variable)?.join("token"),
         };
         clean(

@@ -123,7 +123,11 @@ impl Transfer<'_> {
             let problem = format!("its SHA-256 is {hash} where the Hub says {}", facts.etag);
             return Err(damaged(&aside, place, problem));
         }
-        Ok(fs::rename(&aside, blob).map_err(FileError::new("write", blob))?)
+        match fs::rename(&aside, blob) {
+            // Where locks do not work, another was as fast.
+            Err(_) if fs::metadata(blob).is_ok_and(|found| found.len() == facts.size) => Ok(()),
+            done => Ok(done.map_err(FileError::new("write", blob))?),
+        }
     }
 
     /// Appends what comes; why it ended.
@@ -238,21 +242,22 @@ fn damaged(aside: &Path, place: Place<'_>, problem: String) -> HubError {
 }
 
 /// Makes the snapshot's file a link to the blob, as other programs do; a copy where there are none.
+/// It is made aside: others may read the file, or make it, at the same time.
 fn link(folder: &Path, place: Place<'_>, blob: &Path) -> Result<(), HubError> {
     let pointer = folder.join("snapshots").join(place.commit).join(place.file);
     make_parent(&pointer)?;
-    let fail = |action: &'static str| FileError::new(action, &pointer);
-    match fs::remove_file(&pointer) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(fail("write")(error).into());
-        }
-        _ => {}
+    let size = |path: &Path| fs::metadata(path).ok().map(|facts| facts.len());
+    if size(&pointer).is_some_and(|bytes| size(blob) == Some(bytes)) {
+        return Ok(());
     }
     let up = "../".repeat(2 + place.file.matches('/').count());
     let name = blob.file_name().unwrap_or_default().to_string_lossy();
-    let made = symlink(&format!("{up}blobs/{name}"), &pointer);
-    let made = made.or_else(|_| fs::copy(blob, &pointer).map(drop));
-    Ok(made.map_err(fail("write"))?)
+    let aside = pointer.with_file_name(format!(".{name}.{}.sppo", std::process::id()));
+    let _ = fs::remove_file(&aside);
+    let made = symlink(&format!("{up}blobs/{name}"), &aside);
+    let made = made.or_else(|_| fs::copy(blob, &aside).map(drop));
+    let made = made.and_then(|()| fs::rename(&aside, &pointer));
+    Ok(made.map_err(FileError::new("write", &pointer))?)
 }
 
 #[cfg(unix)]

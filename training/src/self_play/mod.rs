@@ -35,7 +35,8 @@ use crate::cluster::{self, lead};
 use crate::config::{Config, Date, JudgeKind, ModelSource, Split, parts_for_ranks};
 use crate::data::{PromptRow, RowFile};
 use crate::files::{
-    Existing, MadeFrom, Mark, OutputError, Seal, read_mark, replace_file, write_mark,
+    Existing, FileError, MadeFrom, Mark, OutputError, RESOLVED_CONFIG, Seal, read_mark,
+    replace_file, write_mark,
 };
 use crate::judge::Judge;
 use crate::monitor::Monitor;
@@ -137,7 +138,7 @@ pub fn run<B: TrainingOps>(
         ..Report::default()
     };
     let mut events = match config.logging.tensorboard && world.leads() {
-        true => Some(events::begin(dir)?),
+        true => events::begin(dir).inspect_err(without_events).ok(),
         false => None,
     };
     let (mut policy, mut policy_answers) = (first, first_answers.clone());
@@ -178,16 +179,30 @@ pub fn run<B: TrainingOps>(
             tracing::info!("about {seconds:.0} s left for {left} more iterations");
         }
         report.page = lead(world, || {
-            if let (Some(events), Some(entry)) = (&mut events, report.iterations.last()) {
-                events::add(events, entry, &folder, &first_answers)?;
+            if let (Some(file), Some(entry)) = (&mut events, report.iterations.last())
+                && let Err(error) = events::add(file, entry, &folder, &first_answers)
+            {
+                without_events(&error);
+                // A torn record would hide all behind it.
+                events = None;
             }
-            write_cards(&report, &folder)?;
+            if let Err(error) = write_cards(&report, &folder) {
+                tracing::warn!(
+                    "the cards in {} are not made anew: {error}",
+                    folder.display()
+                );
+            }
             publish(&report, dir)
         })?;
         (policy, policy_answers) = (trained, answers);
     }
     recorder.finished();
     Ok(report)
+}
+
+/// What only shows a run is no reason to end it.
+fn without_events(error: &impl std::fmt::Display) {
+    tracing::warn!("TensorBoard's file of the run is not whole: {error}; the run goes on");
 }
 
 /// Makes the cards of an iteration's model anew, with the results so far; of adapters both cards.
@@ -226,7 +241,7 @@ fn save_config(dir: &Path, given: &str) -> Result<(), StageError> {
         None => false,
     };
     if edited {
-        let resolved = dir.join("config.resolved.toml");
+        let resolved = dir.join(RESOLVED_CONFIG);
         tracing::warn!(
             "{} was edited and stays as it is; what this run uses is in {}",
             path.display(),
@@ -235,6 +250,10 @@ fn save_config(dir: &Path, given: &str) -> Result<(), StageError> {
         return Ok(replace_file(&resolved, given.as_bytes())?);
     }
     replace_file(&path, given.as_bytes())?;
+    let before = dir.join(RESOLVED_CONFIG);
+    if before.is_file() {
+        std::fs::remove_file(&before).map_err(FileError::new("remove", &before))?;
+    }
     mark.finished = Some(Seal::of_file(&path, None)?);
     Ok(write_mark(&mark_path, &mark)?)
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,7 +13,7 @@ use super::progress::Progress;
 use super::report::Report;
 use crate::config::{Config, Loss};
 use crate::data::PairProbabilities;
-use crate::files::FileError;
+use crate::files::{FileError, config_in_effect};
 use crate::stages::StageError;
 
 /// The end of a file of judged rows that is read for the last ones.
@@ -37,8 +38,11 @@ pub struct Watched {
     /// 1/β: rewards times this are Δ.
     pub eta: f64,
     loss: Option<Loss>,
+    /// Size and time of the configuration that they are from.
+    config_state: Option<(u64, Option<SystemTime>)>,
     /// What Δ of chosen and rejected is to become in that training.
     pub targets: Option<(f64, f64)>,
+    looked_for_targets: bool,
     /// The last rows that were judged, the last one first.
     pub judged: Vec<Judged>,
     /// The file that they are from, and its size then.
@@ -83,18 +87,24 @@ impl Watched {
             // Another version's may have other fields; then there is nothing to show.
             self.report = serde_json::from_slice(&report).unwrap_or_default();
         }
-        if self.loss.is_none() {
-            self.read_config();
-        }
+        self.read_config();
         self.follow_training()?;
         self.read_judged()
     }
 
     fn read_config(&mut self) {
-        let path = self.dir.join("config.toml");
+        let path = config_in_effect(&self.dir);
+        let facts = fs::metadata(&path).ok();
+        let state = facts.map(|facts| (facts.len(), facts.modified().ok()));
+        // A run that begins writes it anew.
+        if state == self.config_state {
+            return;
+        }
         if let Ok(config) = Config::load(Some(&path), &[]) {
             self.eta = 1.0 / config.train.beta;
             self.loss = Some(config.train.loss);
+            (self.targets, self.looked_for_targets) = (None, false);
+            self.config_state = state;
         }
     }
 
@@ -123,13 +133,17 @@ impl Watched {
         // A resumed training writes its last steps again.
         if training != self.training || size < self.read {
             (self.steps, self.read, self.targets) = (Vec::new(), 0, None);
+            self.looked_for_targets = false;
             self.training = training;
         }
         let (text, end) = lines_from(&path, self.read)?;
         self.read = end;
         self.steps.extend(text.lines().filter_map(Step::parse));
-        if training > 0 && self.targets.is_none() && !self.steps.is_empty() {
+        // Some losses have none: the pairs are read once.
+        let asked = self.looked_for_targets || self.loss.is_none();
+        if training > 0 && !asked && !self.steps.is_empty() {
             self.targets = self.read_targets(training)?;
+            self.looked_for_targets = true;
         }
         Ok(())
     }

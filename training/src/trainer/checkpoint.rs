@@ -52,7 +52,8 @@ pub(super) fn save<B: TrainingOps>(
     };
     together(learner, &target, Some("trainer"), fill, |dir| {
         write_saved(dir, STATE, learner, settings, files, step)?;
-        Ok(card::write_new(dir, &target)?)
+        write_card(dir, &target);
+        Ok(())
     })?;
     watchdog::saved(step);
     if !learner.world().leads() {
@@ -80,9 +81,17 @@ pub(super) fn save_final<B: TrainingOps>(
     let fill = |dir: &Path| write_model(learner, settings, files, dir);
     together(learner, &target, None, fill, |dir| {
         write_saved(dir, IN_FOLDER, learner, settings, files, steps)?;
-        Ok(card::write_new(dir, &target)?)
+        write_card(dir, &target);
+        Ok(())
     })?;
     Ok(target)
+}
+
+/// A card that cannot be written is no reason to lose a model.
+fn write_card(dir: &Path, target: &Path) {
+    if let Err(error) = card::write_new(dir, target) {
+        tracing::warn!("{} gets no card: {error}", target.display());
+    }
 }
 
 /// Fills a folder by all ranks at once, seals it and puts it in its place: a kill leaves the old

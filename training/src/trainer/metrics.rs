@@ -220,7 +220,9 @@ impl StepLog {
         Ok(Self {
             metrics: MetricsFile::open(dir, steps)?,
             events: match tensorboard {
-                true => Some(EventFile::open(&folder, steps)?),
+                true => EventFile::open(&folder, steps)
+                    .inspect_err(without_events)
+                    .ok(),
                 false => None,
             },
         })
@@ -229,17 +231,31 @@ impl StepLog {
     /// Appends one line and hands it to the operating system.
     pub fn append(&mut self, line: &StepMetrics) -> Result<(), TrainError> {
         self.metrics.append(line)?;
-        match &mut self.events {
-            Some(events) => Ok(events.scalars(line.step, &line.scalars())?),
-            None => Ok(()),
+        if let Some(events) = &mut self.events
+            && let Err(error) = events.scalars(line.step, &line.scalars())
+        {
+            without_events(&error);
+            // A torn record would hide all behind it.
+            self.events = None;
         }
+        Ok(())
     }
 
     /// Waits until all of it is on the disk.
     pub fn sync(&self) -> Result<(), TrainError> {
         self.metrics.sync()?;
-        self.events.iter().try_for_each(|events| Ok(events.sync()?))
+        if let Some(Err(error)) = self.events.as_ref().map(EventFile::sync) {
+            without_events(&error);
+        }
+        Ok(())
     }
+}
+
+/// What only shows a training is no reason to end it.
+fn without_events(error: &impl std::fmt::Display) {
+    tracing::warn!(
+        "TensorBoard's file of this training is not whole: {error}; the training goes on"
+    );
 }
 
 /// The open metrics.jsonl.

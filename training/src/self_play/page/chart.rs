@@ -382,7 +382,12 @@ fn short(value: f64, step: f64) -> String {
     let value = if value.abs() < step / 1e6 { 0.0 } else { value };
     let size = value.abs().max(step);
     if !(1e-3..1e6).contains(&size) {
-        return format!("{value:.0e}");
+        if value == 0.0 {
+            return "0".into();
+        }
+        let power = |value: f64| (value * 1.001).log10().floor();
+        let places = (power(value.abs()) - power(step)).max(0.0) as usize;
+        return format!("{value:.places$e}");
     }
     if step >= 1000.0 {
         return format!("{}k", value / 1000.0);

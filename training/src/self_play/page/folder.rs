@@ -11,7 +11,7 @@ use super::super::progress::Progress;
 use super::super::report::Report;
 use crate::config::Loss;
 use crate::data::{JudgedRow, PairProbabilities, PairRow, Prompt, Row, read_each_numbered};
-use crate::files::{FileError, Mark, read_mark};
+use crate::files::{FileError, Mark, config_in_effect, read_mark};
 use crate::stages::StageError;
 
 /// Prompts whose answers are kept for the page, of those that a file holds.
@@ -95,14 +95,14 @@ pub(super) struct Judged {
 impl RunFolder {
     /// Reads the files of a run, whole or under way.
     pub fn read(dir: &Path) -> Result<Self, StageError> {
-        let Some(config_text) = text(&dir.join("config.toml"))? else {
+        let Some(config_text) = text(&config_in_effect(dir))? else {
             return Err(StageError::Input(format!(
                 "{} is no folder of a run: it has no config.toml; give the output_dir of sppo run",
                 dir.display()
             )));
         };
         let config = config_text.parse().map_err(|error| {
-            let path = dir.join("config.toml");
+            let path = config_in_effect(dir);
             StageError::Input(format!("{} is no TOML: {error}", path.display()))
         })?;
         let report = match text(&dir.join("report.json"))? {
