@@ -103,6 +103,8 @@ mod tests {
         ] {
             assert!(quoted(text).starts_with('"'), "{text}");
         }
+        // PyYAML refuses a card that holds them as they are.
+        assert_eq!(quoted("a\u{7f}b\u{85}"), "\"a\\u007fb\\u0085\"");
         assert_eq!(quoted("a\n\"b"), "\"a\\n\\\"b\"");
     }
 }

@@ -128,6 +128,8 @@ mod tests {
                 "/f/hub",
             ),
             (&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/f")], "/c"),
+            (&[("HUGGINGFACE_HUB_CACHE", "/c"), ("HF_HOME", "/f")], "/c"),
+            (&[("HOME", "/h"), ("HF_HOME", "~/f")], "/h/f/hub"),
         ] {
             assert_eq!(settings(variables).cache, PathBuf::from(expected));
         }
@@ -160,5 +162,7 @@ mod tests {
         let both = settings(&[("HF_HOME", home), ("HF_TOKEN", " of-variable ")]);
         assert_eq!(secret(both), Some("of-variable".into()));
         assert_eq!(secret(settings(&[("HF_HOME", "/nowhere")])), None);
+        let forbidden = [("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")];
+        assert_eq!(secret(settings(&forbidden)), None);
     }
 }

@@ -443,6 +443,12 @@ mod tests {
             ["0k", "50k", "100k", "150k"]
         );
         assert_eq!(tick_labels(Span::new(0.0, 4e-5))[1], "1e-5");
+        assert_eq!(
+            tick_labels(Span::new(0.0, 2e-4)),
+            ["0", "5e-5", "1.0e-4", "1.5e-4", "2.0e-4"]
+        );
+        let large = tick_labels(Span::new(0.0, 2.2e6));
+        assert!(large.contains(&"1.5e6".into()), "{large:?}");
         // One value alone still has a scale.
         assert_eq!(tick_labels(Span::new(7.0, 7.0)), ["7", "8"]);
         assert_eq!(tick_labels(Span::new(0.0, f64::MAX)).len(), 5);
