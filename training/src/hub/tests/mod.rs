@@ -564,10 +564,9 @@ fn rows_of_a_file_and_of_a_split() {
         .rows("hf://datasets/org/set/train", Fresh::Cached)
         .unwrap();
     assert_eq!(names(split), [files[1].0, files[2].0]);
-    // The first part last, which says that all are there.
     assert_eq!(
         test.server.transferred(),
-        ["extra.jsonl", files[2].0, files[1].0]
+        ["extra.jsonl", files[1].0, files[2].0]
     );
     test.rows("hf://datasets/org/set/train", Fresh::Cached)
         .unwrap();
@@ -581,6 +580,22 @@ fn rows_of_a_file_and_of_a_split() {
         message.contains("hf://datasets/org/set/test") && message.contains("extra.jsonl"),
         "{message}"
     );
+}
+
+/// A download that stopped, or another program, leaves a part of a split whose names count nothing.
+#[test]
+fn a_part_of_a_split_is_not_the_split() {
+    let test = Test::new();
+    let files: [(&str, &[u8]); 2] = [("train/a.jsonl", b"{}"), ("train/b.jsonl", b"{}")];
+    test.server.put("datasets/org/set", "main", 'a', &files);
+    let one = test.rows("hf://datasets/org/set/train/a.jsonl", Fresh::Cached);
+    assert_eq!(one.unwrap().len(), 1);
+    let split = || test.rows("hf://datasets/org/set/train", Fresh::Cached);
+    assert_eq!(split().unwrap().len(), 2);
+    assert_eq!(test.server.transferred(), [files[0].0, files[1].0]);
+    test.server.asked();
+    assert_eq!(split().unwrap().len(), 2);
+    assert_eq!(test.server.asked(), []);
 }
 
 #[test]

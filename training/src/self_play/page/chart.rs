@@ -386,7 +386,7 @@ fn short(value: f64, step: f64) -> String {
             return "0".into();
         }
         let power = |value: f64| (value * 1.001).log10().floor();
-        let places = (power(value.abs()) - power(step)).max(0.0) as usize;
+        let places = (power(value.abs()) - power(step)).clamp(0.0, 6.0) as usize;
         return format!("{value:.places$e}");
     }
     if step >= 1000.0 {
