@@ -132,7 +132,7 @@ section! {
     /// Prompts of the self-play loop.
     pub struct Prompts {
         /// Prompts to train on, .jsonl or .parquet, or rows of the Hub
-        /// (hf://datasets/org/name[@revision]/, then a file of it or a split), as for all row files.
+        /// (hf://datasets/org/name or …/name@revision, then a file of it or a split), as for all row files.
         train: Option<PathBuf> = None => "\"data/prompts.jsonl\"", affects Nothing;
         /// A file of prompts for each iteration instead, as the published recipe has them.
         per_iteration_files: Option<Vec<PathBuf>> = None

@@ -586,7 +586,7 @@ fn rows_of_a_file_and_of_a_split() {
 #[test]
 fn a_part_of_a_split_is_not_the_split() {
     let test = Test::new();
-    let files: [(&str, &[u8]); 2] = [("train/a.jsonl", b"{}"), ("train/b.jsonl", b"{}")];
+    let files: [(&str, &[u8]); 2] = [("train/a.jsonl", b"{}"), ("train/b.jsonl", b"{ }")];
     test.server.put("datasets/org/set", "main", 'a', &files);
     let one = test.rows("hf://datasets/org/set/train/a.jsonl", Fresh::Cached);
     assert_eq!(one.unwrap().len(), 1);
