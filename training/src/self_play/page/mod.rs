@@ -1,9 +1,10 @@
 //! report.html: what a run did, as one file that needs neither network nor script. Rust computes
-//! (`folder.rs` reads, `figures.rs` and `chart.rs` make drawings, `view.rs` tables and texts),
-//! minijinja writes (`templates/`); a template whose name ends in `.html` escapes what it is given,
-//! so a response is text whatever it holds.
+//! (`folder.rs` reads, `figures.rs` and `chart.rs` make drawings, `view.rs` the tables and texts of
+//! one run, `comparison.rs` those of two), minijinja writes (`templates/`); a template whose name ends
+//! in `.html` escapes what it is given, so a response is text whatever it holds.
 
 mod chart;
+mod comparison;
 mod figures;
 mod folder;
 mod text;
@@ -18,8 +19,9 @@ use serde::Serialize;
 use super::outputs::{self, PAGE};
 use crate::files::{Existing, Lock, MadeFrom, Mark, Output, mark_beside, replace_file, write_mark};
 use crate::stages::StageError;
+use comparison::ComparisonPage;
 use folder::RunFolder;
-use view::{ComparisonPage, RunPage};
+use view::RunPage;
 
 const TEMPLATES: [(&str, &str); 5] = [
     ("base.html", include_str!("templates/base.html")),

@@ -1,6 +1,5 @@
-//! What the templates are given: texts, tables and charts.
+//! What the template of one run is given: texts, tables and charts.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,7 +8,7 @@ use serde_json::Value;
 use super::super::curves::Step;
 use super::super::report::IterationReport;
 use super::chart::Chart;
-use super::figures::{self, CURVES, FIRST, SECOND, Z};
+use super::figures::{self, CURVES, Z};
 use super::folder::{Answer, Iteration, Judged, RunFolder, chosen_prompts};
 use super::text::{Text, summary, visible};
 use crate::shown::{digits, duration};
@@ -33,19 +32,6 @@ pub(super) struct RunPage {
     config: String,
 }
 
-/// The page that compares two.
-#[derive(Serialize)]
-pub(super) struct ComparisonPage {
-    title: String,
-    lead: String,
-    notes: Vec<String>,
-    results_table: Table,
-    results: Vec<Chart>,
-    curves: Vec<Chart>,
-    samples_shown: Vec<Sample>,
-    differences: Table,
-}
-
 #[derive(Serialize)]
 struct Tile {
     name: String,
@@ -54,17 +40,17 @@ struct Tile {
 }
 
 #[derive(Serialize)]
-struct Table {
-    caption: String,
-    head: Vec<String>,
-    rows: Vec<Vec<String>>,
+pub(super) struct Table {
+    pub caption: String,
+    pub head: Vec<String>,
+    pub rows: Vec<Vec<String>>,
     /// Cells are words rather than numbers.
-    is_text: bool,
+    pub is_text: bool,
 }
 
 /// A prompt with its answers.
 #[derive(Serialize)]
-struct Sample {
+pub(super) struct Sample {
     summary: String,
     why: String,
     is_open: bool,
@@ -75,8 +61,8 @@ struct Sample {
 }
 
 #[derive(Serialize)]
-struct SampleAnswer {
-    name: String,
+pub(super) struct SampleAnswer {
+    pub name: String,
     verdict: String,
     class: &'static str,
     text: Text,
@@ -140,7 +126,7 @@ impl RunPage {
 }
 
 /// The name of a run: that of its folder, with the one above where that says more.
-fn name(dir: &Path) -> String {
+pub(super) fn name(dir: &Path) -> String {
     let path = dir.canonicalize().unwrap_or(dir.into());
     let parts: Vec<_> = path
         .iter()
@@ -155,11 +141,11 @@ fn name(dir: &Path) -> String {
     }
 }
 
-fn percent(part: f64) -> String {
+pub(super) fn percent(part: f64) -> String {
     format!("{:.1} %", 100.0 * part)
 }
 
-fn interval(rate: f64, error: f64) -> String {
+pub(super) fn interval(rate: f64, error: f64) -> String {
     format!("{:.1} % ± {:.1}", 100.0 * rate, 100.0 * Z * error)
 }
 
@@ -241,7 +227,7 @@ fn model_names(count: usize) -> Vec<String> {
 }
 
 /// Iterations that have finished.
-fn finished(run: &RunFolder) -> &[Iteration] {
+pub(super) fn finished(run: &RunFolder) -> &[Iteration] {
     let count = run.report.iterations.len().min(run.iterations.len());
     &run.iterations[..count]
 }
@@ -283,7 +269,7 @@ fn results_table(done: &[IterationReport]) -> Table {
     }
 }
 
-fn heads(names: &[&str]) -> Vec<String> {
+pub(super) fn heads(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| name.to_string()).collect()
 }
 
@@ -318,7 +304,7 @@ fn samples(run: &RunFolder) -> Vec<Sample> {
 }
 
 /// The first few are open; more would be a wall.
-fn open_some(mut samples: Vec<Sample>) -> Vec<Sample> {
+pub(super) fn open_some(mut samples: Vec<Sample>) -> Vec<Sample> {
     samples
         .iter_mut()
         .take(4)
@@ -326,7 +312,7 @@ fn open_some(mut samples: Vec<Sample>) -> Vec<Sample> {
     samples
 }
 
-fn sample(shown: &Answer, why: String, answers: Vec<SampleAnswer>) -> Sample {
+pub(super) fn sample(shown: &Answer, why: String, answers: Vec<SampleAnswer>) -> Sample {
     let (summary, is_whole) = summary(&shown.prompt);
     Sample {
         summary,
@@ -338,7 +324,7 @@ fn sample(shown: &Answer, why: String, answers: Vec<SampleAnswer>) -> Sample {
     }
 }
 
-fn first_answer(name: &str, answer: &Answer) -> SampleAnswer {
+pub(super) fn first_answer(name: &str, answer: &Answer) -> SampleAnswer {
     SampleAnswer {
         name: name.into(),
         verdict: String::new(),
@@ -348,7 +334,7 @@ fn first_answer(name: &str, answer: &Answer) -> SampleAnswer {
     }
 }
 
-fn own_answer(name: &str, answer: &Answer) -> SampleAnswer {
+pub(super) fn own_answer(name: &str, answer: &Answer) -> SampleAnswer {
     let wins = 100.0 * answer.wins;
     let (verdict, class) = match answer.wins - 0.5 {
         _ if answer.text == answer.first_text => ("the same".to_string(), ""),
@@ -598,7 +584,7 @@ fn facts(run: &RunFolder) -> Table {
     }
 }
 
-fn plain(value: &toml::Value) -> String {
+pub(super) fn plain(value: &toml::Value) -> String {
     match value {
         toml::Value::String(text) => text.clone(),
         value => value.to_string(),
@@ -622,7 +608,7 @@ fn pairs_a_step(run: &RunFolder) -> Option<String> {
 }
 
 /// As the judged rows have it, or else the configuration.
-fn judge_name(run: &RunFolder) -> Option<String> {
+pub(super) fn judge_name(run: &RunFolder) -> Option<String> {
     let described = run.report.iterations.last();
     match described.map(|last| &last.against_first.judge) {
         Some(Value::Object(fields)) => {
@@ -637,186 +623,4 @@ fn judge_name(run: &RunFolder) -> Option<String> {
         }
         _ => Some(plain(run.setting("judge.kind")?)),
     }
-}
-
-impl ComparisonPage {
-    pub fn of(a: &RunFolder, b: &RunFolder) -> Self {
-        let names = [name(&a.dir), name(&b.dir)];
-        let names = match names[0] == names[1] {
-            false => names,
-            true => [a, b].map(|run| run.dir.display().to_string()),
-        };
-        let title = format!("{} and {}", names[0], names[1]);
-        let names = [format!("A: {}", names[0]), format!("B: {}", names[1])];
-        let names = [names[0].as_str(), names[1].as_str()];
-        let runs = [(FIRST, names[0], a), (SECOND, names[1], b)];
-        let curves = CURVES.iter();
-        let curves = curves.filter_map(|curve| figures::curve_of_runs(&runs, curve));
-        Self {
-            lead: format!(
-                "Two runs side by side, {}, {}. Each is measured against the model that it began with.",
-                names[0], names[1]
-            ),
-            title,
-            notes: notes_of_two(a, b),
-            results_table: results_of_two(&runs),
-            results: charts_of_two(&runs),
-            curves: curves.collect(),
-            samples_shown: samples_of_two(&runs),
-            differences: differences(a, b, names),
-        }
-    }
-}
-
-type TwoRuns<'a> = [(&'static str, &'a str, &'a RunFolder); 2];
-
-/// What makes their numbers not comparable.
-fn notes_of_two(a: &RunFolder, b: &RunFolder) -> Vec<String> {
-    let mut notes = Vec::new();
-    let (one, other) = (judge_name(a), judge_name(b));
-    if one != other {
-        notes.push(
-            "Their judges differ, so a higher win rate of one says nothing about the other.".into(),
-        );
-    }
-    let (Some(one), Some(other)) = (finished(a).first(), finished(b).first()) else {
-        notes.push("One of them has no finished iteration.".into());
-        return notes;
-    };
-    if one.order != other.order {
-        notes.push("Their held-out prompts differ; win rates are each over their own.".into());
-    }
-    let first = |iteration: &Iteration| -> BTreeMap<String, String> {
-        let answers = iteration.answers.iter();
-        answers
-            .map(|(id, answer)| (id.clone(), answer.first_text.clone()))
-            .collect()
-    };
-    if first(one) != first(other) {
-        notes.push("They began with different models, or sampled their first answers otherwise: the first models' answers differ.".into());
-    }
-    notes
-}
-
-fn results_of_two(runs: &TwoRuns<'_>) -> Table {
-    let mut rows = Vec::new();
-    for (_, name, run) in runs {
-        for entry in &run.report.iterations {
-            rows.push(vec![
-                format!("{name}, {}", entry.iteration),
-                entry.pairs.to_string(),
-                interval(entry.win_rate, entry.win_rate_se),
-                percent(entry.against_first.length_controlled_win_rate),
-                percent(entry.win_rate_previous),
-                format!("{:.1}", entry.mean_length),
-                format!("{:.1}", entry.against_first.mean_length_against),
-            ]);
-        }
-    }
-    Table {
-        caption: "Results by iteration, on held-out prompts".into(),
-        head: heads(&[
-            "run, iteration",
-            "pairs",
-            "win rate against its first model",
-            "length-controlled",
-            "against the one before",
-            "characters an answer",
-            "of its first model",
-        ]),
-        rows,
-        is_text: false,
-    }
-}
-
-fn charts_of_two(runs: &TwoRuns<'_>) -> Vec<Chart> {
-    let rates = runs.each_ref().map(|(class, name, run)| {
-        let rates = run.report.iterations.iter();
-        let rates = rates.map(|e| (100.0 * e.win_rate, 100.0 * Z * e.win_rate_se));
-        (*class, *name, rates.collect::<Vec<_>>())
-    });
-    if rates.iter().all(|(_, _, rates)| rates.is_empty()) {
-        return Vec::new();
-    }
-    let mut charts = vec![figures::win_rates(
-        "Win rate against its first model",
-        &rates,
-    )];
-    let (mut names, mut lengths) = (Vec::new(), Vec::new());
-    for (letter, (_, _, run)) in ["A", "B"].iter().zip(runs) {
-        let done = finished(run);
-        if let (Some(first), Some(last)) = (done.first(), done.last()) {
-            names.extend([format!("{letter} first"), format!("{letter} last")]);
-            lengths.extend([first.first_lengths.as_slice(), last.lengths.as_slice()]);
-        }
-    }
-    charts.extend(figures::lengths(&names, &lengths));
-    charts
-}
-
-fn samples_of_two(runs: &TwoRuns<'_>) -> Vec<Sample> {
-    let [(_, a_name, a), (_, b_name, b)] = runs;
-    let (Some(a), Some(b)) = (finished(a).last(), finished(b).last()) else {
-        return Vec::new();
-    };
-    let chosen = chosen_prompts(a).into_iter();
-    let samples = chosen.filter_map(|(id, why)| {
-        let (one, other) = (a.answers.get(&id)?, b.answers.get(&id)?);
-        if one.prompt != other.prompt {
-            return None;
-        }
-        let mut answers = vec![first_answer("First model", one)];
-        if other.first_text != one.first_text {
-            answers[0].name = format!("First model of {a_name}");
-            answers.push(first_answer(&format!("First model of {b_name}"), other));
-        }
-        answers.push(own_answer(a_name, one));
-        answers.push(own_answer(b_name, other));
-        Some(sample(
-            one,
-            why.replace("won", "A won").replace("lost", "A lost"),
-            answers,
-        ))
-    });
-    open_some(samples.collect())
-}
-
-/// Keys whose values differ.
-fn differences(a: &RunFolder, b: &RunFolder, names: [&str; 2]) -> Table {
-    let (one, other) = (flat(a), flat(b));
-    let keys: std::collections::BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-    let absent = || "–".to_string();
-    let rows = keys
-        .into_iter()
-        .filter(|key| one.get(*key) != other.get(*key));
-    let rows = rows.map(|key| {
-        let value = |from: &BTreeMap<String, String>| from.get(key).cloned().unwrap_or_else(absent);
-        vec![key.clone(), visible(&value(&one)), visible(&value(&other))]
-    });
-    Table {
-        caption: "Keys of the configuration whose values differ".into(),
-        head: heads(&["key", names[0], names[1]]),
-        rows: rows.collect(),
-        is_text: true,
-    }
-}
-
-/// Every key with its value as text.
-fn flat(run: &RunFolder) -> BTreeMap<String, String> {
-    fn add(into: &mut BTreeMap<String, String>, path: &str, value: &toml::Value) {
-        match value {
-            toml::Value::Table(table) => {
-                for (key, value) in table {
-                    let dot = if path.is_empty() { "" } else { "." };
-                    add(into, &format!("{path}{dot}{key}"), value);
-                }
-            }
-            value => {
-                into.insert(path.into(), plain(value));
-            }
-        }
-    }
-    let mut all = BTreeMap::new();
-    add(&mut all, "", &toml::Value::Table(run.config.clone()));
-    all
 }
