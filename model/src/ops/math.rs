@@ -31,7 +31,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let x = if x < -87.0 { -87.0 } else { x };
     // Adding and taking away 1.5 · 2^23 rounds to a whole number.
     const ROUND: f32 = 12_582_912.0;
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.388_888_9e-3_f32;
     let p = p * r + 8.333_334e-3;
@@ -40,8 +41,9 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = p * r + 0.5;
     let p = p * r + 1.0;
     let p = p * r + 1.0;
-    // Such an n lies within −126..=0, so that its power of two is a normal number.
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // Such an n lies within −126..=0, so that its power of two is a normal number. It stands in the
+    // lowest bits: a conversion would look for what no integer holds.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     p * power
 }
 
@@ -74,32 +76,4 @@ pub(super) fn softmax_used(values: &mut [f32], width: usize, used: impl Fn(usize
         .par_chunks_mut(rows * width)
         .enumerate()
         .for_each(softmax);
-}
-
-/// Turns the gradient by softmax's output into the one by its input, of the first `used` of each
-/// row; what lies behind becomes 0.
-pub(super) fn softmax_backward_used(
-    grad: &mut [f32],
-    weights: &[f32],
-    width: usize,
-    used: impl Fn(usize) -> usize + Sync,
-) {
-    let rows = rows_of_a_thread(width);
-    let backward = |(block, (grad, weights)): (usize, (&mut [f32], &[f32]))| {
-        let both = grad.chunks_mut(width).zip(weights.chunks(width));
-        for (i, (grad, weights)) in both.enumerate() {
-            let used = used(block * rows + i);
-            let (grad, behind) = grad.split_at_mut(used);
-            let weights = &weights[..used];
-            let along = dot(grad, weights);
-            for (grad, weight) in grad.iter_mut().zip(weights) {
-                *grad = weight * (*grad - along);
-            }
-            behind.fill(0.0);
-        }
-    };
-    grad.par_chunks_mut(rows * width)
-        .zip(weights.par_chunks(rows * width))
-        .enumerate()
-        .for_each(backward);
 }

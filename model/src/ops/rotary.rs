@@ -73,14 +73,19 @@ impl Angles {
 
     /// Rotates one head of token `token`, or back with `sign` −1.
     pub fn rotate(&self, to: &mut [f32], from: &[f32], token: usize, scale: f32, sign: f32) {
-        let (width, half) = (self.head_dim, self.head_dim / 2);
-        let cos = &self.cos[token * width..][..width];
-        let sin = &self.sin[token * width..][..width];
-        for i in 0..half {
-            let (a, b) = (from[i], from[i + half]);
-            to[i] = (a * cos[i] + sign * b * sin[i]) * scale;
-            to[i + half] = (b * cos[i + half] + sign * a * sin[i + half]) * scale;
-        }
+        let width = self.head_dim;
+        let (first, second) = from[..width].split_at(width / 2);
+        let (to_first, to_second) = to[..width].split_at_mut(width / 2);
+        let (cos, sin) = (&self.cos[token * width..], &self.sin[token * width..]);
+        let turn = |to: &mut [f32], [x, other]: [&[f32]; 2], [cos, sin]: [&[f32]; 2]| {
+            let angles = cos.iter().zip(sin);
+            for (((to, x), other), (cos, sin)) in to.iter_mut().zip(x).zip(other).zip(angles) {
+                *to = (x * cos + sign * other * sin) * scale;
+            }
+        };
+        turn(to_first, [first, second], [cos, sin]);
+        let behind = [&cos[width / 2..], &sin[width / 2..]];
+        turn(to_second, [second, first], behind);
     }
 }
 

@@ -466,54 +466,129 @@ fn plain_attention(
     Tensor::cat(rows.into_iter().flatten().collect(), 0)
 }
 
+/// Attention's tokens, turned by frequencies of a test's own.
+fn attention_over<B: ModelOps>(batch: &PackedBatch, heads: Heads) -> PackedAttention<B> {
+    let frequencies = frequencies(heads);
+    PackedAttention::new(batch, &frequencies, heads, DType::F32, &Default::default())
+}
+
+fn frequencies(heads: Heads) -> Vec<f32> {
+    (0..heads.dim / 2).map(|i| 0.7f32.powi(i as i32)).collect()
+}
+
+/// Queries, keys and values.
+fn attention_inputs(tokens: usize, heads: Heads) -> [Numbers<2>; 3] {
+    [
+        numbers(1, [tokens, heads.queries * heads.dim]),
+        numbers(2, [tokens, heads.kv * heads.dim]),
+        numbers(3, [tokens, heads.kv * heads.dim]),
+    ]
+}
+
+/// Holds every backend's attention over some sequences to the plain one.
+fn attends(sequences: &[Vec<u32>], heads: Heads, bound: f64) {
+    fn run<B: AutodiffBackend<InnerBackend: ModelOps> + ModelOps>(
+        [q, k, v]: &[Tensor<B, 2>; 3],
+        over: PackedAttention<B::InnerBackend>,
+    ) -> Tensor<B, 2> {
+        let over = PackedAttention::from_inner(over);
+        B::packed_attention(q.clone(), k.clone(), v.clone(), &over)
+    }
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let batch = PackedBatch::new(&sequences);
+    let inputs = attention_inputs(batch.tokens(), heads);
+    let weights = numbers(4, inputs[0].1);
+    let expected = plain(&inputs, &weights, |x| {
+        plain_attention(x, &batch, &frequencies(heads), heads)
+    });
+    let on_flex = attention_over::<Flex>(&batch, heads);
+    let found = tracked::<Flex, 3, 2>(&inputs, &weights, |x| run(x, on_flex.clone()));
+    compare(found, &expected, bound);
+    let on_ndarray = attention_over::<NdArray>(&batch, heads);
+    let found = tracked::<NdArray, 3, 2>(&inputs, &weights, |x| run(x, on_ndarray.clone()));
+    compare(found, &expected, bound);
+    let [q, k, v] = inputs.map(|x| x.f32::<Flex>());
+    let (out, attended) = attention::forward(q, k, v, &on_flex);
+    let found = Outcome {
+        out: values(out),
+        gradients: attention::backward(weights.f32(), attended, &on_flex).map(values),
+    };
+    compare(found, &expected, bound);
+}
+
 #[test]
 fn packed_attention_and_its_gradients() {
     let shapes = [(4, 2, 8), (3, 3, 2), (6, 1, 10), (1, 1, 64)];
-    for (sequences, (queries, kv, dim)) in batches().into_iter().zip(shapes.into_iter().cycle()) {
-        let heads = Heads { queries, kv, dim };
-        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-        let batch = PackedBatch::new(&sequences);
-        let frequencies: Vec<f32> = (0..dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
-        let tokens = batch.tokens();
-        let inputs = [
-            numbers(1, [tokens, queries * dim]),
-            numbers(2, [tokens, kv * dim]),
-            numbers(3, [tokens, kv * dim]),
-        ];
-        let weights = numbers(4, [tokens, queries * dim]);
-        let expected = plain(&inputs, &weights, |x| {
-            plain_attention(x, &batch, &frequencies, heads)
-        });
-        fn over<B: ModelOps>(
-            batch: &PackedBatch,
-            frequencies: &[f32],
-            heads: Heads,
-        ) -> PackedAttention<B> {
-            PackedAttention::new(batch, frequencies, heads, DType::F32, &Default::default())
-        }
-        fn run<B: AutodiffBackend<InnerBackend: ModelOps> + ModelOps>(
-            [q, k, v]: &[Tensor<B, 2>; 3],
-            over: PackedAttention<B::InnerBackend>,
-        ) -> Tensor<B, 2> {
-            let over = PackedAttention::from_inner(over);
-            B::packed_attention(q.clone(), k.clone(), v.clone(), &over)
-        }
+    for (sequences, (queries, kv, dim)) in batches().iter().zip(shapes.into_iter().cycle()) {
         // Seen: 1.1e-6.
-        let bound = 4e-6;
-        let on_flex = over::<Flex>(&batch, &frequencies, heads);
-        let found = tracked::<Flex, 3, 2>(&inputs, &weights, |x| run(x, on_flex.clone()));
-        compare(found, &expected, bound);
-        let on_ndarray = over::<NdArray>(&batch, &frequencies, heads);
-        let found = tracked::<NdArray, 3, 2>(&inputs, &weights, |x| run(x, on_ndarray.clone()));
-        compare(found, &expected, bound);
-        let [q, k, v] = inputs.map(|x| x.f32::<Flex>());
-        let (out, attended) = attention::forward(q, k, v, &on_flex);
-        let found = Outcome {
-            out: values(out),
-            gradients: attention::backward(weights.f32(), attended, &on_flex).map(values),
-        };
-        compare(found, &expected, bound);
+        attends(sequences, Heads { queries, kv, dim }, 4e-6);
     }
+}
+
+/// Lengths around the host's tiles, groups and widths of heads as models have them; the second of
+/// two sequences with a number of tokens in common begins within a tile.
+#[test]
+fn packed_attention_around_tiles() {
+    let sequence = |seed: u32, shared: u32, count: u32| -> Vec<u32> {
+        let own = (shared..count).map(|i| 10_000 * seed + i);
+        (0..shared).chain(own).collect()
+    };
+    let cases = [
+        (vec![sequence(1, 0, 1), sequence(2, 0, 64)], (8, 1, 64)),
+        (vec![sequence(1, 0, 63), sequence(2, 0, 65)], (3, 3, 80)),
+        (vec![sequence(1, 64, 129), sequence(2, 64, 66)], (4, 1, 128)),
+        (
+            vec![sequence(1, 100, 129), sequence(2, 100, 200)],
+            (8, 2, 80),
+        ),
+        (vec![sequence(1, 63, 130), sequence(2, 63, 64)], (8, 1, 128)),
+        (vec![sequence(1, 0, 2000)], (2, 1, 64)),
+    ];
+    for (sequences, (queries, kv, dim)) in cases {
+        attends(&sequences, Heads { queries, kv, dim }, 1e-5);
+    }
+}
+
+/// The same bits on any number of threads, and beside any other sequences.
+#[test]
+fn attention_is_the_same_on_threads_and_in_company() {
+    let heads = Heads {
+        queries: 4,
+        kv: 2,
+        dim: 16,
+    };
+    let sequence = |seed: u32, count: u32| (0..count).map(|i| 1000 * seed + i).collect();
+    let one: Vec<u32> = sequence(1, 333);
+    let others: [Vec<u32>; 3] = [sequence(2, 70), sequence(3, 500), sequence(4, 1)];
+    fn run<B: ModelOps>(sequences: &[&[u32]], heads: Heads, first: usize) -> [Vec<u32>; 4] {
+        let batch = PackedBatch::new(sequences);
+        let over = attention_over::<B>(&batch, heads);
+        let count = 333;
+        // The same for its tokens wherever they lie.
+        let place = |x: Numbers<2>| {
+            let across = x.1[1];
+            let mut all = numbers(9, [batch.tokens(), across]);
+            all.0[first * across..(first + count) * across].copy_from_slice(&x.0);
+            all.f32::<B>()
+        };
+        let [q, k, v] = attention_inputs(count, heads).map(place);
+        let (out, attended) = B::packed_attention_saving(q, k, v, &over);
+        let grad = place(numbers(4, [count, heads.queries * heads.dim]));
+        let [q, k, v] = B::packed_attention_backward(grad, attended, &over);
+        [out, q, k, v].map(|x| {
+            let found = values(x.narrow(0, first, count));
+            found.into_iter().map(f32::to_bits).collect()
+        })
+    }
+    let [a, b, c] = others.each_ref().map(Vec::as_slice);
+    let alone = run::<Flex>(&[&one], heads, 0);
+    for threads in [1, 2, 7] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let pool = pool.build().unwrap();
+        assert!(alone == pool.install(|| run::<Flex>(&[&one], heads, 0)));
+        assert!(alone == pool.install(|| run::<Flex>(&[a, &one, b, c], heads, 70)));
+    }
+    assert!(alone == run::<NdArray>(&[b, c, &one], heads, 501));
 }
 
 #[test]

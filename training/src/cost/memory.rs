@@ -332,16 +332,28 @@ impl Training {
         let logits = 4.0 * (rows * config.vocab_size) as f64;
         // Inputs of adapters, in f32 whatever the dtype of the activations.
         let adapters = 4.0 * tokens * sizes.adapter_inputs as f64;
-        // Inputs of both norms and of the layers behind them, gate, up and their product, and what
-        // attention keeps; its weights are in the activations' dtype.
-        let kept = 4.0 * of_hidden + of_mixed + 3.0 * of_ffn + of_heads + scores * size / 4.0;
+        // Inputs of both norms and of the layers behind them, gate, up and their product.
+        let kept = 4.0 * of_hidden + of_mixed + 3.0 * of_ffn;
         let (kept, passing, logits) = match self.in_passes() {
-            true => (
-                kept,
-                1.1 * scores + 0.9 * (of_hidden + of_heads),
-                2.1 * logits,
+            true => {
+                // Attention's inputs and a logarithm a head.
+                let of_tokens = size * tokens * (queries + 2.0 * keys);
+                let log_sums = 4.0 * tokens * config.num_attention_heads as f64;
+                // While the feed-forward layer's product and its gradient are both there; and
+                // attention's gradients, with its keys and values as tiles read them, when what
+                // the feed-forward layer kept is gone.
+                let feeding = of_ffn + of_hidden;
+                let of_keys = size * batch.packed.cells as f64 * keys;
+                let attending = 2.0 * of_mixed + 5.0 * of_keys - 3.0 * of_ffn;
+                let passing = feeding.max(attending);
+                (kept + of_tokens + log_sums, passing, 2.1 * logits)
+            }
+            // Attention's weights are in the activations' dtype.
+            false => (
+                kept + of_heads + scores * size / 4.0 + adapters,
+                2.7 * scores,
+                4.0 * logits,
             ),
-            false => (kept + adapters, 2.7 * scores, 4.0 * logits),
         };
         Activations {
             kept: bytes(kept),

@@ -1,11 +1,14 @@
 //! Causal attention within the sequences of a packed batch.
 //!
-//! Tokens are gathered into padded batches `[rows, longest]` of sequences of similar length. Padding
-//! stands on the right, so that the causal mask alone hides it. The queries of a group of heads lie
-//! below each other as rows of one matrix, so that keys and values are never copied per head.
+//! On a host it is a pass over tiles of scores (`host`), on a GPU kernels. What has neither gathers
+//! tokens into padded batches `[rows, longest]` of sequences of similar length. Padding stands on the
+//! right, so that the causal mask alone hides it. The queries of a group of heads lie below each
+//! other as rows of one matrix, so that keys and values are never copied per head.
 
 pub mod host;
 mod places;
+mod product;
+mod tile;
 
 use std::sync::Arc;
 
@@ -20,8 +23,8 @@ use super::memory::{cast, to_f32};
 use super::rotary::Rotation;
 use crate::packed_batch::PackedBatch;
 
+pub(super) use places::Places;
 pub use places::{Heads, QUERY_TILE};
-pub(super) use places::{Padded, Places};
 
 /// Where attention finds the tokens of a packed batch, and how far it rotates them.
 #[derive(Clone, Debug)]
@@ -70,6 +73,9 @@ pub struct Attended<B: Backend>(pub(super) Kept<B>);
 #[derive(Clone, Debug)]
 pub(super) enum Kept<B: Backend> {
     Weights(Vec<AttendedBatch<B>>),
+    /// Queries, keys and values as they came, the mixed values, and the logarithms of scores' sums
+    /// of exponentials `[tokens · heads]`.
+    Host([Tensor<B, 2>; 4], Tensor<B, 1>),
     /// Queries, keys and values as they came; the logarithms of scores' sums of exponentials, of
     /// each padded batch.
     #[cfg(feature = "cubecl")]
@@ -80,8 +86,7 @@ impl<B: Backend> Attended<B> {
     fn weights(self) -> Vec<AttendedBatch<B>> {
         match self.0 {
             Kept::Weights(weights) => weights,
-            #[cfg(feature = "cubecl")]
-            Kept::LogSums(..) => unreachable!("another backend's forward step"),
+            _ => unreachable!("another backend's forward step"),
         }
     }
 }

@@ -34,6 +34,15 @@ pub struct Places {
     pub padded: Vec<Padded>,
     /// For each token its cells, by padded batch; the first one's output is the token's.
     pub cells_of: Vec<Vec<(usize, usize)>>,
+    pub sequences: Vec<Sequence>,
+}
+
+/// One sequence, as it lies without padding.
+#[derive(Debug)]
+pub struct Sequence {
+    pub tokens: Vec<usize>,
+    /// How many of them an earlier sequence laid down.
+    pub shared: usize,
 }
 
 /// One padded batch `[rows, longest]`.
@@ -49,6 +58,15 @@ pub struct Padded {
 impl Places {
     pub fn new(batch: &PackedBatch) -> Self {
         let mut cells_of = vec![Vec::new(); batch.tokens()];
+        let mut laid_down = 0;
+        let sequences = batch.places.iter().map(|places| {
+            let tokens: Vec<usize> = places.tokens().collect();
+            // They are laid down in the order of the sequences.
+            let shared = tokens.iter().take_while(|&&t| t < laid_down).count();
+            laid_down += tokens.len() - shared;
+            Sequence { tokens, shared }
+        });
+        let sequences = sequences.collect();
         let mut padded: Vec<Padded> = Vec::with_capacity(batch.padded.len());
         for one in &batch.padded {
             let lengths: Vec<usize> = one.rows.iter().map(|&i| batch.places[i].len()).collect();
@@ -73,22 +91,29 @@ impl Places {
                 cells_of[token].push((number, cell));
             }
         }
-        Self { padded, cells_of }
+        Self {
+            padded,
+            cells_of,
+            sequences,
+        }
+    }
+}
+
+impl Places {
+    /// For each token the sequences that hold it, and where.
+    pub fn by_token(&self) -> Vec<Vec<(usize, usize)>> {
+        let mut found = vec![Vec::new(); self.cells_of.len()];
+        for (sequence, one) in self.sequences.iter().enumerate() {
+            for (i, &token) in one.tokens.iter().enumerate() {
+                found[token].push((sequence, i));
+            }
+        }
+        found
     }
 }
 
 impl Padded {
     pub fn rows(&self) -> usize {
         self.lengths.len()
-    }
-
-    /// How many keys row `row` of all scores sees, `each` a sequence: its own position and what
-    /// stands before it.
-    pub fn visible(&self, row: usize, each: usize) -> usize {
-        let (sequence, at) = (row / each, row % self.longest);
-        match at < self.lengths[sequence] {
-            true => at + 1,
-            false => 0,
-        }
     }
 }

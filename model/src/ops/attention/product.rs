@@ -1,0 +1,134 @@
+//! Products of matrices that lie in the nearest cache.
+
+/// Columns that are summed side by side; rows' widths are multiples of it.
+pub const LANES: usize = 16;
+
+/// Rows that are: with [`LANES`] of f32, as many sums as AVX2 has registers for.
+const ROWS: usize = 6;
+
+/// The left matrix, by its strides.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    pub values: &'a [f32],
+    /// From row to row, and from column to column.
+    pub strides: [usize; 2],
+    pub rows: usize,
+    pub columns: usize,
+}
+
+/// What of a product there is to compute on the diagonal of causal scores, where the first row
+/// sees `1 + before` columns and each row one more.
+#[derive(Clone, Copy)]
+pub enum Seen {
+    /// Not on the diagonal.
+    All,
+    /// The result's columns, up to the last seen.
+    Result { before: usize },
+    /// The left matrix has its rows that far.
+    Left { before: usize },
+    /// Its columns are rows of scores: row `i` begins at column `i − before`.
+    Turned { before: usize },
+}
+
+/// `result` + `left` · `right`, or without `ADD` the product alone; `width` numbers a row of both.
+///
+/// A row of the result has the same bits whatever other rows are computed.
+#[inline(always)]
+pub fn product<const FMA: bool, const ADD: bool>(
+    result: &mut [f32],
+    left: Left,
+    right: &[f32],
+    width: usize,
+    seen: Seen,
+) {
+    let last = left.rows.max(1) - 1;
+    let reach = last * left.strides[0] + left.columns.max(1) * left.strides[1];
+    // The rows below read it unchecked.
+    assert!(reach < left.values.len() + left.strides[1]);
+    let mut row = 0;
+    while row < left.rows {
+        row += match left.rows - row {
+            ROWS.. => rows::<FMA, ADD, ROWS>(result, left, right, width, seen, row),
+            4.. => rows::<FMA, ADD, 4>(result, left, right, width, seen, row),
+            2.. => rows::<FMA, ADD, 2>(result, left, right, width, seen, row),
+            _ => rows::<FMA, ADD, 1>(result, left, right, width, seen, row),
+        };
+    }
+}
+
+/// `COUNT` rows from row `first`.
+#[inline(always)]
+fn rows<const FMA: bool, const ADD: bool, const COUNT: usize>(
+    result: &mut [f32],
+    left: Left,
+    right: &[f32],
+    width: usize,
+    seen: Seen,
+    first: usize,
+) -> usize {
+    let end = first + COUNT;
+    let (mut columns, mut inner) = (width, 0..left.columns);
+    match seen {
+        Seen::All => {}
+        Seen::Result { before } => columns = (before + end).next_multiple_of(LANES).min(width),
+        Seen::Left { before } => inner.end = (before + end).min(left.columns),
+        Seen::Turned { before } => inner.start = first.saturating_sub(before).min(left.columns),
+    }
+    let [down, along] = left.strides;
+    let right = &right[inner.start * width..inner.end * width];
+    let result = &mut result[first * width..end * width];
+    for column in (0..columns).step_by(LANES) {
+        let mut sums = [[0f32; LANES]; COUNT];
+        let mut at = first * down + inner.start * along;
+        for right in right.chunks_exact(width) {
+            let right: &[f32; LANES] = lanes(&right[column..]);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: `product` has checked the last of all.
+                let factor = unsafe { *left.values.get_unchecked(at + row * down) };
+                for (sum, x) in sums.iter_mut().zip(right) {
+                    *sum = multiply_add::<FMA>(factor, *x, *sum);
+                }
+            }
+            at += along;
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let result = &mut result[row * width + column..][..LANES];
+            for (to, sum) in result.iter_mut().zip(sums) {
+                *to = if ADD { *to + sum } else { *sum };
+            }
+        }
+    }
+    COUNT
+}
+
+#[inline(always)]
+fn lanes(x: &[f32]) -> &[f32; LANES] {
+    x.first_chunk().expect("widths are multiples")
+}
+
+/// Where the processor has no such instruction it is a call of a function.
+#[inline(always)]
+pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// What is compiled anew for the processor's vectors. All of it must be inlined.
+pub trait Work {
+    fn run<const FMA: bool>(self);
+}
+
+/// Does it by the widest vectors that there are code and instructions for.
+pub fn by_vectors(work: impl Work) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn by_avx2(work: impl Work) {
+            work.run::<true>();
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has both.
+            return unsafe { by_avx2(work) };
+        }
+    }
+    work.run::<{ cfg!(target_arch = "aarch64") }>();
+}
