@@ -10,6 +10,8 @@ use crate::ops::{ModelOps, TrainingOps, cast, to_f32};
 pub struct Linear<B: Backend> {
     /// `[out, in]`.
     pub weight: Param<Tensor<B, 2>>,
+    /// How many outputs there are where the weight is packed ([`ModelOps::pack_weight`]).
+    pub packed: Option<usize>,
     /// `[out]`; `None` where the layer has none.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// A change of the weight that is trained in its place.
@@ -20,6 +22,9 @@ impl<B: ModelOps> Linear<B> {
     /// `[tokens, in]` → `[tokens, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let bias = self.bias.as_ref().map(Param::val);
+        if let Some(outputs) = self.packed {
+            return B::packed_linear_layer(x, self.weight.val(), outputs, bias);
+        }
         let Some(adapter) = &self.adapter else {
             return B::linear_layer(x, self.weight.val(), bias);
         };
@@ -28,11 +33,17 @@ impl<B: ModelOps> Linear<B> {
         cast(to_f32(y) + adapter.forward(x), dtype)
     }
 
-    /// The same layer for products of few rows: its weight lies otherwise in memory.
+    /// The same layer for products of few rows, without an adapter: its weight is packed where the
+    /// backend has products with such.
     pub fn for_few_rows(self) -> Self {
-        Self {
-            weight: Param::from_tensor(B::for_few_rows(self.weight.val())),
-            ..self
+        let outputs = self.weight.dims()[0];
+        match B::pack_weight(self.weight.val()) {
+            Some(packed) => Self {
+                weight: Param::from_tensor(packed),
+                packed: Some(outputs),
+                ..self
+            },
+            None => self,
         }
     }
 }
@@ -72,6 +83,7 @@ impl<B: Backend> Linear<B> {
         let merged = cast(to_f32(weight) + adapter.change(), dtype);
         Self {
             weight: Param::from_tensor(merged.detach()),
+            packed: None,
             bias: self.bias,
             adapter: None,
         }

@@ -103,6 +103,7 @@ impl<'a, B: Backend, S: TensorSource> TensorReader<'a, B, S> {
         Ok(Linear {
             weight,
             bias: bias.then(|| self.param()).transpose()?,
+            packed: None,
             adapter: None,
         })
     }

@@ -11,8 +11,8 @@ use super::config::LlamaConfig;
 use super::model::Llama;
 use super::prefill::{Layout, Made, Piece, PrefillContext};
 use super::slot_cache::{SlotCache, rounded_width};
-use crate::nn::Linear;
-use crate::ops::{CachedStep, Heads, ModelOps, Rotation, TokenIds, Visible};
+use crate::nn::{Linear, RmsNorm};
+use crate::ops::{CachedStep, Heads, ModelOps, Rotation, TokenIds, Visible, cast};
 
 /// Tokens of prompts that go through the model in one pass. On a device more are needed for its
 /// products to be worth their weights' reading; on a CPU, sequences under way wait for a worker's pass.
@@ -35,14 +35,21 @@ impl<B: ModelOps> Decoder<B> {
     /// Takes a model over, layer by layer; adapters are added to its weights.
     pub fn new(model: Llama<B>, config: &LlamaConfig) -> Self {
         let mut model = model.merged();
-        let layers = model.layers.into_iter().map(for_few_rows);
+        let dtype = activations_dtype::<B>(model.dtype());
+        let layers = model
+            .layers
+            .into_iter()
+            .map(|block| for_few_rows(block, dtype));
         model.layers = layers.collect();
         let head = model.lm_head.unwrap_or_else(|| Linear {
             weight: Param::from_tensor(model.embed_tokens.val()),
             bias: None,
+            packed: None,
             adapter: None,
         });
         model.lm_head = Some(head.for_few_rows());
+        model.embed_tokens = in_dtype(model.embed_tokens, dtype);
+        model.norm = norm_in_dtype(model.norm, dtype);
         Self {
             model,
             config: config.clone(),
@@ -54,7 +61,7 @@ impl<B: ModelOps> Decoder<B> {
         self.model.device()
     }
 
-    /// The dtype of weights, activations and cache.
+    /// The dtype of activations and cache.
     pub fn dtype(&self) -> DType {
         self.model.dtype()
     }
@@ -133,8 +140,31 @@ impl<B: ModelOps> Decoder<B> {
     }
 }
 
-/// The same block with weights laid out for products of few rows.
-fn for_few_rows<B: ModelOps>(block: Block<B>) -> Block<B> {
+/// The dtype of a decoder's activations and cache, for weights of a dtype. A host computes in f32, whose
+/// products read bf16 weights as they are.
+pub fn activations_dtype<B: ModelOps>(weights: DType) -> DType {
+    match B::ON_HOST {
+        true => DType::F32,
+        false => weights,
+    }
+}
+
+fn in_dtype<B: ModelOps, const D: usize>(
+    weight: Param<Tensor<B, D>>,
+    dtype: DType,
+) -> Param<Tensor<B, D>> {
+    Param::from_tensor(cast(weight.val(), dtype))
+}
+
+fn norm_in_dtype<B: ModelOps>(norm: RmsNorm<B>, dtype: DType) -> RmsNorm<B> {
+    RmsNorm {
+        weight: in_dtype(norm.weight, dtype),
+        ..norm
+    }
+}
+
+/// The same block with weights laid out for products of few rows, its norms in a dtype.
+fn for_few_rows<B: ModelOps>(block: Block<B>, dtype: DType) -> Block<B> {
     let (attention, mlp) = (block.self_attn, block.mlp);
     Block {
         self_attn: Attention {
@@ -149,7 +179,8 @@ fn for_few_rows<B: ModelOps>(block: Block<B>) -> Block<B> {
             up_proj: mlp.up_proj.for_few_rows(),
             down_proj: mlp.down_proj.for_few_rows(),
         },
-        ..block
+        input_layernorm: norm_in_dtype(block.input_layernorm, dtype),
+        post_attention_layernorm: norm_in_dtype(block.post_attention_layernorm, dtype),
     }
 }
 

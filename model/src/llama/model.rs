@@ -97,7 +97,10 @@ impl<B: ModelOps> Llama<B> {
     /// Logits of the last block's output, f32 `[rows, hidden]` → `[rows, vocab]`.
     pub fn project(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         let normed = self.norm.forward(hidden);
-        to_f32(B::linear_layer(normed, self.head_weight(), None))
+        to_f32(match &self.lm_head {
+            Some(head) => head.forward(normed),
+            None => B::linear_layer(normed, self.head_weight(), None),
+        })
     }
 
     /// Logits of every token, f32 `[tokens, vocab]`.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Int, Tensor, bf16};
 
 use super::attention::{self, Attended, PackedAttention};
 use super::cached_attention::{self, Visible};
@@ -14,7 +14,7 @@ use super::memory::HostMemory;
 use super::optimizer::{self, Optimizer, UpdateStep, Updated, Updating};
 use super::relative_attention::{self, RelativePositions};
 use super::rotary::{self, Rotation};
-use super::{ModelOps, feed_forward, linear, norm, target_logps};
+use super::{ModelOps, feed_forward, norm, packed_linear, target_logps};
 
 /// The operations of a backend whose tensors lie in the host's memory.
 macro_rules! host_ops {
@@ -24,8 +24,17 @@ macro_rules! host_ops {
         }
 
         impl ModelOps for $Backend {
-            fn for_few_rows(weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-                linear::by_columns(weight)
+            fn pack_weight(weight: Tensor<Self, 2>) -> Option<Tensor<Self, 2>> {
+                packed_linear::pack(weight)
+            }
+
+            fn packed_linear_layer(
+                x: Tensor<Self, 2>,
+                packed: Tensor<Self, 2>,
+                outputs: usize,
+                bias: Option<Tensor<Self, 1>>,
+            ) -> Tensor<Self, 2> {
+                packed_linear::forward(x, packed, outputs, bias)
             }
 
             fn rms_norm(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, eps: f64) -> Tensor<Self, 2> {
@@ -244,6 +253,10 @@ impl HostMemory for burn_flex::Flex<f32, i32> {
             None => Cow::Owned(x.to_contiguous().storage::<f32>().to_vec()),
         }
     }
+
+    fn bf16_values(x: &FloatTensor<Self>) -> &[bf16] {
+        x.as_slice().unwrap_or_default()
+    }
 }
 
 #[cfg(feature = "ndarray")]
@@ -257,5 +270,10 @@ impl HostMemory for burn_ndarray::NdArray<f32, i64, i8> {
             Some(values) => Cow::Borrowed(values),
             None => Cow::Owned(view.iter().copied().collect()),
         }
+    }
+
+    fn bf16_values(_: &FloatTensor<Self>) -> &[bf16] {
+        // It has no bf16.
+        &[]
     }
 }

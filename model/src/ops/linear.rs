@@ -14,11 +14,3 @@ pub(super) fn forward<B: Backend>(
         None => y,
     }
 }
-
-/// The weight with its columns end to end: products of few rows spend most of their time on turning
-/// weights around on a CPU.
-pub(super) fn by_columns<B: Backend>(weight: Tensor<B, 2>) -> Tensor<B, 2> {
-    let (dtype, device) = (weight.dtype(), weight.device());
-    let columns = weight.transpose().into_data();
-    Tensor::<B, 2>::from_data(columns, (&device, dtype)).transpose()
-}

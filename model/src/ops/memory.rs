@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, bf16};
 
 use super::device::DeviceError;
 
@@ -13,6 +13,9 @@ pub trait HostMemory: Backend {
     /// The values of a f32 tensor in their order: where they lie, or copied where they lie
     /// otherwise.
     fn values(x: &FloatTensor<Self>) -> Cow<'_, [f32]>;
+
+    /// The values of a bf16 tensor that lie in their order.
+    fn bf16_values(x: &FloatTensor<Self>) -> &[bf16];
 }
 
 /// A tensor whose values can be read.

@@ -23,12 +23,14 @@ mod math;
 mod memory;
 mod norm;
 mod optimizer;
+mod packed_linear;
 mod relative_attention;
 mod rotary;
 mod sampling;
 mod target_logps;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor};
@@ -71,9 +73,21 @@ pub trait ModelOps: Placement {
         grad.matmul(weight)
     }
 
-    /// A weight `[out, in]` in the layout in memory that products of few rows read fastest.
-    fn for_few_rows(weight: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        weight
+    /// A weight `[out, in]` packed for products of few rows, where the backend has such products: for
+    /// [`Self::packed_linear_layer`] alone.
+    fn pack_weight(_weight: Tensor<Self, 2>) -> Option<Tensor<Self, 2>> {
+        None
+    }
+
+    /// [`Self::linear_layer`] with a weight that [`Self::pack_weight`] packed, of so many outputs; f32,
+    /// also where the weight is bf16. A row has the same bits whichever others there are.
+    fn packed_linear_layer(
+        _x: Tensor<Self, 2>,
+        _packed: Tensor<Self, 2>,
+        _outputs: usize,
+        _bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        unreachable!("a backend that packs weights has products with them")
     }
 
     /// RMSNorm of rows `[rows, width]`: in f32, cast back, then scaled by `weight` `[width]` (the

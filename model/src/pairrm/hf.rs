@@ -217,6 +217,7 @@ fn stacked<B: Backend>(linears: [Linear<B>; 3]) -> Linear<B> {
     Linear {
         weight: Param::from_tensor(Tensor::cat(weights, 0)),
         bias: Some(Param::from_tensor(Tensor::cat(biases, 0))),
+        packed: None,
         adapter: None,
     }
 }

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::super::math::dot;
 use super::super::memory::{HostMemory, HostTensor, from_host};
+use super::super::vectors::{LANES, by_vectors};
 use super::places::Sequence;
-use super::product::{LANES, by_vectors};
 use super::tile::{Backward, Extent, Forward, TILE};
 use super::{Attended, Kept, PackedAttention};
 

@@ -1,7 +1,6 @@
 //! Products of matrices that lie in the nearest cache.
 
-/// Columns that are summed side by side; rows' widths are multiples of it.
-pub const LANES: usize = 16;
+use super::super::vectors::{LANES, multiply_add};
 
 /// Rows that are: with [`LANES`] of f32, as many sums as AVX2 has registers for.
 const ROWS: usize = 6;
@@ -104,31 +103,4 @@ fn rows<const FMA: bool, const ADD: bool, const COUNT: usize>(
 #[inline(always)]
 fn lanes(x: &[f32]) -> &[f32; LANES] {
     x.first_chunk().expect("widths are multiples")
-}
-
-/// Where the processor has no such instruction it is a call of a function.
-#[inline(always)]
-pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// What is compiled anew for the processor's vectors. All of it must be inlined.
-pub trait Work {
-    fn run<const FMA: bool>(self);
-}
-
-/// Does it by the widest vectors that there are code and instructions for.
-pub fn by_vectors(work: impl Work) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn by_avx2(work: impl Work) {
-            work.run::<true>();
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has both.
-            return unsafe { by_avx2(work) };
-        }
-    }
-    work.run::<{ cfg!(target_arch = "aarch64") }>();
 }

@@ -2,7 +2,8 @@
 
 use super::super::device::MASKED;
 use super::super::math::exp;
-use super::product::{LANES, Left, Seen, Work, product};
+use super::super::vectors::{LANES, Work};
+use super::product::{Left, Seen, product};
 
 /// Queries of a tile, and keys of a block.
 pub const TILE: usize = 64;

@@ -1,0 +1,196 @@
+//! Linear layers of generation on a host: few rows, weights packed once.
+//!
+//! A product of few rows reads its weight once, and its time is that. The weight lies in the order in
+//! which it is read, in panels of [`LANES`] outputs, `[panels, in · LANES]`, zeros behind the last
+//! output; where it is bf16 it stays that and is widened in registers, half the bytes.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData, bf16};
+use rayon::prelude::*;
+
+use super::memory::{HostMemory, HostTensor, from_host, primitive};
+use super::vectors::{LANES, Work, by_vectors, multiply_add, prefetch};
+
+/// Rows that are summed side by side: with [`LANES`] of f32, as many sums as AVX2 has registers for.
+const ROWS: usize = 6;
+
+/// Products that one thread takes at a time: some tens of microseconds.
+const GRAIN: usize = 1 << 21;
+
+/// None in a dtype that there are no products for.
+pub(super) fn pack<B: Backend>(weight: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    let ([outputs, inputs], device) = (weight.dims(), weight.device());
+    let data = weight.into_data();
+    let packed = match data.dtype {
+        DType::F32 => panels::<f32>(data.as_slice().ok()?, inputs),
+        DType::BF16 => panels::<bf16>(data.as_slice().ok()?, inputs),
+        _ => return None,
+    };
+    let dtype = data.dtype;
+    debug_assert_eq!(packed.shape[0], outputs.div_ceil(LANES));
+    Some(Tensor::from_data(packed, (&device, dtype)))
+}
+
+fn panels<T: Stored>(weight: &[T], inputs: usize) -> TensorData {
+    let outputs = weight.len() / inputs.max(1);
+    let panels = outputs.div_ceil(LANES);
+    let mut packed = vec![T::default(); panels * inputs * LANES];
+    let fill = |(panel, packed): (usize, &mut [T])| {
+        let rows = weight[panel * LANES * inputs..].chunks_exact(inputs);
+        for (lane, row) in rows.take(LANES).enumerate() {
+            for (to, from) in packed[lane..].iter_mut().step_by(LANES).zip(row) {
+                *to = *from;
+            }
+        }
+    };
+    packed
+        .par_chunks_mut((inputs * LANES).max(1))
+        .enumerate()
+        .for_each(fill);
+    TensorData::new(packed, [panels, inputs * LANES])
+}
+
+/// How a weight's numbers are stored.
+pub(super) trait Stored: burn::tensor::Element + Default + Copy + Send + Sync {
+    fn widen(self) -> f32;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Stored for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+/// `x · weightᵀ + bias`, f32 `[rows, in]`, → f32 `[rows, outputs]`.
+pub(super) fn forward<B: HostMemory>(
+    x: Tensor<B, 2>,
+    packed: Tensor<B, 2>,
+    outputs: usize,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    let (device, dtype) = (x.device(), packed.dtype());
+    let ([rows, inputs], packed) = (x.dims(), primitive(packed));
+    let x = HostTensor::new(x);
+    let x = &x.values()[..];
+    let mut y = Vec::with_capacity(rows * outputs);
+    match dtype {
+        DType::BF16 => product(&mut y, x, B::bf16_values(&packed), inputs, outputs),
+        _ => product(&mut y, x, &B::values(&packed), inputs, outputs),
+    }
+    // SAFETY: the product writes each of its numbers.
+    unsafe { y.set_len(rows * outputs) };
+    let y = from_host(y, [rows, outputs], &device);
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
+}
+
+/// Writes all of `y` `[rows, outputs]`, which has room for it.
+fn product<T: Stored>(y: &mut Vec<f32>, x: &[f32], packed: &[T], inputs: usize, outputs: usize) {
+    let rows = x.len() / inputs.max(1);
+    let panels = outputs.div_ceil(LANES);
+    assert!(packed.len() == panels * inputs * LANES && x.len() == rows * inputs);
+    let each = (GRAIN / (rows * inputs * LANES).max(1)).clamp(1, panels.max(1));
+    let y = Results(y.spare_capacity_mut().as_mut_ptr().cast());
+    (0..panels.div_ceil(each)).into_par_iter().for_each(|part| {
+        by_vectors(Panels {
+            x,
+            inputs,
+            packed,
+            panels: part * each..((part + 1) * each).min(panels),
+            y,
+            outputs,
+        });
+    });
+}
+
+/// Where results go; each part of a product writes columns of its own.
+#[derive(Clone, Copy)]
+struct Results(*mut f32);
+
+// SAFETY: no two parts write the same numbers, and none reads any.
+unsafe impl Send for Results {}
+// SAFETY: as above.
+unsafe impl Sync for Results {}
+
+/// Some panels of a product.
+struct Panels<'a, T> {
+    x: &'a [f32],
+    inputs: usize,
+    packed: &'a [T],
+    panels: std::ops::Range<usize>,
+    y: Results,
+    outputs: usize,
+}
+
+impl<T: Stored> Work for Panels<'_, T> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let rows = self.x.len() / self.inputs.max(1);
+        let of_panel = self.inputs * LANES;
+        for panel in self.panels.clone() {
+            let weights = &self.packed[panel * of_panel..][..of_panel];
+            let mut row = 0;
+            while row < rows {
+                row += match rows - row {
+                    // The last of them reads the next panel ahead, which nothing else would.
+                    ROWS => self.rows::<FMA, true, ROWS>(row, panel, weights),
+                    ROWS.. => self.rows::<FMA, false, ROWS>(row, panel, weights),
+                    4 => self.rows::<FMA, true, 4>(row, panel, weights),
+                    5 => self.rows::<FMA, false, 4>(row, panel, weights),
+                    2 => self.rows::<FMA, true, 2>(row, panel, weights),
+                    3 => self.rows::<FMA, false, 2>(row, panel, weights),
+                    _ => self.rows::<FMA, true, 1>(row, panel, weights),
+                };
+            }
+        }
+    }
+}
+
+impl<T: Stored> Panels<'_, T> {
+    /// `COUNT` rows from row `first`, by one panel. Sums go over the inputs in their order, whatever
+    /// `COUNT` is.
+    #[inline(always)]
+    fn rows<const FMA: bool, const AHEAD: bool, const COUNT: usize>(
+        &self,
+        first: usize,
+        panel: usize,
+        weights: &[T],
+    ) -> usize {
+        let x = &self.x[first * self.inputs..(first + COUNT) * self.inputs];
+        let mut sums = [[0f32; LANES]; COUNT];
+        let behind = weights.as_ptr_range().end;
+        for (at, weights) in weights.as_chunks::<LANES>().0.iter().enumerate() {
+            if AHEAD {
+                prefetch(behind.wrapping_add(at * LANES));
+            }
+            let weights = weights.map(Stored::widen);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: there is one for each of the panel's rows, in each of x's.
+                let factor = unsafe { *x.get_unchecked(row * self.inputs + at) };
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum = multiply_add::<FMA>(factor, weight, *sum);
+                }
+            }
+        }
+        let column = panel * LANES;
+        let columns = (self.outputs - column).min(LANES);
+        for (row, sums) in sums.iter().enumerate() {
+            // SAFETY: `product` has room for all rows; these columns are this panel's own.
+            unsafe {
+                let y = self.y.0.add((first + row) * self.outputs + column);
+                y.copy_from_nonoverlapping(sums.as_ptr(), columns);
+            }
+        }
+        COUNT
+    }
+}
