@@ -100,7 +100,7 @@ fn follow_rmsprop<B: ModelOps>(device: &B::Device, case: &Value) {
             grad: tensor(gradient),
             slots,
         };
-        let found = B::update(&optimizer, update, vec![updating], DType::F32).remove(0);
+        let found = B::update(&optimizer, update, vec![updating], DType::F32, &mut None).remove(0);
         (weights, slots) = (found.weights, found.slots);
         let found: Vec<f32> = weights.clone().into_data().to_vec().unwrap();
         for (f, e) in found.iter().zip(numbers(&case["weights"][step])) {

@@ -8,8 +8,8 @@ use rand::rngs::ChaCha12Rng;
 use rand::{RngExt, SeedableRng};
 use sppo_model::llama::{Decoder, Llama, Piece, Prefix};
 use sppo_model::ops::{
-    AdamW, CachedStep, Heads, ModelOps, Optimizer, PackedAttention, RmsProp, Rotation, Sgd,
-    TokenIds, UpdateStep, Updating, cast, to_f32, to_host,
+    AdamW, CachedStep, Heads, Likeliest, ModelOps, Optimizer, PackedAttention, RmsProp, Rotation,
+    Sgd, TokenIds, UpdateStep, Updating, cast, to_f32, to_host,
 };
 use sppo_model::packed_batch::PackedBatch;
 
@@ -365,7 +365,7 @@ impl Case for Updates {
                 number,
                 gradient_scale: 0.5,
             };
-            let updated = B::update(&self.0, step, updating, place.dtype);
+            let updated = B::update(&self.0, step, updating, place.dtype, &mut None);
             rounded = updated.iter().map(|one| one.rounded.clone()).collect();
             let next = updated.into_iter().zip(&self.1);
             updating = next
@@ -534,8 +534,8 @@ fn appends<B: ModelOps>(device: &B::Device, dtype: DType) {
     }
 }
 
-fn updates<B: ModelOps>(device: &B::Device, dtype: DType) {
-    let optimizers = [
+fn optimizers() -> [Optimizer; 3] {
+    [
         Optimizer::RmsProp(RmsProp {
             alpha: 0.99,
             eps: 1e-8,
@@ -548,14 +548,68 @@ fn updates<B: ModelOps>(device: &B::Device, dtype: DType) {
             weight_decay: 0.1,
         }),
         Optimizer::Sgd(Sgd { weight_decay: 0.1 }),
-    ];
-    for optimizer in optimizers {
+    ]
+}
+
+fn updates<B: ModelOps>(device: &B::Device, dtype: DType) {
+    for optimizer in optimizers() {
         for sizes in [vec![1], vec![4096], [7, 4096, 1, 300].repeat(5)] {
             let name = format!("{optimizer:?} of {sizes:?}");
             compare::<B>(device, dtype, &name, &Updates(optimizer, sizes));
         }
     }
     compare::<B>(device, dtype, "squares", &Squares);
+    updates_tell_what_is_not_finite::<B>(device, dtype);
+}
+
+/// A weight that leaves the numbers, wherever it is, is told at once and from then on.
+fn updates_tell_what_is_not_finite<B: ModelOps>(device: &B::Device, dtype: DType) {
+    let step = UpdateStep {
+        rate: 0.01,
+        number: 1,
+        gradient_scale: 1.0,
+    };
+    let float = |values: Vec<f32>| {
+        let count = values.len();
+        Tensor::<B, 1>::from_data(TensorData::new(values, [count]), (device, DType::F32))
+    };
+    for optimizer in optimizers() {
+        for (value, place) in [
+            (f32::NAN, 0),
+            (f32::INFINITY, 4099),
+            (f32::NEG_INFINITY, 7),
+            (1e30, 4099),
+        ] {
+            let mut found = None;
+            let mut run = |value: f32| {
+                let updating = [3, 4100, 64].map(|size: usize| {
+                    let mut grad = vec![0.5; size];
+                    if let Some(last) = grad.get_mut(place) {
+                        *last = value;
+                    }
+                    Updating {
+                        weights: float(vec![1.0; size]),
+                        grad: float(grad),
+                        slots: Vec::new(),
+                    }
+                });
+                let updated = B::update(&optimizer, step, updating.into(), dtype, &mut found);
+                let finite = updated.into_iter().all(|one| {
+                    let mut all: Vec<f32> = one.slots.into_iter().flat_map(numbers).collect();
+                    all.extend(numbers(one.weights));
+                    all.iter().all(|x| x.is_finite())
+                });
+                let told = found.clone().map(|found| numbers(found)[0] > 0.0);
+                (finite, told.expect("a GPU's kernels look"))
+            };
+            assert_eq!(run(0.5), (true, false), "{optimizer:?}");
+            let (finite, told) = run(value);
+            // The square of 1e30 is none of f32's; SGD has no squares.
+            assert!(!finite || value == 1e30 && optimizer.slots() == 0);
+            assert_eq!(told, !finite, "{optimizer:?}: {value}");
+            assert_eq!(run(0.5).1, told, "{optimizer:?}: {value}");
+        }
+    }
 }
 
 /// The largest logits of rows; ties go to the least token.
@@ -569,11 +623,30 @@ fn likeliest<B: ModelOps>(device: &B::Device, _: DType) {
             .collect();
         let data = TensorData::new(values.clone(), [rows, vocab]);
         let logits = Tensor::<B, 2>::from_data(data, (device, DType::F32));
-        let (best, tokens) = B::likeliest(logits, count);
+        let scales: Vec<f32> = (0..rows).map(|row| 0.7 + row as f32).collect();
+        let on_device = TensorData::new(scales.clone(), [rows]);
+        let on_device = Tensor::<B, 1>::from_data(on_device, (device, DType::F32));
+        let Likeliest { floats, tokens } = B::likeliest(logits, on_device, count);
         let tokens = tokens.into_data().convert::<i64>();
-        let found = numbers(best)
-            .into_iter()
-            .zip(tokens.to_vec::<i64>().unwrap());
+        let floats = numbers(floats);
+        for ((found, row), scale) in floats
+            .chunks(count + 2)
+            .zip(values.chunks(vocab))
+            .zip(&scales)
+        {
+            for (found, scale) in found[count..].iter().zip([*scale as f64, 1.0]) {
+                let largest = row.iter().copied().fold(f32::MIN, f32::max) as f64;
+                let terms = row.iter().map(|&x| ((x as f64 - largest) * scale).exp());
+                let expected: f64 = terms.sum();
+                // Some hundred terms one after the other and 256 as a tree, in f32.
+                let gap = (*found as f64 - expected).abs() / expected;
+                assert!(gap < 2e-5, "{found}, not {expected}");
+            }
+        }
+        let best = floats
+            .chunks(count + 2)
+            .flat_map(|row| row[..count].to_vec());
+        let found = best.zip(tokens.to_vec::<i64>().unwrap());
         let expected = values.chunks(vocab).flat_map(|row| {
             let mut order: Vec<(f32, i64)> = row.iter().copied().zip(0..).collect();
             order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -581,6 +654,26 @@ fn likeliest<B: ModelOps>(device: &B::Device, _: DType) {
             order
         });
         assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    }
+    // What is not finite reaches both sums, wherever it stands.
+    for (bad, place) in [
+        (f32::NAN, 0),
+        (f32::NAN, 299),
+        (f32::INFINITY, 256),
+        (f32::NEG_INFINITY, 1),
+    ] {
+        let mut values = vec![0.25f32; 300];
+        values[place] = bad;
+        let logits = TensorData::new(values, [1, 300]);
+        let logits = Tensor::<B, 2>::from_data(logits, (device, DType::F32));
+        let scales = Tensor::<B, 1>::ones([1], (device, DType::F32));
+        let sums = numbers(B::likeliest(logits, scales, 20).floats)[20..].to_vec();
+        // A token that is never drawn is no fault.
+        let expected = bad == f32::NEG_INFINITY;
+        assert!(
+            sums.iter().all(|sum| sum.is_finite() == expected),
+            "{bad} {sums:?}"
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use super::request::{GenerateError, Request};
 use super::sampling::{Sampler, SamplingParams, exp};
 use super::scores::{Score, is_finite, score_on_host};
-use crate::ops::ModelOps;
+use crate::ops::{Likeliest, ModelOps};
 
 /// Tokens of a row that cross to the host. Most nuclei of a trained model are smaller; a device
 /// keeps so many beside each other in registers.
@@ -170,13 +170,10 @@ impl Candidates {
             0.0 => 1.0,
             temperature => (1.0 / temperature) as f32,
         };
-        let scales = TensorData::new((0..rows).map(scale).collect::<Vec<_>>(), [rows, 1]);
-        let scales = Tensor::<B, 2>::from_data(scales, (&logits.device(), DType::F32));
-        let (best, tokens) = B::likeliest(logits.clone(), COUNT);
-        let behind = logits.clone() - best.clone().max_dim(1);
-        let plain_sums = behind.clone().exp().sum_dim(1);
-        let sums = (behind * scales).exp().sum_dim(1);
-        let floats = read(Tensor::cat(vec![best, sums, plain_sums], 1))?;
+        let scales = TensorData::new((0..rows).map(scale).collect::<Vec<_>>(), [rows]);
+        let scales = Tensor::<B, 1>::from_data(scales, (&logits.device(), DType::F32));
+        let Likeliest { floats, tokens } = B::likeliest(logits.clone(), scales, COUNT);
+        let floats = read(floats)?;
         let tokens = tokens
             .try_into_data()
             .map_err(|e| GenerateError::Device(e.to_string()))?;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Int, Tensor, bf16};
+use burn::tensor::{DType, Tensor, bf16};
 
 use super::attention::{self, Attended, PackedAttention};
 use super::cached_attention::{self, Visible};
@@ -14,6 +14,7 @@ use super::memory::HostMemory;
 use super::optimizer::{self, Optimizer, UpdateStep, Updated, Updating};
 use super::relative_attention::{self, RelativePositions};
 use super::rotary::{self, Rotation};
+use super::sampling::{self, Likeliest};
 use super::{ModelOps, feed_forward, norm, packed_linear, target_logps};
 
 /// The operations of a backend whose tensors lie in the host's memory.
@@ -210,6 +211,7 @@ macro_rules! host_ops {
                 step: UpdateStep,
                 all: Vec<Updating<Self>>,
                 dtype: DType,
+                _non_finite: &mut Option<Tensor<Self, 1>>,
             ) -> Vec<Updated<Self>> {
                 let update = |one: Updating<Self>| {
                     let (weights, slots) = optimizer::update_on_host(optimizer, step, one);
@@ -227,10 +229,12 @@ macro_rules! host_ops {
 
             fn likeliest(
                 logits: Tensor<Self, 2>,
+                scales: Tensor<Self, 1>,
                 count: usize,
-            ) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
+            ) -> Likeliest<Self> {
                 // `argtopk` is only on GPUs.
-                logits.topk_with_indices(count, 1)
+                let (best, tokens) = logits.clone().topk_with_indices(count, 1);
+                sampling::with_sums(logits, scales, best, tokens)
             }
         }
     };

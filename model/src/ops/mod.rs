@@ -47,6 +47,7 @@ pub use memory::{cast, edit_bytes, to_f32, to_host};
 pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep, Updated, Updating};
 pub use relative_attention::RelativePositions;
 pub use rotary::Rotation;
+pub use sampling::Likeliest;
 
 /// A backend with the operations of a Llama step, of generation, and of PairRM.
 pub trait ModelOps: Placement {
@@ -314,11 +315,15 @@ pub trait ModelOps: Placement {
 
     /// One step of an optimizer for some weights. They are given in `dtype` too, where that is not
     /// f32.
+    ///
+    /// A backend that looks at what it writes makes `non_finite`, f32 `[1]`, and sets it above 0 once
+    /// a weight or a slot is NaN or infinite; others leave it as it is.
     fn update(
         optimizer: &Optimizer,
         step: UpdateStep,
         all: Vec<Updating<Self>>,
         dtype: DType,
+        _non_finite: &mut Option<Tensor<Self, 1>>,
     ) -> Vec<Updated<Self>> {
         let update = |one: Updating<Self>| {
             let (weights, slots) = optimizer::update(optimizer, step, one);
@@ -332,10 +337,14 @@ pub trait ModelOps: Placement {
         optimizer::sums_of_squares(tensors)
     }
 
-    /// The largest logits of each row of `[rows, vocab]` and their tokens, `[rows, count]` in any
-    /// order.
-    fn likeliest(logits: Tensor<Self, 2>, count: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
-        sampling::likeliest(logits, count)
+    /// The largest logits of each row f32 `[rows, vocab]`, and sums over the row at these scales
+    /// `[rows]`, which are above 0.
+    fn likeliest(
+        logits: Tensor<Self, 2>,
+        scales: Tensor<Self, 1>,
+        count: usize,
+    ) -> Likeliest<Self> {
+        sampling::likeliest(logits, scales, count)
     }
 }
 

@@ -799,7 +799,7 @@ fn updates_are_those_of_f64() {
                 slots,
             };
             let all = vec![updating(one, slots)];
-            let mut found = Flex::update(&optimizer, step, all, DType::F32);
+            let mut found = Flex::update(&optimizer, step, all, DType::F32, &mut None);
             let found = found.remove(0);
             (one, slots) = (found.weights, found.slots);
             let all = updating(other, other_slots);

@@ -56,6 +56,9 @@ pub struct Learner<B: TrainingOps> {
     max_grad_norm: Option<f64>,
     /// By place in the model's table; none before the first step, and for what is not trained.
     state: Vec<Option<ParamState<B::InnerBackend>>>,
+    /// f32 `[1]`, above 0 where an update has left what is not finite; none where none was taken
+    /// here or the backend does not look.
+    non_finite: Option<Tensor<B::InnerBackend, 1>>,
     gradients: Gradients<B::InnerBackend>,
     steps: usize,
     world: World,
@@ -78,6 +81,7 @@ impl<B: TrainingOps> Learner<B> {
             recompute,
             max_grad_norm,
             state: (0..count).map(|_| None).collect(),
+            non_finite: None,
             gradients,
             steps: 0,
             world,
@@ -148,6 +152,7 @@ impl<B: TrainingOps> Learner<B> {
         debug_assert_eq!(state.len(), self.state.len());
         self.steps = steps;
         self.state = state;
+        self.non_finite = None;
     }
 
     /// Summed response log-probabilities of `sequences`, without gradients.

@@ -8,7 +8,7 @@ use sppo_model::llama::parameters::{
     Group, ParameterMapper, ParameterTable, ParameterVisitor, map_parameters, visit_parameters,
 };
 use sppo_model::ops::{
-    DeviceError, ModelOps, Optimizer, TrainingOps, UpdateStep, Updated, Updating, to_f32,
+    DeviceError, ModelOps, Optimizer, TrainingOps, UpdateStep, Updated, Updating, to_f32, to_host,
 };
 
 use super::exchange::Gathering;
@@ -53,7 +53,7 @@ impl<B: TrainingOps> Learner<B> {
         for group in self.model.parameters.groups() {
             let mut taken = Taken::new(&mut self.gradients, &mut self.state);
             map_group(&mut self.model, group, &mut taken);
-            let updated = taken.update(&self.optimizer, step).1;
+            let updated = taken.update(&self.optimizer, step, &mut self.non_finite).1;
             let mut put_in = PutIn { updated };
             map_group(&mut self.model, group, &mut put_in);
         }
@@ -66,7 +66,7 @@ impl<B: TrainingOps> Learner<B> {
         for group in self.gradients.shards().groups().to_vec() {
             let mut taken = Taken::new(&mut self.gradients, &mut self.state);
             visit_group(&self.model.valid(), group.group, &mut taken);
-            let (dtype, updated) = taken.update(&self.optimizer, step);
+            let (dtype, updated) = taken.update(&self.optimizer, step, &mut self.non_finite);
             let updated = updated.into_iter().map(|(_, weights)| weights).collect();
             let exchange = self.gradients.exchange();
             let gathering = exchange.all_gather(&group, updated, dtype, &device)?;
@@ -94,7 +94,18 @@ impl<B: TrainingOps> Learner<B> {
     }
 
     /// Whether every trained weight is finite, and the optimizer's state. Collective.
+    ///
+    /// Updates that look at what they write have the answer; otherwise it takes a pass over all.
     pub fn is_finite(&self) -> Result<bool, DeviceError> {
+        let finite = match &self.non_finite {
+            // What is not finite never becomes finite again.
+            Some(found) => to_host(found.clone())? == [0.0],
+            None => self.all_finite()?,
+        };
+        Ok(!any(self.world, !finite))
+    }
+
+    fn all_finite(&self) -> Result<bool, DeviceError> {
         let mut weights = TrainedWeights {
             table: self.parameters(),
             have_masters: self.steps > 0,
@@ -105,8 +116,7 @@ impl<B: TrainingOps> Learner<B> {
         let state = self.state().iter().flatten();
         let state = state.flat_map(|state| state.master.iter().chain(&state.slots));
         weights.found.extend(state.cloned());
-        let finite = weights.finite? && all_finite(weights.found)?;
-        Ok(!any(self.world, !finite))
+        Ok(weights.finite? && all_finite(weights.found)?)
     }
 }
 
@@ -191,9 +201,10 @@ impl<'a, I: ModelOps> Taken<'a, I> {
         self,
         optimizer: &Optimizer,
         step: UpdateStep,
+        non_finite: &mut Option<Tensor<I, 1>>,
     ) -> (DType, Vec<(usize, Tensor<I, 1>)>) {
         let (places, found): (Vec<usize>, Vec<_>) = self.found.into_iter().unzip();
-        let updated = I::update(optimizer, step, found, self.dtype);
+        let updated = I::update(optimizer, step, found, self.dtype, non_finite);
         let put_back = |(index, updated): (usize, Updated<I>)| {
             let (master, weights) = match updated.rounded {
                 Some(rounded) => (Some(updated.weights), rounded),

@@ -28,6 +28,7 @@ use super::math::GRAIN;
 use super::memory::{primitive, tensor, to_f32, to_host};
 use super::optimizer::{Optimizer, UpdateStep, Updated, Updating, squares_of_grains};
 use super::rotary::Rotation;
+use super::sampling::Likeliest;
 use product::{linear_product, product};
 
 pub(super) use attention::{Part, table as attention_table};
@@ -233,9 +234,17 @@ where
         true
     }
 
-    fn likeliest(logits: Tensor<Self, 2>, count: usize) -> (Tensor<Self, 2>, Tensor<Self, 2, Int>) {
-        let [best, tokens] = sampling::likeliest(primitive(to_f32(logits)), count, I::dtype());
-        (tensor(best), Tensor::from_primitive(tokens))
+    fn likeliest(
+        logits: Tensor<Self, 2>,
+        scales: Tensor<Self, 1>,
+        count: usize,
+    ) -> Likeliest<Self> {
+        let logits = primitive(to_f32(logits));
+        let [floats, tokens] = sampling::likeliest(logits, primitive(scales), count, I::dtype());
+        Likeliest {
+            floats: tensor(floats),
+            tokens: Tensor::from_primitive(tokens),
+        }
     }
 
     fn target_logps_saving(
@@ -274,13 +283,21 @@ where
         step: UpdateStep,
         all: Vec<Updating<Self>>,
         dtype: DType,
+        non_finite: &mut Option<Tensor<Self, 1>>,
     ) -> Vec<Updated<Self>> {
+        let Some(first) = all.first() else {
+            return Vec::new();
+        };
+        let device = first.weights.device();
+        let non_finite =
+            non_finite.get_or_insert_with(|| Tensor::zeros([1], (&device, DType::F32)));
+        let non_finite = primitive(non_finite.clone());
         let all = all.into_iter().map(|one| optimizer::Flat {
             weights: primitive(one.weights),
             grad: primitive(one.grad),
             slots: one.slots.into_iter().map(primitive).collect(),
         });
-        let done = optimizer::update(optimizer, step, all.collect(), dtype);
+        let done = optimizer::update(optimizer, step, all.collect(), dtype, &non_finite);
         let done = done.into_iter().map(|(weights, slots, rounded)| Updated {
             weights: tensor(weights),
             slots: slots.into_iter().map(tensor).collect(),

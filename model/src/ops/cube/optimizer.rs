@@ -18,8 +18,21 @@ const RMS_PROP: u32 = 0;
 const ADAM_W: u32 = 1;
 const SGD: u32 = 2;
 
+/// Whether an element is NaN or infinite. By its bits: a comparison may be taken for one of numbers.
+#[cube]
+fn has_non_finite<N: Size>(x: Vector<f32, N>) -> bool {
+    let mut found = false.runtime();
+    #[unroll]
+    for i in 0..N::value() {
+        let bits = u32::reinterpret(x[i]);
+        found = found || (bits & 0x7f80_0000u32) == 0x7f80_0000u32;
+    }
+    found
+}
+
 /// Several tensors of flat weights, each with its own cubes, in their order; what a rule does not use
-/// is empty. Scalars: see [`scalars`].
+/// is empty. `non_finite[0]` becomes 1 where a new weight or slot is NaN or infinite. Scalars: see
+/// [`scalars`].
 #[cube(launch, address_type = "dynamic")]
 fn update_kernel<T: Float, N: Size>(
     weights: &mut Sequence<Array<Vector<f32, N>>>,
@@ -27,6 +40,7 @@ fn update_kernel<T: Float, N: Size>(
     slots1: &mut Sequence<Array<Vector<f32, N>>>,
     slots2: &mut Sequence<Array<Vector<f32, N>>>,
     rounded: &mut Sequence<Array<Vector<T, N>>>,
+    non_finite: &mut Array<f32>,
     counts: &Sequence<usize>,
     gradient_scale: f32,
     rate: f32,
@@ -59,6 +73,9 @@ fn update_kernel<T: Float, N: Size>(
                     let v = slot2[i] * Vector::new(keep2) + grad * grad * Vector::new(fresh2);
                     slot1[i] = m;
                     slot2[i] = v;
+                    if has_non_finite::<N>(m) || has_non_finite::<N>(v) {
+                        non_finite[0] = 1.0;
+                    }
                     let root = (v * Vector::new(correction)).sqrt() + Vector::new(eps);
                     weights[i] = old * Vector::new(decay) - m * Vector::new(rate) / root;
                 } else {
@@ -67,10 +84,16 @@ fn update_kernel<T: Float, N: Size>(
                         let slot = slots1.index_mut(k);
                         let v = slot[i] * Vector::new(keep1) + grad * grad * Vector::new(fresh1);
                         slot[i] = v;
+                        if has_non_finite::<N>(v) {
+                            non_finite[0] = 1.0;
+                        }
                         weights[i] = old - grad * Vector::new(rate) / (v.sqrt() + Vector::new(eps));
                     } else {
                         weights[i] = old - grad * Vector::new(rate);
                     }
+                }
+                if has_non_finite::<N>(weights[i]) {
+                    non_finite[0] = 1.0;
                 }
                 if rounds {
                     let rounded = rounded.index_mut(k);
@@ -150,12 +173,13 @@ fn tensors_of_a_launch<R: CubeRuntime>(like: &CubeTensor<R>, buffers: usize) -> 
 }
 
 /// Weights and slots after a step, and the weights in `dtype` where that is not f32. In place where
-/// nobody else has them.
+/// nobody else has them. `non_finite` f32 `[1]` becomes 1 where one of them is NaN or infinite.
 pub(super) fn update<R: CubeRuntime>(
     optimizer: &Optimizer,
     step: UpdateStep,
     all: Vec<Flat<R>>,
     dtype: DType,
+    non_finite: &CubeTensor<R>,
 ) -> Vec<Done<R>> {
     let rounds = dtype != DType::F32;
     let buffers = 2 + optimizer.slots() + usize::from(rounds);
@@ -165,7 +189,7 @@ pub(super) fn update<R: CubeRuntime>(
     let (mut done, mut all) = (Vec::with_capacity(all.len()), all.into_iter().peekable());
     while all.peek().is_some() {
         let group = all.by_ref().take(most).collect();
-        done.extend(update_group(optimizer, step, group, dtype));
+        done.extend(update_group(optimizer, step, group, dtype, non_finite));
     }
     done
 }
@@ -176,6 +200,7 @@ fn update_group<R: CubeRuntime>(
     step: UpdateStep,
     group: Vec<Flat<R>>,
     dtype: DType,
+    non_finite: &CubeTensor<R>,
 ) -> Vec<Done<R>> {
     let prepared = group.into_iter().map(|one| {
         let (weights, grad) = (own(one.weights), flat(one.grad));
@@ -216,6 +241,7 @@ fn update_group<R: CubeRuntime>(
         slot(0),
         slot(1),
         rounded.map(array).collect(),
+        array(non_finite),
         counts.into_iter().collect(),
         step.gradient_scale as f32,
         scalars.rate as f32,

@@ -1,4 +1,4 @@
-//! The likeliest tokens of a row of logits.
+//! The likeliest tokens of a row of logits, and sums over it.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -42,13 +42,34 @@ fn best_of_units(
     found
 }
 
-/// A cube takes a row. Each unit knows the largest of its tokens, `unit`, `unit + units`, …; where it
-/// is taken, all look for the next one of that unit's.
+/// The sum over the units, the same for each of them.
+#[cube]
+fn sum_of_units(value: f32, values: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
+    let unit = UNIT_POS as usize;
+    values[unit] = value;
+    sync_cube();
+    let mut half = (units / 2).runtime();
+    while half > 0 {
+        if unit < half {
+            let other = values[unit + half];
+            values[unit] += other;
+        }
+        sync_cube();
+        half /= 2;
+    }
+    let sum = values[0];
+    sync_cube();
+    sum
+}
+
+/// A cube takes a row. Each unit knows the largest of its tokens, `unit`, `unit + units`, …, and sums
+/// of exponentials beside it; where its token is taken, all look for the next one of that unit's.
 #[allow(clippy::legacy_numeric_constants, reason = "CubeCL has no other name")]
 #[cube(launch, address_type = "dynamic")]
 fn likeliest_kernel<I: Int>(
     logits: &Array<f32>,
-    best: &mut Array<f32>,
+    scales: &Array<f32>,
+    floats: &mut Array<f32>,
     best_tokens: &mut Array<I>,
     rows: usize,
     vocab: usize,
@@ -61,21 +82,43 @@ fn likeliest_kernel<I: Int>(
     let unit = UNIT_POS as usize;
     if CUBE_POS < rows {
         let start = CUBE_POS * vocab;
+        let out = CUBE_POS * (count + 2);
+        let scale = scales[CUBE_POS];
         let mut own = f32::min_value();
         let mut own_token = u32::max_value();
+        let mut scaled_sum = 0.0f32;
+        let mut plain_sum = 0.0f32;
         let mut token = unit;
         while token < vocab {
             let logit = logits[start + token];
             if logit > own {
+                // Nothing was added yet beside the least value.
+                if own_token != u32::max_value() {
+                    scaled_sum *= ((own - logit) * scale).exp();
+                    plain_sum *= (own - logit).exp();
+                }
                 own = logit;
                 own_token = token as u32;
             }
+            // What is not a number is never larger; it reaches the sums.
+            scaled_sum += ((logit - own) * scale).exp();
+            plain_sum += (logit - own).exp();
             token += units;
+        }
+        // Before `own` becomes that of the next token.
+        let (largest, _token) = best_of_units(own, own_token, &mut values, &mut tokens, units);
+        let scaled = scaled_sum * ((own - largest) * scale).exp();
+        let scaled = sum_of_units(scaled, &mut values, units);
+        let plain = plain_sum * (own - largest).exp();
+        let plain = sum_of_units(plain, &mut values, units);
+        if unit == 0 {
+            floats[out + count] = scaled;
+            floats[out + count + 1] = plain;
         }
         for place in 0..count {
             let (value, token) = best_of_units(own, own_token, &mut values, &mut tokens, units);
             if unit == 0 {
-                best[CUBE_POS * count + place] = value;
+                floats[out + place] = value;
                 // None is left where logits are not numbers: any token, beside the least value.
                 let known = select(token < vocab as u32, token, 0u32);
                 best_tokens[CUBE_POS * count + place] = I::cast_from(known);
@@ -104,24 +147,26 @@ fn likeliest_kernel<I: Int>(
     }
 }
 
-/// The `count` largest of each row f32 `[rows, vocab]` and their tokens, largest first, of equal ones
-/// the least token first.
+/// Of each row f32 `[rows, vocab]` the `count` largest, largest first, of equal ones the least token
+/// first, and the two sums, `[rows, count + 2]`; the tokens of the former.
 pub(super) fn likeliest<R: CubeRuntime>(
     logits: CubeTensor<R>,
+    scales: CubeTensor<R>,
     count: usize,
     int: DType,
 ) -> [CubeTensor<R>; 2] {
-    let logits = flat(logits);
+    let (logits, scales) = (flat(logits), flat(scales));
     let [rows, vocab] = [logits.meta.shape()[0], logits.meta.shape()[1]];
-    let best = room(&logits, [rows, count], DType::F32);
+    let floats = room(&logits, [rows, count + 2], DType::F32);
     let tokens = room(&logits, [rows, count], int);
     likeliest_kernel::launch(
-        &best.client,
+        &floats.client,
         cubes(rows),
         CubeDim::new_1d(UNITS as u32),
         addresses(&[&logits]),
         logits.into_array_arg(),
-        best.clone().into_array_arg(),
+        scales.into_array_arg(),
+        floats.clone().into_array_arg(),
         tokens.clone().into_array_arg(),
         rows,
         vocab,
@@ -129,5 +174,5 @@ pub(super) fn likeliest<R: CubeRuntime>(
         UNITS,
         int.into(),
     );
-    [best, tokens]
+    [floats, tokens]
 }
