@@ -30,6 +30,12 @@ SHAPES = {
                  intermediate_size=192, vocab_size=512),
     "small": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
                   intermediate_size=704, vocab_size=4096),
+    "4x512": dict(hidden_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+                  intermediate_size=1408, vocab_size=4096),
+    "4x1024": dict(hidden_size=1024, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=8,
+                   intermediate_size=2816, vocab_size=4096),
+    "8x512": dict(hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
+                  intermediate_size=1408, vocab_size=32000),
     "1b": dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
                intermediate_size=8192, vocab_size=128256),
     "8b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
@@ -63,7 +69,7 @@ def make_model(folder, args):
 
 
 def make_pairs(path, args):
-    """Random rows: responses of half to all of --response tokens, or lengths like UltraFeedback's."""
+    """Random rows: responses of half to all of --response tokens or of just so many, or lengths like UltraFeedback's."""
     generator = random.Random(0)
     vocab = SHAPES[args.shape]["vocab_size"]
     ids = lambda n: [generator.randrange(vocab) for _ in range(n)]
@@ -71,7 +77,8 @@ def make_pairs(path, args):
         tail = lambda median, most: min(most, max(8, int(median * generator.lognormvariate(0, 0.7))))
         prompt, response = (lambda: tail(150, 512)), (lambda: tail(300, 512))
     else:
-        prompt, response = (lambda: args.prompt), (lambda: generator.randint(-(-args.response // 2), args.response))
+        least = args.response if args.lengths == "equal" else -(-args.response // 2)
+        prompt, response = (lambda: args.prompt), (lambda: generator.randint(least, args.response))
     with open(path, "w") as file:
         for number in range(args.batch * (args.steps + 1)):
             row = dict(prompt_id=str(number), prompt_ids=ids(prompt()), chosen_ids=ids(response()),
@@ -232,7 +239,7 @@ def arguments():
     parser.add_argument("--recompute", choices=["none", "layer"], default="none")
     parser.add_argument("--matmul", choices=["auto", "cubecl", "cublaslt"], default="auto", help="the sppo side's matrix products")
     parser.add_argument("--what", default="train,generate")
-    parser.add_argument("--lengths", choices=["uniform", "ultrafeedback"], default="uniform")
+    parser.add_argument("--lengths", choices=["uniform", "equal", "ultrafeedback"], default="uniform")
     for name, value in dict(batch=8, prompt=48, response=80, steps=6, generate=32, new=64, threads=2, rounds=3).items():
         parser.add_argument("--" + name, type=int, default=value)
     parser.add_argument("--shortest", type=int)

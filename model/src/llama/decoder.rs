@@ -215,8 +215,8 @@ impl<B: ModelOps> AttentionContext<B> for StepContext<'_, B> {
         let keys = B::rotate(keys, &self.step.rotation, 1.0);
         let values = values.reshape([rows, heads.kv, heads.dim]);
         self.cache.append(layer, self.lengths, keys, values);
-        let (keys, values) = self.cache.read(layer, rows, self.columns);
-        let mixed = B::cached_attention(queries, keys, values, &self.visible);
+        let caches = self.cache.read(layer);
+        let mixed = B::slot_attention(queries, caches, &self.visible, self.columns);
         mixed.reshape([rows, heads.queries * heads.dim])
     }
 }

@@ -226,23 +226,15 @@ impl<B: ModelOps> SlotCache<B> {
         [&mut layer.keys, &mut layer.values]
     }
 
-    /// Keys `[rows, kv_heads, head_dim, width]` and values `[rows, kv_heads, width, head_dim]` of
-    /// the first slots. Drop them before the next write.
-    pub(super) fn read(
-        &self,
-        layer: usize,
-        rows: usize,
-        width: usize,
-    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    /// Keys `[slots, kv_heads, head_dim, capacity]` and values `[slots, kv_heads, capacity, head_dim]`.
+    /// Drop them before the next write.
+    pub(super) fn read(&self, layer: usize) -> [Tensor<B, 4>; 2] {
         let layer = &self.layers[layer];
-        let keys = layer.keys.clone().narrow(0, 0, rows);
-        let keys = keys.narrow(self.writes.place_of_keys(), 0, width);
         let keys = match self.writes {
-            Writes::Copies => keys,
-            Writes::Additions => keys.swap_dims(2, 3),
+            Writes::Copies => layer.keys.clone(),
+            Writes::Additions => layer.keys.clone().swap_dims(2, 3),
         };
-        let values = layer.values.clone().narrow(0, 0, rows);
-        (keys, values.narrow(2, 0, width))
+        [keys, layer.values.clone()]
     }
 }
 

@@ -3,13 +3,15 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
+use rayon::prelude::*;
 
 use super::attention::Heads;
-use super::device::mask;
+use super::device::{MASKED, mask};
 use super::embedding::TokenIds;
-use super::math::softmax_used;
-use super::memory::{HostMemory, cast, map, to_f32};
+use super::math::{softmax_row, softmax_used};
+use super::memory::{HostMemory, HostTensor, cast, from_host, map, to_f32};
 use super::rotary::Rotation;
+use super::vectors::{LANES, Work, by_vectors, multiply_add};
 
 /// How many of the columns each query sees, from the first.
 #[derive(Clone, Debug)]
@@ -38,6 +40,14 @@ pub struct CachedStep<B: Backend> {
 }
 
 impl Visible {
+    /// The most that any query sees.
+    fn most(&self) -> usize {
+        match self {
+            Self::Causal { before, new } => before + new,
+            Self::Behind(lengths) => lengths.iter().max().map_or(0, |longest| longest + 1),
+        }
+    }
+
     /// Of the query in row `row`, counted through a batch entry's heads, `each` rows a batch entry.
     fn columns(&self, row: usize, each: usize) -> usize {
         match self {
@@ -95,6 +105,170 @@ pub(super) fn forward_on_host<B: HostMemory>(
     match visible {
         Visible::Causal { .. } => in_blocks(weights, v),
         Visible::Behind(_) => weights.matmul(v),
+    }
+}
+
+/// The same of tokens in slots, of which `columns` are read.
+pub(super) fn slots<B: super::ModelOps>(
+    q: Tensor<B, 4>,
+    [keys, values]: [Tensor<B, 4>; 2],
+    visible: &Visible,
+    columns: usize,
+) -> Tensor<B, 4> {
+    let rows = q.dims()[0];
+    let keys = keys.narrow(0, 0, rows).narrow(3, 0, columns);
+    let values = values.narrow(0, 0, rows).narrow(2, 0, columns);
+    B::cached_attention(q, keys, values, visible)
+}
+
+/// One new token in each of the first slots of caches, by what each has and no more: of each query
+/// the same bits whatever the other slots hold.
+pub(super) fn slots_on_host<B: HostMemory>(
+    q: Tensor<B, 4>,
+    [keys, values]: [Tensor<B, 4>; 2],
+    visible: &Visible,
+) -> Tensor<B, 4> {
+    let (shape, device) = (q.dims(), q.device());
+    let [_, kv, group, dim] = shape;
+    let capacity = values.dims()[2];
+    let [q, keys, values] = [q, keys, values].map(HostTensor::new);
+    let (q, keys, values) = (q.values(), keys.values(), values.values());
+    let mut mixed = vec![0.0; q.len()];
+    let of_head = group * dim;
+    // Multiply-adds that are worth a task of their own.
+    let least = (1 << 15) / (2 * of_head * visible.most()).max(1);
+    mixed
+        .par_chunks_exact_mut(of_head)
+        .zip(q.par_chunks_exact(of_head))
+        .enumerate()
+        .with_min_len(least.max(1))
+        .for_each(|(head, (mixed, queries))| {
+            let of_cache = head * dim * capacity..(head + 1) * dim * capacity;
+            by_vectors(OneToken {
+                queries,
+                keys: &keys[of_cache.clone()],
+                values: &values[of_cache],
+                capacity,
+                dim,
+                seen: visible.columns(head / kv, 1),
+                mixed,
+            });
+        });
+    from_host(mixed, shape, &device)
+}
+
+/// The queries of one new token that share keys and values.
+struct OneToken<'a> {
+    /// `[group, dim]`.
+    queries: &'a [f32],
+    /// `[dim, capacity]`, of which the first `seen` columns count.
+    keys: &'a [f32],
+    /// `[capacity, dim]`.
+    values: &'a [f32],
+    capacity: usize,
+    dim: usize,
+    seen: usize,
+    /// `[group, dim]`.
+    mixed: &'a mut [f32],
+}
+
+impl Work for OneToken<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let (dim, seen) = (self.dim, self.seen);
+        // Whole vectors; what lies behind `seen` weighs nothing.
+        let width = seen.next_multiple_of(LANES).min(self.capacity);
+        let mut scores = vec![0.0; self.queries.len() / dim * width];
+        let keys = Rows {
+            values: self.keys,
+            stride: self.capacity,
+            count: dim,
+        };
+        products::<FMA>(&mut scores, width, self.queries, dim, keys);
+        for scores in scores.chunks_exact_mut(width) {
+            scores[seen..].fill(MASKED);
+            softmax_row(scores);
+        }
+        let values = Rows {
+            values: self.values,
+            stride: dim,
+            count: seen,
+        };
+        products::<FMA>(self.mixed, dim, &scores, width, values);
+    }
+}
+
+/// Rows of a matrix, a stride apart.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    values: &'a [f32],
+    stride: usize,
+    count: usize,
+}
+
+/// `result` `[rows, columns]`: each row of `left`, `stride` apart, by the first `columns` of `right`'s
+/// rows. Sums go over these in their order, whichever rows there are.
+#[inline(always)]
+fn products<const FMA: bool>(
+    result: &mut [f32],
+    columns: usize,
+    left: &[f32],
+    stride: usize,
+    right: Rows,
+) {
+    let results = result.chunks_mut(4 * columns);
+    for (result, left) in results.zip(left.chunks(4 * stride)) {
+        match result.len() / columns {
+            4 => product::<FMA, 4>(result, columns, left, stride, right),
+            3 => product::<FMA, 3>(result, columns, left, stride, right),
+            2 => product::<FMA, 2>(result, columns, left, stride, right),
+            _ => product::<FMA, 1>(result, columns, left, stride, right),
+        }
+    }
+}
+
+#[inline(always)]
+fn product<const FMA: bool, const COUNT: usize>(
+    result: &mut [f32],
+    columns: usize,
+    left: &[f32],
+    stride: usize,
+    right: Rows,
+) {
+    let Rows {
+        values,
+        stride: apart,
+        count,
+    } = right;
+    assert!(left.len() >= COUNT * stride && count <= stride);
+    assert!(columns <= apart && values.len() >= count * apart);
+    let whole = columns / LANES * LANES;
+    for column in (0..whole).step_by(LANES) {
+        let mut sums = [[0f32; LANES]; COUNT];
+        for at in 0..count {
+            // SAFETY: the rows of both are there, as long as their strides.
+            let row: &[f32; LANES] = unsafe { &*values.as_ptr().add(at * apart + column).cast() };
+            for (number, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let factor = unsafe { *left.get_unchecked(number * stride + at) };
+                for (sum, x) in sums.iter_mut().zip(row) {
+                    *sum = multiply_add::<FMA>(factor, *x, *sum);
+                }
+            }
+        }
+        for (number, sums) in sums.iter().enumerate() {
+            result[number * columns + column..][..LANES].copy_from_slice(sums);
+        }
+    }
+    for column in whole..columns {
+        for number in 0..COUNT {
+            let factors = left[number * stride..][..count].iter();
+            let column_of = values[column..].iter().step_by(apart);
+            let sum = factors.zip(column_of).fold(0.0, |sum, (factor, x)| {
+                multiply_add::<FMA>(*factor, *x, sum)
+            });
+            result[number * columns + column] = sum;
+        }
     }
 }
 

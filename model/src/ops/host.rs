@@ -10,6 +10,8 @@ use super::attention::{self, Attended, PackedAttention};
 use super::cached_attention::{self, Visible};
 use super::device::{DeviceError, Placement};
 use super::embedding::{self, TokenIds};
+#[cfg(feature = "flex")]
+use super::linear;
 use super::memory::HostMemory;
 use super::optimizer::{self, Optimizer, UpdateStep, Updated, Updating};
 use super::relative_attention::{self, RelativePositions};
@@ -19,12 +21,14 @@ use super::{ModelOps, feed_forward, norm, packed_linear, target_logps};
 
 /// The operations of a backend whose tensors lie in the host's memory.
 macro_rules! host_ops {
-    ($Backend:ty) => {
+    ($Backend:ty, { $($products:item)* }) => {
         impl Placement for $Backend {
             const ON_HOST: bool = true;
         }
 
         impl ModelOps for $Backend {
+            $($products)*
+
             fn pack_weight(weight: Tensor<Self, 2>) -> Option<Tensor<Self, 2>> {
                 packed_linear::pack(weight)
             }
@@ -153,6 +157,18 @@ macro_rules! host_ops {
                 }
             }
 
+            fn slot_attention(
+                q: Tensor<Self, 4>,
+                caches: [Tensor<Self, 4>; 2],
+                visible: &Visible,
+                columns: usize,
+            ) -> Tensor<Self, 4> {
+                match f32(&q) {
+                    true => cached_attention::slots_on_host(q, caches, visible),
+                    false => cached_attention::slots(q, caches, visible, columns),
+                }
+            }
+
             fn target_logps_saving(
                 x: Tensor<Self, 2>,
                 weight: Tensor<Self, 2>,
@@ -245,9 +261,38 @@ fn f32<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
 }
 
 #[cfg(feature = "flex")]
-host_ops!(burn_flex::Flex<f32, i32>);
+host_ops!(burn_flex::Flex<f32, i32>, {
+    fn linear_layer(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        match f32(&x) && f32(&weight) {
+            true => linear::forward_on_flex(x, weight, bias),
+            false => linear::forward(x, weight, bias),
+        }
+    }
+
+    fn linear_layer_weight_gradient(grad: Tensor<Self, 2>, x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        match f32(&grad) && f32(&x) {
+            true => linear::weight_gradient_on_flex(grad, x),
+            false => grad.transpose().matmul(x),
+        }
+    }
+
+    fn linear_layer_input_gradient(
+        grad: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+    ) -> Tensor<Self, 2> {
+        match f32(&grad) && f32(&weight) {
+            true => linear::input_gradient_on_flex(grad, weight),
+            false => grad.matmul(weight),
+        }
+    }
+});
 #[cfg(feature = "ndarray")]
-host_ops!(burn_ndarray::NdArray<f32, i64, i8>);
+// Its own products, which Flex's are held to.
+host_ops!(burn_ndarray::NdArray<f32, i64, i8>, {});
 
 #[cfg(feature = "flex")]
 impl HostMemory for burn_flex::Flex<f32, i32> {

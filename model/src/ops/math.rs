@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::vectors::LANES;
+
 /// Elements that one thread takes at a time, and of which sums are taken first.
 pub const GRAIN: usize = 1 << 14;
 
@@ -47,15 +49,30 @@ pub(super) fn exp(x: f32) -> f32 {
     p * power
 }
 
-/// Softmax of one row in place; gives Σ exp(x − largest).
+/// Softmax of one row in place, its sum taken in [`LANES`] sums side by side; gives
+/// Σ exp(x − largest).
+#[inline(always)]
 pub(super) fn softmax_row(row: &mut [f32]) -> f32 {
-    let highest = row.iter().copied().fold(f32::MIN, f32::max);
-    let mut sum = 0.0;
-    for part in row.chunks_mut(16) {
-        for x in part.iter_mut() {
-            *x = exp(*x - highest);
+    let (whole, rest) = row.as_chunks_mut::<LANES>();
+    let mut lanes = [f32::MIN; LANES];
+    for part in whole.iter() {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane = if *x > *lane { *x } else { *lane };
         }
-        sum += part.iter().sum::<f32>();
+    }
+    let highest = lanes.iter().chain(rest.iter()).copied();
+    let highest = highest.fold(f32::MIN, f32::max);
+    let mut lanes = [0.0; LANES];
+    for part in whole {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *x = exp(*x - highest);
+            *lane += *x;
+        }
+    }
+    let mut sum = lanes.iter().sum::<f32>();
+    for x in rest {
+        *x = exp(*x - highest);
+        sum += *x;
     }
     let scale = 1.0 / sum;
     row.iter_mut().for_each(|x| *x *= scale);

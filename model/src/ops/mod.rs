@@ -211,6 +211,18 @@ pub trait ModelOps: Placement {
         cached_attention::forward(q, k, v, visible)
     }
 
+    /// The same of one new token in each of the first slots of caches, keys
+    /// `[slots, kv_heads, head_dim, capacity]` and values `[slots, kv_heads, capacity, head_dim]`, of
+    /// which no query sees more than `columns`.
+    fn slot_attention(
+        q: Tensor<Self, 4>,
+        caches: [Tensor<Self, 4>; 2],
+        visible: &Visible,
+        columns: usize,
+    ) -> Tensor<Self, 4> {
+        cached_attention::slots(q, caches, visible, columns)
+    }
+
     /// Puts one new token behind each of some cached sequences and attends over them, queries
     /// `[rows, heads · head_dim]`, keys and values `[rows, kv_heads · head_dim]`, not rotated yet →
     /// as the queries. Caches `[slots, kv_heads, capacity, head_dim]`, of the first rows.

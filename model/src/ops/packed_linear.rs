@@ -139,18 +139,24 @@ impl<T: Stored> Work for Panels<'_, T> {
         let of_panel = self.inputs * LANES;
         for panel in self.panels.clone() {
             let weights = &self.packed[panel * of_panel..][..of_panel];
-            let mut row = 0;
-            while row < rows {
-                row += match rows - row {
-                    // The last of them reads the next panel ahead, which nothing else would.
-                    ROWS => self.rows::<FMA, true, ROWS>(row, panel, weights),
-                    ROWS.. => self.rows::<FMA, false, ROWS>(row, panel, weights),
-                    4 => self.rows::<FMA, true, 4>(row, panel, weights),
-                    5 => self.rows::<FMA, false, 4>(row, panel, weights),
-                    2 => self.rows::<FMA, true, 2>(row, panel, weights),
-                    3 => self.rows::<FMA, false, 2>(row, panel, weights),
-                    _ => self.rows::<FMA, true, 1>(row, panel, weights),
-                };
+            // Blocks as even as may be: one of few rows would wait for its own sums.
+            let blocks = rows.div_ceil(ROWS);
+            for block in 0..blocks {
+                let [first, end] = [block, block + 1].map(|block| rows * block / blocks);
+                // The last of them reads the next panel ahead, which nothing else would.
+                let last = block + 1 == blocks;
+                match (end - first, last) {
+                    (6, false) => self.rows::<FMA, false, 6>(first, panel, weights),
+                    (6, true) => self.rows::<FMA, true, 6>(first, panel, weights),
+                    (5, false) => self.rows::<FMA, false, 5>(first, panel, weights),
+                    (5, true) => self.rows::<FMA, true, 5>(first, panel, weights),
+                    (4, false) => self.rows::<FMA, false, 4>(first, panel, weights),
+                    (4, true) => self.rows::<FMA, true, 4>(first, panel, weights),
+                    // Not so few where there are several blocks.
+                    (3, _) => self.rows::<FMA, true, 3>(first, panel, weights),
+                    (2, _) => self.rows::<FMA, true, 2>(first, panel, weights),
+                    _ => self.rows::<FMA, true, 1>(first, panel, weights),
+                }
             }
         }
     }
@@ -165,7 +171,7 @@ impl<T: Stored> Panels<'_, T> {
         first: usize,
         panel: usize,
         weights: &[T],
-    ) -> usize {
+    ) {
         let x = &self.x[first * self.inputs..(first + COUNT) * self.inputs];
         let mut sums = [[0f32; LANES]; COUNT];
         let behind = weights.as_ptr_range().end;
@@ -191,6 +197,5 @@ impl<T: Stored> Panels<'_, T> {
                 y.copy_from_nonoverlapping(sums.as_ptr(), columns);
             }
         }
-        COUNT
     }
 }
