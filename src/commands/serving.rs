@@ -11,7 +11,7 @@ use anyhow::Context;
 use serde_json::json;
 use sppo_model::generate::{CachePlan, Engine, EngineQueue, engine_queue};
 use sppo_model::llama::lora::AdapterFolder;
-use sppo_model::llama::{Decoder, prefill_tokens};
+use sppo_model::llama::{Decoder, activations_dtype, prefill_tokens};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::{ModelOps, TrainingOps};
 use sppo_training::config::Matmul;
@@ -225,7 +225,7 @@ impl Serving<'_> {
         let budget = args.cache_memory_mib.map(|mib| (mib as u64) << 20);
         let plan = CachePlan::new(
             self.folder.config(),
-            args.precision.dtype(),
+            activations_dtype(B::ON_HOST, args.precision.dtype()),
             args.batch,
             workers,
             self.app.served.context,

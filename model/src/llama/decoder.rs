@@ -35,7 +35,7 @@ impl<B: ModelOps> Decoder<B> {
     /// Takes a model over, layer by layer; adapters are added to its weights.
     pub fn new(model: Llama<B>, config: &LlamaConfig) -> Self {
         let mut model = model.merged();
-        let dtype = activations_dtype::<B>(model.dtype());
+        let dtype = activations_dtype(B::ON_HOST, model.dtype());
         let layers = model
             .layers
             .into_iter()
@@ -140,10 +140,10 @@ impl<B: ModelOps> Decoder<B> {
     }
 }
 
-/// The dtype of a decoder's activations and cache, for weights of a dtype. A host computes in f32, whose
-/// products read bf16 weights as they are.
-pub fn activations_dtype<B: ModelOps>(weights: DType) -> DType {
-    match B::ON_HOST {
+/// The dtype of a decoder's activations and cache, for weights of a dtype. A host computes in f32, and
+/// its products read bf16 weights as they are.
+pub const fn activations_dtype(on_host: bool, weights: DType) -> DType {
+    match on_host {
         true => DType::F32,
         false => weights,
     }

@@ -16,7 +16,7 @@ pub mod rope;
 pub mod slot_cache;
 
 pub use config::{LlamaConfig, ModelConfigError, RopeScaling};
-pub use decoder::{Decoder, prefill_tokens};
+pub use decoder::{Decoder, activations_dtype, prefill_tokens};
 pub use hf::CheckpointError;
 pub use lora::Lora;
 pub use model::Llama;

@@ -379,7 +379,11 @@ struct Activations {
 
 /// Generation as `plan` lays it out, on a CPU.
 pub fn generation(config: &LlamaConfig, dtype: DType, plan: &CachePlan) -> GenerationMemory {
-    let weights = Sizes::of(config, None).weights() * dtype.size() as u64;
+    let size = dtype.size() as u64;
+    let table = (config.vocab_size * config.hidden_size) as u64;
+    // Embeddings are f32 whatever the others are, and a head that they are, too, is packed beside them.
+    let beside = table * (4 - size) + table * size * u64::from(config.tie_word_embeddings);
+    let weights = Sizes::of(config, None).weights() * size + beside;
     let logits = 2 * 4 * (plan.slots * config.vocab_size) as u64;
     GenerationMemory {
         weights,

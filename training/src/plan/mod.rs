@@ -12,7 +12,7 @@ mod table;
 use burn::tensor::DType;
 use serde::Serialize;
 use sppo_model::generate::CachePlan;
-use sppo_model::llama::{LlamaConfig, prefill_tokens};
+use sppo_model::llama::{LlamaConfig, activations_dtype, prefill_tokens};
 
 pub use card::Card;
 pub use fit::Fit;
@@ -203,7 +203,16 @@ fn generation(
     let workers = CachePlan::workers_for(cores, generate.batch);
     let dtype = generate.precision.dtype();
     let pass = prefill_tokens(assumed.host);
-    let slots = CachePlan::new(model, dtype, generate.batch, workers, tokens, pass, budget)?;
+    let of_cache = activations_dtype(assumed.host, dtype);
+    let slots = CachePlan::new(
+        model,
+        of_cache,
+        generate.batch,
+        workers,
+        tokens,
+        pass,
+        budget,
+    )?;
     let memory = match assumed.host {
         true => memory::generation(model, dtype, &slots),
         false => memory::generation_on_gpu(model, dtype, &slots, assumed.pool()),

@@ -12,7 +12,7 @@ use sppo_model::end_of_turn::Stop;
 use sppo_model::generate::{
     CachePlan, Engine, Event, GenerateError, Request, RequestId, Sample, SamplingParams,
 };
-use sppo_model::llama::{Decoder, LlamaConfig, prefill_tokens};
+use sppo_model::llama::{Decoder, LlamaConfig, activations_dtype, prefill_tokens};
 use sppo_model::model_folder::ModelFolder;
 use sppo_model::ops::ModelOps;
 
@@ -62,7 +62,7 @@ pub fn generate<B: ModelOps>(
     };
     if job.existing == Existing::Overwrite {
         // Before the old output goes.
-        check_cache(&job, config, &answerable.ids)?;
+        check_cache::<B>(&job, config, &answerable.ids)?;
     }
     let mut output = Output::open(world, &job, &folder)?;
     if output.left.is_empty() {
@@ -153,7 +153,7 @@ fn end(job: &Generation<'_>, output: Output<'_>, interrupted: bool) -> Result<()
 }
 
 /// Refuses a bound on the cache that the longest sequence does not fit into.
-fn check_cache(
+fn check_cache<B: ModelOps>(
     job: &Generation<'_>,
     config: &LlamaConfig,
     prompts: &[Vec<u32>],
@@ -168,7 +168,8 @@ fn check_cache(
     let tokens = prompts.iter().map(most).max().unwrap_or(1);
     let budget = sampling.cache_memory_mib.map(|mib| (mib as u64) << 20);
     // One slot: a pass holds no more than its prompt.
-    CachePlan::new(config, sampling.dtype, 1, 1, tokens, tokens, budget)?;
+    let dtype = activations_dtype(B::ON_HOST, sampling.dtype);
+    CachePlan::new(config, dtype, 1, 1, tokens, tokens, budget)?;
     Ok(())
 }
 
@@ -191,6 +192,7 @@ pub(super) fn plan<B: ModelOps>(
     let budget = budget_mib.map(|mib| (mib as u64) << 20);
     let tokens = tokens.unwrap_or(1);
     let pass = prefill_tokens(B::ON_HOST);
+    let dtype = activations_dtype(B::ON_HOST, dtype);
     let plan = CachePlan::new(config, dtype, wanted, workers, tokens, pass, budget)?;
     tracing::debug!(
         "{} slots in {} workers, up to {} tokens each, at most {} MiB of cache",
