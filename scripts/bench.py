@@ -10,15 +10,22 @@ Generation: sampling at temperature 1; the PyTorch side is `generate`, static ba
 --shortest N the new tokens of a sequence vary from N to --new, and four batches pass through.
 Tokens per second count real tokens of prompts and responses (training), new tokens (generation).
 TFLOP/s are model FLOPs: forward and backward pass, shared prompts once, nothing recomputed.
---vllm samples with vLLM, too. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
-Needs torch and transformers but for that. Prints a Markdown table, and JSON with --json.
+--compile trains with torch.compile, too, --vllm samples with vLLM. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
+Needs torch and transformers but for that. Prints a Markdown table of medians, and JSON with --json.
+
+    python scripts/bench.py --sppo sppo --table docs/results.md --compile [--real FOLDER]
+
+measures every cell of CELLS on a CPU and writes the table between the file's marks of that name;
+--real adds generation by a model of a folder.
 """
 
 import argparse
 import json
 import os
 import random
+import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,6 +48,12 @@ SHAPES = {
     "8b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
                intermediate_size=14336, vocab_size=128256),
 }
+
+# Of --table: what, shape, lengths, prompt, response or new tokens, pairs or sequences, steps.
+CELLS = [("train", name, "equal", 48, length - 48, batch, steps)
+         for name in ["small", "4x512", "4x1024"]
+         for length, batch, steps in [(128, 8, 4), (512, 4, 2), (2048, 2, 1)]]
+CELLS += [("train", "8x512", "ultrafeedback", 0, 0, 4, 3), ("generate", "8x512", "uniform", 48, 64, 32, 0)]
 
 
 def shape(args):
@@ -91,6 +104,8 @@ def torch_training(model, args, pairs):
     import torch.nn.functional as F
 
     rows = [json.loads(line) for line in open(pairs)]
+    if args.compile:
+        model.forward = torch.compile(model.forward, dynamic=True)
     if args.recompute == "layer":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
     model.train()
@@ -168,7 +183,7 @@ def torch_side(folder, args, pairs):
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
     dtype = getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[args.dtype])
-    load = lambda: LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(args.device)
+    load = lambda: LlamaForCausalLM.from_pretrained(args.real or folder, dtype=dtype, attn_implementation="sdpa").to(args.device)
     report = {}
     if "generate" in args.what:
         report["generate_tokens_per_s"] = torch_generation(load(), args)
@@ -208,7 +223,7 @@ def vllm_side(folder, args):
 
 def sppo_side(folder, args, pairs):
     device = args.sppo_device or {"cpu": "cpu", "cuda": "cuda:0"}[args.device]
-    command = [args.sppo, "bench", "--model", folder, "--device", device, "--precision", args.dtype]
+    command = [args.sppo, "bench", "--model", args.real or folder, "--device", device, "--precision", args.dtype]
     command += ["--recompute", args.recompute, "--matmul", args.matmul, "--json", "--quiet"]
     for name in ["batch", "prompt", "response", "steps", "generate", "new", "shortest"]:
         if getattr(args, name) is not None:
@@ -246,6 +261,9 @@ def arguments():
     parser.add_argument("--bytes", action="store_true",
                         help="also the time of a decode step against the bytes that it must move")
     parser.add_argument("--layers", type=int, help="instead of the shape's")
+    parser.add_argument("--compile", action="store_true", help="training with torch.compile, too")
+    parser.add_argument("--table", type=Path, help="measure all CELLS and write their table into this file")
+    parser.add_argument("--real", type=Path, help="a model's folder, in place of a random model of the shape")
     parser.add_argument("--vllm", action="store_true", help="generation with vLLM, too, which must be installed")
     parser.add_argument("--sppo-only", action="store_true", help="neither PyTorch nor vLLM, and a model of zeros")
     parser.add_argument("--vllm-side", action="store_true", help=argparse.SUPPRESS)
@@ -268,29 +286,13 @@ def main():
     if args.vllm_side:
         return vllm_side(folder, args)
     args.work.mkdir(parents=True, exist_ok=True)
-    make_model(folder, args)
-    make_pairs(pairs, args)
-    apart = lambda flag: last_json([sys.executable, *sys.argv, flag])
-    measured = {} if args.sppo_only else {"torch": lambda: apart("--torch-side")}
-    if args.vllm and "generate" in args.what and not args.sppo_only:
-        measured["vllm"] = lambda: apart("--vllm-side")
-    measured["sppo"] = lambda: sppo_side(folder, args, pairs)
-    best = {"torch": {}, "sppo": {}} | {name: {} for name in measured}
-    for number in range(args.rounds):
-        sides = {name: measure() for name, measure in measured.items()}
-        for side, report in sides.items():
-            print(f"round {number + 1} {side}: {report}", file=sys.stderr)
-            for key, value in report.items():
-                if value is not None:
-                    better = min if key == "train_step_s" else max
-                    best[side][key] = better(best[side].get(key, value), value)
-    share_flops(best)
-    if args.bytes and args.shortest is None and not args.sppo_only:
-        best["roofline"] = last_json([sys.executable, *sys.argv, "--bandwidth"])
+    if args.table:
+        return write_table(args)
+    best = measure(args, folder, pairs)
     if args.json:
         print(json.dumps(best))
         return
-    print(f"{args.shape}, {args.device}, {args.dtype}, recompute {args.recompute}, best of {args.rounds}\n")
+    print(f"{args.shape}, {args.device}, {args.dtype}, recompute {args.recompute}, medians of {args.rounds}\n")
     if args.sppo_only:
         print("| | sppo |\n| --- | --- |")
         print("\n".join(f"| {key} | {value:.5g} |" for key, value in best["sppo"].items()))
@@ -301,6 +303,9 @@ def main():
         if key in best["torch"] and key in best["sppo"]:
             a, b = best["torch"][key], best["sppo"][key]
             print(f"| {key} | {a:.5g} | {b:.5g} | {b / a:.2f} |")
+    if "compiled" in best:
+        a, b = (best[side]["train_tokens_per_s"] for side in ["compiled", "sppo"])
+        print(f"| train_tokens_per_s, torch.compile in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
     if "vllm" in best:
         a, b = (best[side]["generate_tokens_per_s"] for side in ["vllm", "sppo"])
         print(f"| generate_tokens_per_s, vLLM in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
@@ -310,6 +315,89 @@ def main():
         print(f"| model FLOPs utilisation, of {peak / 1e12:.0f} TFLOP/s | {a:.1f} % | {b:.1f} % | {b / a:.2f} |")
     if "roofline" in best:
         print_roofline(args, best)
+
+
+def measure(args, folder, pairs):
+    """Medians over --rounds of every side, which take turns."""
+    if not args.real:
+        make_model(folder, args)
+    make_pairs(pairs, args)
+    apart = lambda *flags: last_json([sys.executable, *sys.argv[:1], *side_flags(args), *flags])
+    sides = {} if args.sppo_only else {"torch": lambda: apart("--torch-side")}
+    if args.compile and "train" in args.what and not args.sppo_only:
+        sides["compiled"] = lambda: apart("--torch-side", "--compile")
+    if args.vllm and "generate" in args.what and not args.sppo_only:
+        sides["vllm"] = lambda: apart("--vllm-side")
+    sides["sppo"] = lambda: sppo_side(folder, args, pairs)
+    found = {"torch": {}, "sppo": {}} | {name: {} for name in sides}
+    for number in range(args.rounds):
+        for side, run in sides.items():
+            report = run()
+            print(f"round {number + 1} {side}: {report}", file=sys.stderr, flush=True)
+            for key, value in report.items():
+                if value is not None:
+                    found[side].setdefault(key, []).append(value)
+    best = {side: {key: statistics.median(values) for key, values in report.items()} for side, report in found.items()}
+    share_flops(best)
+    if args.bytes and args.shortest is None and not args.sppo_only:
+        best["roofline"] = last_json([sys.executable, *sys.argv, "--bandwidth"])
+    return best
+
+
+def side_flags(args):
+    """What a side that runs by itself needs to know."""
+    names = ["shape", "device", "dtype", "recompute", "what", "lengths", "batch", "prompt", "response", "steps",
+             "generate", "new", "threads", "shortest", "layers", "work", "real"]
+    given = [(name, getattr(args, name)) for name in names]
+    return [part for name, value in given if value is not None for part in ["--" + name, str(value)]]
+
+
+def processor():
+    with open("/proc/cpuinfo") as file:
+        lines = file.read().splitlines()
+    value = lambda name: next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
+    vectors = "AVX-512" if "avx512f" in value("flags") else "AVX2" if "avx2" in value("flags") else platform.machine()
+    return f"{os.cpu_count()} cores of {value('model name') or platform.processor()} ({vectors})"
+
+
+def write_table(args):
+    """Rows of tokens a second and MiB, between `<!-- bench: PROCESSOR -->` and `<!-- end -->` of the file."""
+    import torch
+
+    rows = []
+    cells = CELLS + ([("generate", None, "uniform", 48, 64, 40, 0)] if args.real else [])
+    real = args.real
+    for what, name, lengths, prompt, tail, count, steps in cells:
+        args.what, args.lengths, args.prompt = what, lengths, prompt
+        args.real = None if name else real
+        args.shape = name or "small"
+        if what == "train":
+            args.batch, args.steps, args.response = count, steps, tail
+        else:
+            args.generate, args.new = count, tail
+        best = measure(args, args.work / f"{args.shape}-{args.dtype}", args.work / f"pairs-{args.shape}.jsonl")
+        key = f"{what}_tokens_per_s"
+        ours, theirs = best["sppo"], best["torch"]
+        compiled = best.get("compiled", {}).get(key)
+        size = "UltraFeedback-like" if lengths == "ultrafeedback" else f"{prompt} + {tail}"
+        rows.append([
+            {"train": "training", "generate": "generation"}[what], name or real.name, f"{count} × {size}",
+            f"{ours[key]:.0f}", f"{theirs[key]:.0f}", f"{compiled:.0f}" if compiled else "",
+            f"{ours[key] / max(theirs[key], compiled or 0):.2f}",
+            f"{ours['peak_memory_mib']:.0f}", f"{theirs['peak_memory_mib']:.0f}",
+            f"{ours['peak_memory_mib'] / theirs['peak_memory_mib']:.2f}",
+        ])
+    heads = ["what", "shape", "batch", "sppo", "PyTorch", "torch.compile", "ratio", "sppo MiB", "PyTorch MiB", "ratio"]
+    table = ["| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows]]
+    begin, end = f"<!-- bench: {processor()} -->", "<!-- end -->"
+    said = (f"Tokens a second, f32, medians of {args.rounds} by turns, {processor()}, {time.strftime('%Y-%m-%d')}, "
+            f"torch {torch.__version__}; the first ratio is against the faster of PyTorch's.")
+    text = args.table.read_text()
+    if begin not in text:
+        text += f"\n{begin}\n{end}\n"
+    before, behind = text.split(begin, 1)
+    behind = behind.split(end, 1)[1]
+    args.table.write_text("\n".join([before + begin, said, "", *table, end]) + behind)
 
 
 def share_flops(best):

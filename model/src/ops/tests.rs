@@ -686,6 +686,97 @@ fn cached_attention_sees_what_it_should() {
     }
 }
 
+/// Caches with room behind what is seen, which may hold anything.
+#[test]
+fn attention_in_slots_sees_what_it_should() {
+    for (heads, shared, dim, lengths, capacity) in [
+        (1, 1, 5, vec![0], 64),
+        (2, 3, 16, vec![15, 16, 0, 40], 64),
+        (1, 8, 80, vec![130, 3], 192),
+    ] {
+        let (rows, slots) = (lengths.len(), lengths.len() + 1);
+        let q = numbers(1, [rows, heads, shared, dim]);
+        let k = numbers(2, [slots, heads, dim, capacity]);
+        let v = numbers(3, [slots, heads, capacity, dim]);
+        let hidden = (0..rows * heads * shared * capacity).map(|i| {
+            let row = i / (heads * shared * capacity);
+            i % capacity > lengths[row]
+        });
+        let shape = [rows, heads, shared, capacity];
+        let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), shape);
+        let hidden = Tensor::from_data(hidden, &Default::default());
+        let [keys, values_of] = [k.f64(), v.f64()].map(|cache| cache.narrow(0, 0, rows));
+        let scores = q.f64().matmul(keys).mask_fill(hidden, -1e30);
+        let expected = exact(softmax(scores, 3).matmul(values_of));
+        let visible = Visible::Behind(lengths.clone());
+        let most = lengths.iter().max().unwrap() + 1;
+        let (keys, values_of) = (k.f32::<Flex>(), v.f32::<Flex>());
+        let run =
+            |rows: std::ops::Range<usize>, caches: [Tensor<Flex, 4>; 2], visible: &Visible| {
+                let q = q.f32().narrow(0, rows.start, rows.len());
+                values(Flex::slot_attention(q, caches, visible, most))
+            };
+        let found = run(0..rows, [keys.clone(), values_of.clone()], &visible);
+        near(&found, &expected, 1e-6);
+        // A row alone has the bits that it has in company, whatever lies behind what it sees.
+        for (row, length) in lengths.iter().enumerate() {
+            let behind = |cache: Tensor<Flex, 4>, dim: usize| {
+                let cache = cache.narrow(0, row, 1);
+                let seen = cache.clone().narrow(dim, 0, length + 1);
+                let mut shape = cache.dims();
+                shape[dim] = capacity - length - 1;
+                let others = Tensor::full(shape, f32::NAN, &Default::default());
+                Tensor::cat(vec![seen, others], dim)
+            };
+            let caches = [behind(keys.clone(), 3), behind(values_of.clone(), 2)];
+            let alone = run(row..row + 1, caches, &Visible::Behind(vec![*length]));
+            assert_eq!(
+                alone,
+                found[row * alone.len()..][..alone.len()],
+                "{lengths:?}"
+            );
+        }
+    }
+}
+
+/// Products with packed weights, in f32 and bf16, of any number of rows and outputs.
+#[test]
+fn packed_linear_layers_are_linear_layers() {
+    fn run<B: ModelOps>(dtype: DType) {
+        for (inputs, outputs) in [(1, 1), (5, 16), (64, 15), (33, 50), (130, 257)] {
+            let (weight, bias) = (numbers(2, [outputs, inputs]), numbers(3, [outputs]));
+            let rounded = cast(weight.f32::<Flex>(), dtype);
+            let exact_weight: Vec<f64> =
+                values(to_f32(rounded)).into_iter().map(f64::from).collect();
+            let packed = B::pack_weight(cast(weight.f32(), dtype)).expect("a CPU packs");
+            for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 20, 64] {
+                let x = numbers(1, [rows, inputs]);
+                let exact_weight = TensorData::new(exact_weight.clone(), [outputs, inputs]);
+                let exact_weight = Tensor::from_data(exact_weight, &Default::default());
+                let product = x.f64().matmul(Tensor::transpose(exact_weight));
+                let expected = exact(product + bias.f64().unsqueeze());
+                let layer = |x: Tensor<B, 2>| {
+                    values(B::packed_linear_layer(
+                        x,
+                        packed.clone(),
+                        outputs,
+                        Some(bias.f32()),
+                    ))
+                };
+                let found = layer(x.f32());
+                near(&found, &expected, 2e-6);
+                for row in 0..rows {
+                    let alone = layer(x.f32().narrow(0, row, 1));
+                    assert_eq!(alone, found[row * outputs..][..outputs], "{rows} rows");
+                }
+            }
+        }
+    }
+    run::<Flex>(DType::F32);
+    run::<NdArray>(DType::F32);
+    run::<Flex>(DType::BF16);
+}
+
 #[test]
 fn relative_attention_weights_are_those_of_the_formula() {
     let (heads, sequences, length, rows, scale) = (2, 3, 5, 4, 0.4);

@@ -41,6 +41,19 @@ impl Batch {
         }
     }
 
+    /// Of each size the larger one of two batches.
+    pub fn or_larger(self, other: Self) -> Self {
+        Self {
+            packed: PackedSize {
+                tokens: self.packed.tokens.max(other.packed.tokens),
+                cells: self.packed.cells.max(other.packed.cells),
+                scores: self.packed.scores.max(other.packed.scores),
+            },
+            response_tokens: self.response_tokens.max(other.response_tokens),
+            attended: self.attended.max(other.attended),
+        }
+    }
+
     /// Pairs whose prompts have `prompt` tokens and whose responses have `response` each.
     pub fn alike(pairs: usize, prompt: usize, response: usize) -> Self {
         let (rows, longest) = (2 * pairs, prompt + response);

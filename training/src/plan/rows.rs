@@ -243,16 +243,20 @@ impl Rows {
         if self.known.is_empty() {
             return Batch::largest(2 * pairs, self.longest);
         }
-        // The longest ones: which come together depends on the seed.
-        let mut longest: Vec<&TokenisedPair> = self.known.iter().collect();
-        let length = |pair: &TokenisedPair| pair.sides().map(|s| s.ids.len()).into_iter().max();
-        longest.sort_by_key(|pair| std::cmp::Reverse(length(pair)));
-        let sequences: Vec<_> = longest
-            .iter()
-            .take(pairs)
-            .flat_map(|pair| pair.sides())
-            .collect();
-        Batch::of(&sequences)
+        // Which come together depends on the seed. The longest ones, and those of most tokens to
+        // compute, which are others where prompts are shared.
+        let longest = |pair: &TokenisedPair| {
+            let lengths = pair.sides().map(|side| side.ids.len());
+            lengths.into_iter().max().unwrap_or(0)
+        };
+        let tokens = |pair: &TokenisedPair| Batch::of(&pair.sides()).packed.tokens;
+        let of_largest = |size: &dyn Fn(&TokenisedPair) -> usize| {
+            let mut known: Vec<&TokenisedPair> = self.known.iter().collect();
+            known.sort_by_cached_key(|pair| std::cmp::Reverse(size(pair)));
+            let first = known.iter().take(pairs);
+            Batch::of(&first.flat_map(|pair| pair.sides()).collect::<Vec<_>>())
+        };
+        of_largest(&longest).or_larger(of_largest(&tokens))
     }
 
     /// A batch of `pairs` pairs as they usually come: of mean lengths, or the known ones of middle
