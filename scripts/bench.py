@@ -24,7 +24,6 @@ import json
 import os
 import random
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -176,6 +175,12 @@ def synchronize(args):
         torch.cuda.synchronize()
 
 
+def peak_mib():
+    """This process's own peak: ru_maxrss begins with that of the process that started it."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+
+
 def torch_side(folder, args, pairs):
     import torch
     from transformers import LlamaForCausalLM
@@ -190,7 +195,7 @@ def torch_side(folder, args, pairs):
     if "train" in args.what:
         report.update(torch_training(load(), args, pairs))
     if args.device == "cpu":
-        report["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        report["peak_memory_mib"] = peak_mib()
     else:
         # Reserved, as sppo reports its own allocator's pages.
         report["peak_memory_mib"] = torch.cuda.max_memory_reserved() / 2**20
@@ -226,7 +231,7 @@ def sppo_side(folder, args, pairs):
     command = [args.sppo, "bench", "--model", args.real or folder, "--device", device, "--precision", args.dtype]
     command += ["--recompute", args.recompute, "--matmul", args.matmul, "--json", "--quiet"]
     for name in ["batch", "prompt", "response", "steps", "generate", "new", "shortest"]:
-        if getattr(args, name) is not None:
+        if getattr(args, name):
             command += ["--" + name, str(getattr(args, name))]
     if "train" not in args.what:
         command += ["--only", "generate"]
@@ -234,11 +239,12 @@ def sppo_side(folder, args, pairs):
         command += ["--pairs", pairs]
     if "generate" not in args.what:
         command += ["--only", "train"]
-    return last_json(command)
+    return last_json(command, args.threads if args.device == "cpu" else None)
 
 
-def last_json(command):
-    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True)
+def last_json(command, threads=None):
+    env = os.environ | ({"RAYON_NUM_THREADS": str(threads)} if threads else {})
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True, env=env)
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}: exit {done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -287,12 +293,17 @@ def main():
         return vllm_side(folder, args)
     args.work.mkdir(parents=True, exist_ok=True)
     if args.table:
+        if (args.device, args.dtype, args.sppo_only, args.layers, args.shortest, args.recompute) != (
+                "cpu", "f32", False, None, None, "none"):
+            sys.exit("--table is of CPUs, f32, the shapes as they are and recompute none")
         return write_table(args)
+    if args.real and args.vllm:
+        sys.exit("--real is not for --vllm")
     best = measure(args, folder, pairs)
     if args.json:
         print(json.dumps(best))
         return
-    print(f"{args.shape}, {args.device}, {args.dtype}, recompute {args.recompute}, medians of {args.rounds}\n")
+    print(f"{args.real or args.shape}, {args.device}, {args.dtype}, recompute {args.recompute}, medians of {args.rounds}\n")
     if args.sppo_only:
         print("| | sppo |\n| --- | --- |")
         print("\n".join(f"| {key} | {value:.5g} |" for key, value in best["sppo"].items()))
@@ -319,8 +330,11 @@ def main():
 
 def measure(args, folder, pairs):
     """Medians over --rounds of every side, which take turns."""
-    if not args.real:
-        make_model(folder, args)
+    if not args.real and not (folder / "config.json").exists():
+        make = "import sys; sys.path.insert(0, sys.argv.pop(1)); import bench; a = bench.arguments(); " \
+               "bench.make_model(a.work / f'{a.shape}-{a.dtype}', a)"
+        sppo_only = ["--sppo-only"] if args.sppo_only else []
+        subprocess.run([sys.executable, "-c", make, Path(__file__).resolve().parent, *side_flags(args), *sppo_only], check=True)
     make_pairs(pairs, args)
     apart = lambda *flags: last_json([sys.executable, *sys.argv[:1], *side_flags(args), *flags])
     sides = {} if args.sppo_only else {"torch": lambda: apart("--torch-side")}
@@ -362,7 +376,7 @@ def processor():
 
 def write_table(args):
     """Rows of tokens a second and MiB, between `<!-- bench: PROCESSOR -->` and `<!-- end -->` of the file."""
-    import torch
+    from importlib.metadata import version
 
     rows = []
     cells = CELLS + ([("generate", None, "uniform", 48, 64, 40, 0)] if args.real else [])
@@ -376,6 +390,7 @@ def write_table(args):
         else:
             args.generate, args.new = count, tail
         best = measure(args, args.work / f"{args.shape}-{args.dtype}", args.work / f"pairs-{args.shape}.jsonl")
+        print(f"{what} {args.shape} {lengths} {prompt} {tail}: {best}", file=sys.stderr, flush=True)
         key = f"{what}_tokens_per_s"
         ours, theirs = best["sppo"], best["torch"]
         compiled = best.get("compiled", {}).get(key)
@@ -390,8 +405,8 @@ def write_table(args):
     heads = ["what", "shape", "batch", "sppo", "PyTorch", "torch.compile", "ratio", "sppo MiB", "PyTorch MiB", "ratio"]
     table = ["| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows]]
     begin, end = f"<!-- bench: {processor()} -->", "<!-- end -->"
-    said = (f"Tokens a second, f32, medians of {args.rounds} by turns, {processor()}, {time.strftime('%Y-%m-%d')}, "
-            f"torch {torch.__version__}; the first ratio is against the faster of PyTorch's.")
+    said = (f"Tokens a second, f32, medians of {args.rounds} by turns, {args.threads} threads on {processor()}, {time.strftime('%Y-%m-%d')}, "
+            f"torch {version('torch')}; the first ratio is against the faster of PyTorch's.")
     text = args.table.read_text()
     if begin not in text:
         text += f"\n{begin}\n{end}\n"

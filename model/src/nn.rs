@@ -34,16 +34,18 @@ impl<B: ModelOps> Linear<B> {
     }
 
     /// The same layer for products of few rows, without an adapter: its weight is packed where the
-    /// backend has products with such.
+    /// backend has products with such, whose results are f32.
     pub fn for_few_rows(self) -> Self {
         let outputs = self.weight.dims()[0];
-        match B::pack_weight(self.weight.val()) {
-            Some(packed) => Self {
-                weight: Param::from_tensor(packed),
-                packed: Some(outputs),
-                ..self
-            },
-            None => self,
+        let Some(packed) = B::pack_weight(self.weight.val()) else {
+            return self;
+        };
+        let bias = self.bias.map(|bias| to_f32(bias.val()));
+        Self {
+            weight: Param::from_tensor(packed),
+            packed: Some(outputs),
+            bias: bias.map(Param::from_tensor),
+            adapter: None,
         }
     }
 }

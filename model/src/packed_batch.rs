@@ -1,5 +1,7 @@
 //! How the sequences of one batch lie in memory: packed end to end, padded only inside attention.
 
+use crate::ops::HOST_TILE;
+
 /// Sequences of token ids laid end to end.
 ///
 /// Linear layers see real tokens only; attention gathers sequences of similar length into padded
@@ -89,6 +91,8 @@ pub struct PackedSize {
     pub tokens: usize,
     /// Cells of attention's padded batches.
     pub cells: usize,
+    /// Tokens of the sequences in whole blocks of [`HOST_TILE`].
+    pub blocked: usize,
     /// Attention scores of one head, rows · longest² of each padded batch.
     pub scores: usize,
 }
@@ -169,9 +173,11 @@ impl PackedBatch {
     /// What it comes to.
     pub fn size(&self) -> PackedSize {
         let cells = |batch: &PaddedBatch| batch.rows.len() * batch.longest;
+        let blocked = |places: &Places| places.len().next_multiple_of(HOST_TILE);
         PackedSize {
             tokens: self.tokens(),
             cells: self.padded.iter().map(cells).sum(),
+            blocked: self.places.iter().map(blocked).sum(),
             scores: self.padded.iter().map(|b| cells(b) * b.longest).sum(),
         }
     }

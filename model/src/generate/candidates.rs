@@ -184,7 +184,9 @@ impl Candidates {
         Ok(found
             .map(|(floats, tokens)| {
                 let tokens = tokens.iter().map(|&token| token as u32);
-                let mut best: Vec<(f32, u32)> = floats.iter().copied().zip(tokens).collect();
+                // A kernel fills up with the least value where fewer logits are above −∞.
+                let best = floats.iter().copied().zip(tokens);
+                let mut best: Vec<(f32, u32)> = best.filter(|found| found.0 > f32::MIN).collect();
                 best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
                 Self {
                     best,
@@ -197,7 +199,8 @@ impl Candidates {
 
     /// Whether the row's logits are.
     pub fn is_finite(&self) -> bool {
-        (self.sum + self.plain_sum).is_finite()
+        // The largest one alone makes 1, unless all are −∞.
+        (self.sum + self.plain_sum).is_finite() && self.plain_sum > 0.0
     }
 
     /// The score of a token with this logit.

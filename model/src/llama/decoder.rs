@@ -239,6 +239,8 @@ mod tests {
             "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
             "vocab_size": 300, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
             "rope_theta": 500000.0, "tie_word_embeddings": false,
+            // r073: bf16 biases beside f32 activations were a panic.
+            "attention_bias": true, "mlp_bias": true,
         }) else {
             unreachable!("it is an object")
         };

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
 use super::attention::Heads;
-use super::device::{MASKED, mask};
+use super::device::mask;
 use super::embedding::TokenIds;
 use super::math::{softmax_row, softmax_used};
 use super::memory::{HostMemory, HostTensor, cast, from_host, map, to_f32};
@@ -186,7 +186,7 @@ impl Work for OneToken<'_> {
         };
         products::<FMA>(&mut scores, width, self.queries, dim, keys);
         for scores in scores.chunks_exact_mut(width) {
-            scores[seen..].fill(MASKED);
+            scores[seen..].fill(f32::NEG_INFINITY);
             softmax_row(scores);
         }
         let values = Rows {

@@ -303,8 +303,8 @@ impl HostMemory for burn_flex::Flex<f32, i32> {
         }
     }
 
-    fn bf16_values(x: &FloatTensor<Self>) -> &[bf16] {
-        x.as_slice().unwrap_or_default()
+    fn bf16_values(x: &FloatTensor<Self>) -> Option<&[bf16]> {
+        x.as_slice()
     }
 }
 
@@ -321,8 +321,8 @@ impl HostMemory for burn_ndarray::NdArray<f32, i64, i8> {
         }
     }
 
-    fn bf16_values(_: &FloatTensor<Self>) -> &[bf16] {
+    fn bf16_values(_: &FloatTensor<Self>) -> Option<&[bf16]> {
         // It has no bf16.
-        &[]
+        None
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
     rest + sums.iter().sum::<f32>()
 }
 
-/// e^x for x ≤ 0, to 3e-7 of its value; 0 below −87, NaN of NaN.
+/// e^x for x ≤ 0, to 3e-7 of its value; that of −87 below it, which is 1.6e-38, NaN of NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // Not `max`, which would turn NaN into a number.
@@ -49,19 +49,19 @@ pub(super) fn exp(x: f32) -> f32 {
     p * power
 }
 
-/// Softmax of one row in place, its sum taken in [`LANES`] sums side by side; gives
+/// Softmax of one row in place, NaN where all of it is −∞; its sum is taken in [`LANES`] sums side by side; gives
 /// Σ exp(x − largest).
 #[inline(always)]
 pub(super) fn softmax_row(row: &mut [f32]) -> f32 {
     let (whole, rest) = row.as_chunks_mut::<LANES>();
-    let mut lanes = [f32::MIN; LANES];
+    let mut lanes = [f32::NEG_INFINITY; LANES];
     for part in whole.iter() {
         for (lane, x) in lanes.iter_mut().zip(part) {
             *lane = if *x > *lane { *x } else { *lane };
         }
     }
     let highest = lanes.iter().chain(rest.iter()).copied();
-    let highest = highest.fold(f32::MIN, f32::max);
+    let highest = highest.fold(f32::NEG_INFINITY, f32::max);
     let mut lanes = [0.0; LANES];
     for part in whole {
         for (lane, x) in lanes.iter_mut().zip(part) {

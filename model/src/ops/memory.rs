@@ -14,8 +14,8 @@ pub trait HostMemory: Backend {
     /// otherwise.
     fn values(x: &FloatTensor<Self>) -> Cow<'_, [f32]>;
 
-    /// The values of a bf16 tensor that lie in their order.
-    fn bf16_values(x: &FloatTensor<Self>) -> &[bf16];
+    /// The values of a bf16 tensor where they lie in their order.
+    fn bf16_values(x: &FloatTensor<Self>) -> Option<&[bf16]>;
 }
 
 /// A tensor whose values can be read.

@@ -4,7 +4,6 @@
 //! which it is read, in panels of [`LANES`] outputs, `[panels, in · LANES]`, zeros behind the last
 //! output; where it is bf16 it stays that and is widened in registers, half the bytes.
 
-use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData, bf16};
 use rayon::prelude::*;
 
@@ -17,17 +16,15 @@ const ROWS: usize = 6;
 /// Products that one thread takes at a time: some tens of microseconds.
 const GRAIN: usize = 1 << 21;
 
-/// None in a dtype that there are no products for.
-pub(super) fn pack<B: Backend>(weight: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-    let ([outputs, inputs], device) = (weight.dims(), weight.device());
-    let data = weight.into_data();
-    let packed = match data.dtype {
-        DType::F32 => panels::<f32>(data.as_slice().ok()?, inputs),
-        DType::BF16 => panels::<bf16>(data.as_slice().ok()?, inputs),
+/// From where the weight lies. None in a dtype that there are no products for.
+pub(super) fn pack<B: HostMemory>(weight: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    let ([_, inputs], device, dtype) = (weight.dims(), weight.device(), weight.dtype());
+    let weight = primitive(weight);
+    let packed = match dtype {
+        DType::F32 => panels::<f32>(&B::values(&weight), inputs),
+        DType::BF16 => panels::<bf16>(B::bf16_values(&weight)?, inputs),
         _ => return None,
     };
-    let dtype = data.dtype;
-    debug_assert_eq!(packed.shape[0], outputs.div_ceil(LANES));
     Some(Tensor::from_data(packed, (&device, dtype)))
 }
 
@@ -82,8 +79,11 @@ pub(super) fn forward<B: HostMemory>(
     let x = &x.values()[..];
     let mut y = Vec::with_capacity(rows * outputs);
     match dtype {
-        DType::BF16 => product(&mut y, x, B::bf16_values(&packed), inputs, outputs),
-        _ => product(&mut y, x, &B::values(&packed), inputs, outputs),
+        DType::BF16 => {
+            let packed = B::bf16_values(&packed).unwrap_or_default();
+            product(&mut y, x, packed, [rows, inputs, outputs]);
+        }
+        _ => product(&mut y, x, &B::values(&packed), [rows, inputs, outputs]),
     }
     // SAFETY: the product writes each of its numbers.
     unsafe { y.set_len(rows * outputs) };
@@ -95,8 +95,12 @@ pub(super) fn forward<B: HostMemory>(
 }
 
 /// Writes all of `y` `[rows, outputs]`, which has room for it.
-fn product<T: Stored>(y: &mut Vec<f32>, x: &[f32], packed: &[T], inputs: usize, outputs: usize) {
-    let rows = x.len() / inputs.max(1);
+fn product<T: Stored>(
+    y: &mut Vec<f32>,
+    x: &[f32],
+    packed: &[T],
+    [rows, inputs, outputs]: [usize; 3],
+) {
     let panels = outputs.div_ceil(LANES);
     assert!(packed.len() == panels * inputs * LANES && x.len() == rows * inputs);
     let each = (GRAIN / (rows * inputs * LANES).max(1)).clamp(1, panels.max(1));
@@ -104,6 +108,7 @@ fn product<T: Stored>(y: &mut Vec<f32>, x: &[f32], packed: &[T], inputs: usize, 
     (0..panels.div_ceil(each)).into_par_iter().for_each(|part| {
         by_vectors(Panels {
             x,
+            rows,
             inputs,
             packed,
             panels: part * each..((part + 1) * each).min(panels),
@@ -125,6 +130,7 @@ unsafe impl Sync for Results {}
 /// Some panels of a product.
 struct Panels<'a, T> {
     x: &'a [f32],
+    rows: usize,
     inputs: usize,
     packed: &'a [T],
     panels: std::ops::Range<usize>,
@@ -135,7 +141,7 @@ struct Panels<'a, T> {
 impl<T: Stored> Work for Panels<'_, T> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let rows = self.x.len() / self.inputs.max(1);
+        let rows = self.rows;
         let of_panel = self.inputs * LANES;
         for panel in self.panels.clone() {
             let weights = &self.packed[panel * of_panel..][..of_panel];

@@ -739,6 +739,30 @@ fn attention_in_slots_sees_what_it_should() {
     }
 }
 
+/// r072: scores that overflowed to −∞ were hidden by the masked ones beside them.
+#[test]
+fn scores_that_overflow_are_not_hidden() {
+    let numbers = |value: f32, shape: [usize; 4]| {
+        Tensor::<Flex, 4>::full(shape, value, (&Default::default(), DType::F32))
+    };
+    let caches = [numbers(-1e20, [1, 1, 4, 64]), numbers(1.0, [1, 1, 64, 4])];
+    let visible = Visible::Behind(vec![2]);
+    let found = Flex::slot_attention(numbers(1e20, [1, 1, 1, 4]), caches, &visible, 64);
+    assert!(values(found).iter().all(|x| x.is_nan()));
+    let ids = [1, 2, 3];
+    let device = Default::default();
+    let heads = Heads {
+        queries: 1,
+        kv: 1,
+        dim: 4,
+    };
+    let batch = PackedBatch::new(&[&ids]);
+    let over = PackedAttention::<Flex>::new(&batch, &[0.0, 0.0], heads, DType::F32, &device);
+    let rows = |value: f32| Tensor::<Flex, 2>::full([3, 4], value, (&device, DType::F32));
+    let found = Flex::packed_attention(rows(1e20), rows(-1e20), rows(1.0), &over);
+    assert!(values(found).iter().all(|x| x.is_nan()));
+}
+
 /// Products with packed weights, in f32 and bf16, of any number of rows and outputs.
 #[test]
 fn packed_linear_layers_are_linear_layers() {
@@ -752,8 +776,9 @@ fn packed_linear_layers_are_linear_layers() {
             for rows in [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 20, 64] {
                 let x = numbers(1, [rows, inputs]);
                 let exact_weight = TensorData::new(exact_weight.clone(), [outputs, inputs]);
-                let exact_weight = Tensor::from_data(exact_weight, &Default::default());
-                let product = x.f64().matmul(Tensor::transpose(exact_weight));
+                let exact_weight: Tensor<Double, 2> =
+                    Tensor::from_data(exact_weight, (&Default::default(), DType::F64));
+                let product = x.f64().matmul(exact_weight.transpose());
                 let expected = exact(product + bias.f64().unsqueeze());
                 let layer = |x: Tensor<B, 2>| {
                     values(B::packed_linear_layer(

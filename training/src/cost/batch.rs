@@ -1,5 +1,6 @@
 //! What a batch comes to, in numbers.
 
+use sppo_model::ops::HOST_TILE;
 use sppo_model::packed_batch::{PackedBatch, PackedSize};
 
 use crate::tokenise::TokenisedSequence;
@@ -34,6 +35,7 @@ impl Batch {
             packed: PackedSize {
                 tokens: product(&[rows, longest]),
                 cells: product(&[rows, longest]),
+                blocked: product(&[rows, longest.saturating_add(HOST_TILE)]),
                 scores: product(&[rows, longest, longest]),
             },
             response_tokens: product(&[rows, longest]),
@@ -47,6 +49,7 @@ impl Batch {
             packed: PackedSize {
                 tokens: self.packed.tokens.max(other.packed.tokens),
                 cells: self.packed.cells.max(other.packed.cells),
+                blocked: self.packed.blocked.max(other.packed.blocked),
                 scores: self.packed.scores.max(other.packed.scores),
             },
             response_tokens: self.response_tokens.max(other.response_tokens),
@@ -62,6 +65,7 @@ impl Batch {
             packed: PackedSize {
                 tokens: product(&[rows, longest]) - product(&[pairs, shared]),
                 cells: product(&[rows, longest]),
+                blocked: product(&[rows, longest.next_multiple_of(HOST_TILE)]),
                 scores: product(&[rows, longest, longest]),
             },
             response_tokens: product(&[rows, response]),

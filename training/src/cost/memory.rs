@@ -343,7 +343,7 @@ impl Training {
                 // attention's gradients, with its keys and values as tiles read them, when what
                 // the feed-forward layer kept is gone.
                 let feeding = of_ffn + of_hidden;
-                let of_keys = size * batch.packed.cells as f64 * keys;
+                let of_keys = size * batch.packed.blocked as f64 * keys;
                 let attending = 2.0 * of_mixed + 5.0 * of_keys - 3.0 * of_ffn;
                 let passing = feeding.max(attending);
                 (kept + of_tokens + log_sums, passing, 2.1 * logits)
@@ -385,12 +385,14 @@ pub fn generation(config: &LlamaConfig, dtype: DType, plan: &CachePlan) -> Gener
     let beside = table * (4 - size) + table * size * u64::from(config.tie_word_embeddings);
     let weights = Sizes::of(config, None).weights() * size + beside;
     let logits = 2 * 4 * (plan.slots * config.vocab_size) as u64;
+    // While the head is packed, or the embeddings are widened, what they are made from is there, too.
+    let loading = weights + table * size;
     GenerationMemory {
         weights,
         cache: plan.bytes,
         logits,
         pages: 0,
-        peak: weights + plan.bytes + logits,
+        peak: loading.max(weights + plan.bytes + logits),
     }
 }
 

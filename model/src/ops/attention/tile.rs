@@ -1,6 +1,9 @@
 //! One tile of queries of a group of heads against all keys that it sees, block by block.
+//!
+//! Up to six rows are computed together up to the last key that one of them sees, by weights of 0 where
+//! a row does not see it: NaN or ∞ in a token can reach up to five tokens before it. Whoever asks for
+//! results refuses a sequence that has such anyway.
 
-use super::super::device::MASKED;
 use super::super::math::exp;
 use super::super::vectors::{LANES, Work};
 use super::product::{Left, Seen, product};
@@ -91,7 +94,7 @@ impl Work for Forward<'_> {
         let keys = self.keys.chunks_exact(extent.of_columns());
         let blocks = keys.len();
         // Of each row the largest score so far; `log_sums` has its sum of exponentials meanwhile.
-        let mut largest = vec![f32::MIN; extent.group * TILE];
+        let mut largest = vec![f32::NEG_INFINITY; extent.group * TILE];
         for (block, (keys, values)) in keys
             .zip(self.values.chunks_exact(extent.of_rows()))
             .enumerate()
@@ -112,7 +115,7 @@ impl Work for Forward<'_> {
                 for query in 0..queries {
                     let row = row(scores, query);
                     let seen = extent.seen(query, diagonal);
-                    row[seen..].fill(MASKED);
+                    row[seen..].fill(f32::NEG_INFINITY);
                     let highest = highest(row, largest[query]);
                     if highest > largest[query] {
                         let change = exp(largest[query] - highest);
@@ -217,7 +220,7 @@ impl<Add: FnMut(usize, &[f32], &[f32])> Work for Backward<'_, Add> {
                 for query in 0..queries {
                     let (weights, of_scores) = (row(scores, query), row(of_scores, query));
                     let seen = extent.seen(query, diagonal);
-                    weights[seen..].fill(MASKED);
+                    weights[seen..].fill(f32::NEG_INFINITY);
                     for (weight, grad) in weights.iter_mut().zip(of_scores.iter_mut()) {
                         *weight = exp(*weight - log_sums[query]);
                         *grad = *weight * (*grad - along[query]);
