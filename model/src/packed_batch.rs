@@ -1,6 +1,7 @@
 //! How the sequences of one batch lie in memory: packed end to end, padded only inside attention.
 
-use crate::ops::HOST_TILE;
+/// Queries of a tile of attention on a host, and keys of a block.
+pub const HOST_TILE: usize = 64;
 
 /// Sequences of token ids laid end to end.
 ///

@@ -35,7 +35,7 @@ mod vectors;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor};
 
-pub use attention::{Attended, HOST_TILE, Heads, PackedAttention, QUERY_TILE};
+pub use attention::{Attended, Heads, PackedAttention, QUERY_TILE};
 pub use cached_attention::{CachedStep, Visible, columns_on_host};
 #[cfg(feature = "cubecl")]
 pub use cube::{LinearProducts, linear_products, use_linear_products};

@@ -1,7 +1,6 @@
 //! What a batch comes to, in numbers.
 
-use sppo_model::ops::HOST_TILE;
-use sppo_model::packed_batch::{PackedBatch, PackedSize};
+use sppo_model::packed_batch::{HOST_TILE, PackedBatch, PackedSize};
 
 use crate::tokenise::TokenisedSequence;
 

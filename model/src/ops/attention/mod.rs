@@ -25,7 +25,6 @@ use crate::packed_batch::PackedBatch;
 
 pub(super) use places::Places;
 pub use places::{Heads, QUERY_TILE};
-pub use tile::TILE as HOST_TILE;
 
 /// Where attention finds the tokens of a packed batch, and how far it rotates them.
 #[derive(Clone, Debug)]

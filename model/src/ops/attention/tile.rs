@@ -9,7 +9,7 @@ use super::super::vectors::{LANES, Work};
 use super::product::{Left, Seen, product};
 
 /// Queries of a tile, and keys of a block.
-pub const TILE: usize = 64;
+pub const TILE: usize = crate::packed_batch::HOST_TILE;
 
 /// The size of a tile.
 #[derive(Clone, Copy)]
