@@ -108,17 +108,14 @@ pub(super) fn forward_on_host<B: HostMemory>(
     }
 }
 
-/// The same of tokens in slots, of which `columns` are read.
-pub(super) fn slots<B: super::ModelOps>(
-    q: Tensor<B, 4>,
+/// Of the first slots of caches, keys `[slots, kv_heads, head_dim, capacity]` and values
+/// `[slots, kv_heads, capacity, head_dim]`, the first columns.
+pub(super) fn first_columns<B: Backend>(
     [keys, values]: [Tensor<B, 4>; 2],
-    visible: &Visible,
+    slots: usize,
     columns: usize,
-) -> Tensor<B, 4> {
-    let rows = q.dims()[0];
-    let keys = keys.narrow(0, 0, rows).narrow(3, 0, columns);
-    let values = values.narrow(0, 0, rows).narrow(2, 0, columns);
-    B::cached_attention(q, keys, values, visible)
+) -> [Tensor<B, 4>; 2] {
+    [(keys, 3), (values, 2)].map(|(cache, dim)| cache.narrow(0, 0, slots).narrow(dim, 0, columns))
 }
 
 /// One new token in each of the first slots of caches, by what each has and no more: of each query

@@ -163,10 +163,12 @@ macro_rules! host_ops {
                 visible: &Visible,
                 columns: usize,
             ) -> Tensor<Self, 4> {
-                match f32(&q) {
-                    true => cached_attention::slots_on_host(q, caches, visible),
-                    false => cached_attention::slots(q, caches, visible, columns),
+                if f32(&q) {
+                    return cached_attention::slots_on_host(q, caches, visible);
                 }
+                let slots = q.dims()[0];
+                let [keys, values] = cached_attention::first_columns(caches, slots, columns);
+                Self::cached_attention(q, keys, values, visible)
             }
 
             fn target_logps_saving(

@@ -220,7 +220,8 @@ pub trait ModelOps: Placement {
         visible: &Visible,
         columns: usize,
     ) -> Tensor<Self, 4> {
-        cached_attention::slots(q, caches, visible, columns)
+        let [keys, values] = cached_attention::first_columns(caches, q.dims()[0], columns);
+        Self::cached_attention(q, keys, values, visible)
     }
 
     /// Puts one new token behind each of some cached sequences and attends over them, queries
