@@ -52,7 +52,7 @@ SHAPES = {
 CELLS = [("train", name, "equal", 48, length - 48, batch, steps)
          for name in ["small", "4x512", "4x1024"]
          for length, batch, steps in [(128, 8, 4), (512, 4, 2), (2048, 2, 1)]]
-CELLS += [("train", "8x512", "ultrafeedback", 0, 0, 4, 3), ("generate", "8x512", "uniform", 48, 64, 32, 0)]
+CELLS += [("train", "8x512", "ultrafeedback", 0, 0, 4, 1), ("generate", "8x512", "uniform", 48, 64, 32, 0)]
 
 
 def shape(args):
