@@ -230,8 +230,12 @@ def sppo_side(folder, args, pairs):
     device = args.sppo_device or {"cpu": "cpu", "cuda": "cuda:0"}[args.device]
     command = [args.sppo, "bench", "--model", args.real or folder, "--device", device, "--precision", args.dtype]
     command += ["--recompute", args.recompute, "--matmul", args.matmul, "--json", "--quiet"]
+    # Lengths like UltraFeedback's are those of the pairs.
+    without = ["prompt", "response"] if args.lengths == "ultrafeedback" and "generate" not in args.what else []
+    if args.what == "generate":
+        without += ["response", "steps"]
     for name in ["batch", "prompt", "response", "steps", "generate", "new", "shortest"]:
-        if getattr(args, name):
+        if getattr(args, name) is not None and name not in without:
             command += ["--" + name, str(getattr(args, name))]
     if "train" not in args.what:
         command += ["--only", "generate"]
@@ -292,13 +296,13 @@ def main():
     if args.vllm_side:
         return vllm_side(folder, args)
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.real and (args.vllm or args.bytes or not args.table and args.what != "generate"):
+        sys.exit("--real is for --what generate, without --vllm and --bytes")
     if args.table:
-        if (args.device, args.dtype, args.sppo_only, args.layers, args.shortest, args.recompute) != (
-                "cpu", "f32", False, None, None, "none"):
+        if (args.device, args.sppo_device, args.dtype, args.sppo_only, args.layers, args.shortest, args.recompute) != (
+                "cpu", None, "f32", False, None, None, "none"):
             sys.exit("--table is of CPUs, f32, the shapes as they are and recompute none")
         return write_table(args)
-    if args.real and args.vllm:
-        sys.exit("--real is not for --vllm")
     best = measure(args, folder, pairs)
     if args.json:
         print(json.dumps(best))

@@ -7,7 +7,8 @@ use burn::tensor::{Int, Tensor};
 #[derive(Clone, Debug)]
 pub struct Likeliest<B: Backend> {
     /// f32 `[rows, count + 2]`: the largest logits in any order, then Σ exp((logit − largest) · scale)
-    /// and Σ exp(logit − largest) over the whole row, neither finite where a logit is not.
+    /// and Σ exp(logit − largest) over the whole row: not finite where a logit is NaN or +∞, not
+    /// finite or 0 where all are −∞.
     pub floats: Tensor<B, 2>,
     /// The tokens of these logits, `[rows, count]`.
     pub tokens: Tensor<B, 2, Int>,

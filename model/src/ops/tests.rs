@@ -761,6 +761,22 @@ fn scores_that_overflow_are_not_hidden() {
     let rows = |value: f32| Tensor::<Flex, 2>::full([3, 4], value, (&device, DType::F32));
     let found = Flex::packed_attention(rows(1e20), rows(-1e20), rows(1.0), &over);
     assert!(values(found).iter().all(|x| x.is_nan()));
+    // A whole block of such scores before one that is sound.
+    let ids: Vec<u32> = (0..65).collect();
+    let batch = PackedBatch::new(&[&ids]);
+    let over = PackedAttention::<Flex>::new(&batch, &[0.0, 0.0], heads, DType::F32, &device);
+    let rows = |value: f32| Tensor::<Flex, 2>::full([65, 4], value, (&device, DType::F32));
+    let places = Tensor::<Flex, 1, Int>::arange(0..65, &device);
+    let of_last = |last: f32, others: f32| {
+        let is_last = places
+            .clone()
+            .equal_elem(64)
+            .unsqueeze_dim::<2>(1)
+            .expand([65, 4]);
+        rows(others).mask_fill(is_last, last)
+    };
+    let found = Flex::packed_attention(rows(1e20), of_last(0.0, -1e20), of_last(5.0, 1.0), &over);
+    assert_eq!(values(found)[64 * 4..], [5.0; 4]);
 }
 
 /// Products with packed weights, in f32 and bf16, of any number of rows and outputs.

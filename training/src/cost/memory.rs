@@ -95,7 +95,7 @@ pub struct GenerationMemory {
     pub logits: u64,
     /// Of a GPU, what the pool reserves beyond them.
     pub pages: u64,
-    /// The sum.
+    /// The most at one time: the sum, or more while weights are packed.
     pub peak: u64,
 }
 
@@ -386,7 +386,12 @@ pub fn generation(config: &LlamaConfig, dtype: DType, plan: &CachePlan) -> Gener
     let weights = Sizes::of(config, None).weights() * size + beside;
     let logits = 2 * 4 * (plan.slots * config.vocab_size) as u64;
     // While the head is packed, or the embeddings are widened, what they are made from is there, too.
-    let loading = weights + table * size;
+    let from = match config.tie_word_embeddings && size == 4 {
+        // The embeddings that stay.
+        true => 0,
+        false => table * size,
+    };
+    let loading = weights + from;
     GenerationMemory {
         weights,
         cache: plan.bytes,

@@ -249,14 +249,23 @@ impl Rows {
             let lengths = pair.sides().map(|side| side.ids.len());
             lengths.into_iter().max().unwrap_or(0)
         };
-        let tokens = |pair: &TokenisedPair| Batch::of(&pair.sides()).packed.tokens;
+        let size = |pair: &TokenisedPair| Batch::of(&pair.sides()).packed;
+        let tokens = |pair: &TokenisedPair| size(pair).tokens;
+        let scores = |pair: &TokenisedPair| size(pair).scores;
+        let blocked = |pair: &TokenisedPair| size(pair).blocked;
         let of_largest = |size: &dyn Fn(&TokenisedPair) -> usize| {
             let mut known: Vec<&TokenisedPair> = self.known.iter().collect();
             known.sort_by_cached_key(|pair| std::cmp::Reverse(size(pair)));
             let first = known.iter().take(pairs);
             Batch::of(&first.flat_map(|pair| pair.sides()).collect::<Vec<_>>())
         };
-        of_largest(&longest).or_larger(of_largest(&tokens))
+        let others = [
+            of_largest(&tokens),
+            of_largest(&scores),
+            of_largest(&blocked),
+        ];
+        let first = of_largest(&longest);
+        others.into_iter().fold(first, Batch::or_larger)
     }
 
     /// A batch of `pairs` pairs as they usually come: of mean lengths, or the known ones of middle

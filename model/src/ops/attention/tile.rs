@@ -124,8 +124,10 @@ impl Work for Forward<'_> {
                         mixed.iter_mut().for_each(|x| *x *= change);
                         largest[query] = highest;
                     }
+                    // Where all so far is −∞, later keys may not be.
+                    let base = highest.max(f32::MIN);
                     for x in row.iter_mut() {
-                        *x = exp(*x - highest);
+                        *x = exp(*x - base);
                     }
                     row[seen..].fill(0.0);
                     sums[query] += sum(row);
@@ -137,6 +139,9 @@ impl Work for Forward<'_> {
         for head in 0..extent.group {
             for query in 0..queries {
                 let at = head * TILE + query;
+                if largest[at] == f32::NEG_INFINITY {
+                    self.log_sums[at] = f32::NAN;
+                }
                 let scale = 1.0 / self.log_sums[at];
                 let mixed = &mut self.mixed[at * width..][..width];
                 mixed.iter_mut().for_each(|x| *x *= scale);
