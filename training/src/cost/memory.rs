@@ -384,7 +384,7 @@ pub fn generation(config: &LlamaConfig, dtype: DType, plan: &CachePlan) -> Gener
     // Embeddings are f32 whatever the others are, and a head that they are, too, is packed beside them.
     let beside = table * (4 - size) + table * size * u64::from(config.tie_word_embeddings);
     let weights = Sizes::of(config, None).weights() * size + beside;
-    let logits = 2 * 4 * (plan.slots * config.vocab_size) as u64;
+    let logits = 4 * (plan.slots * config.vocab_size) as u64;
     // While the head is packed, or the embeddings are widened, what they are made from is there, too.
     let from = match config.tie_word_embeddings && size == 4 {
         // The embeddings that stay.
