@@ -178,7 +178,7 @@ fn logps(criterion: &mut Criterion) {
     forward.bench_function("forward", |b| {
         b.iter(|| Flex::target_logps_saving(x.clone(), weight.clone(), &targets));
     });
-    forward.throughput(Throughput::Bytes((4 * 3 * rows * vocab) as u64));
+    forward.throughput(Throughput::Bytes((4 * 2 * rows * vocab) as u64));
     let (_, saved) = Flex::target_logps_saving(x.clone(), weight.clone(), &targets);
     let grad = random([rows]);
     forward.bench_function("backward, up to the logits", |b| {
