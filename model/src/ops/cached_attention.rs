@@ -11,7 +11,7 @@ use super::embedding::TokenIds;
 use super::math::{softmax_row, softmax_used};
 use super::memory::{HostMemory, HostTensor, cast, from_host, map, to_f32};
 use super::rotary::Rotation;
-use super::vectors::{LANES, Work, by_vectors, multiply_add};
+use super::vectors::{LANES, Work, add_product, by_vectors, multiply_add};
 
 /// How many of the columns each query sees, from the first.
 #[derive(Clone, Debug)]
@@ -170,8 +170,10 @@ struct OneToken<'a> {
 }
 
 impl Work for OneToken<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<const FMA: bool, const WIDE: bool>(self) {
         let (dim, seen) = (self.dim, self.seen);
         // Whole vectors; what lies behind `seen` weighs nothing.
         let width = seen.next_multiple_of(LANES).min(self.capacity);
@@ -181,7 +183,7 @@ impl Work for OneToken<'_> {
             stride: self.capacity,
             count: dim,
         };
-        products::<FMA>(&mut scores, width, self.queries, dim, keys);
+        products::<FMA, WIDE>(&mut scores, width, self.queries, dim, keys);
         for scores in scores.chunks_exact_mut(width) {
             scores[seen..].fill(f32::NEG_INFINITY);
             softmax_row(scores);
@@ -191,7 +193,7 @@ impl Work for OneToken<'_> {
             stride: dim,
             count: seen,
         };
-        products::<FMA>(self.mixed, dim, &scores, width, values);
+        products::<FMA, WIDE>(self.mixed, dim, &scores, width, values);
     }
 }
 
@@ -206,7 +208,7 @@ struct Rows<'a> {
 /// `result` `[rows, columns]`: each row of `left`, `stride` apart, by the first `columns` of `right`'s
 /// rows. Sums go over these in their order, whichever rows there are.
 #[inline(always)]
-fn products<const FMA: bool>(
+fn products<const FMA: bool, const WIDE: bool>(
     result: &mut [f32],
     columns: usize,
     left: &[f32],
@@ -216,16 +218,16 @@ fn products<const FMA: bool>(
     let results = result.chunks_mut(4 * columns);
     for (result, left) in results.zip(left.chunks(4 * stride)) {
         match result.len() / columns {
-            4 => product::<FMA, 4>(result, columns, left, stride, right),
-            3 => product::<FMA, 3>(result, columns, left, stride, right),
-            2 => product::<FMA, 2>(result, columns, left, stride, right),
-            _ => product::<FMA, 1>(result, columns, left, stride, right),
+            4 => product::<FMA, WIDE, 4>(result, columns, left, stride, right),
+            3 => product::<FMA, WIDE, 3>(result, columns, left, stride, right),
+            2 => product::<FMA, WIDE, 2>(result, columns, left, stride, right),
+            _ => product::<FMA, WIDE, 1>(result, columns, left, stride, right),
         }
     }
 }
 
 #[inline(always)]
-fn product<const FMA: bool, const COUNT: usize>(
+fn product<const FMA: bool, const WIDE: bool, const COUNT: usize>(
     result: &mut [f32],
     columns: usize,
     left: &[f32],
@@ -246,10 +248,10 @@ fn product<const FMA: bool, const COUNT: usize>(
             // SAFETY: the rows of both are there, as long as their strides.
             let row: &[f32; LANES] = unsafe { &*values.as_ptr().add(at * apart + column).cast() };
             for (number, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: as above.
-                let factor = unsafe { *left.get_unchecked(number * stride + at) };
-                for (sum, x) in sums.iter_mut().zip(row) {
-                    *sum = multiply_add::<FMA>(factor, *x, *sum);
+                // SAFETY: as above; WIDE is the caller's.
+                unsafe {
+                    let factor = *left.get_unchecked(number * stride + at);
+                    add_product::<FMA, WIDE>(sums, factor, row);
                 }
             }
         }

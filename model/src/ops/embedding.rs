@@ -7,6 +7,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
 use super::device::ints;
+use super::math::add;
 use super::memory::{HostMemory, HostTensor, cast, from_host, to_f32};
 
 /// Token ids, on the host and on the device.
@@ -88,7 +89,7 @@ pub(super) fn backward_on_host<B: HostMemory>(
     let mut sums = vec![0f32; vocab * hidden];
     for (&id, grad) in ids.on_host().iter().zip(grad.values().chunks_exact(hidden)) {
         let sums = &mut sums[id as usize * hidden..][..hidden];
-        sums.iter_mut().zip(grad).for_each(|(sum, x)| *sum += x);
+        add(sums, grad);
     }
     from_host(sums, [vocab, hidden], &device)
 }

@@ -30,7 +30,7 @@ mod sampling;
 mod target_logps;
 #[cfg(test)]
 mod tests;
-mod vectors;
+pub(crate) mod vectors;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor};
@@ -43,11 +43,13 @@ pub(crate) use device::ints;
 pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;
 pub use math::GRAIN;
+pub(crate) use math::{is_finite, largest};
 pub use memory::{cast, edit_bytes, to_f32, to_host};
 pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep, Updated, Updating};
 pub use relative_attention::RelativePositions;
 pub use rotary::Rotation;
 pub use sampling::Likeliest;
+pub(crate) use vectors::{LANES, vectorised};
 
 /// A backend with the operations of a Llama step, of generation, and of PairRM.
 pub trait ModelOps: Placement {

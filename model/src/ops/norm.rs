@@ -4,8 +4,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
-use super::math::{dot, rows_of_a_thread};
+use super::math::{add, dot_of, rows_of_a_thread};
 use super::memory::{HostMemory, HostTensor, cast, from_host, map, to_f32};
+use super::vectors::vectorised;
 
 pub(super) fn rms_norm<B: Backend>(
     x: Tensor<B, 2>,
@@ -76,19 +77,24 @@ pub(super) fn rms_norm_on_host<B: HostMemory>(
     let width = weight.len();
     map(x, |x| {
         x.par_chunks_mut(rows_of_a_thread(width) * width)
-            .for_each(|rows| {
-                for row in rows.chunks_mut(width) {
-                    let scale = row_scale(row, eps as f32);
-                    for (x, weight) in row.iter_mut().zip(&*weight) {
-                        *x = *x * scale * weight;
-                    }
-                }
-            });
+            .for_each(|rows| norm_rows(rows, &weight, eps as f32));
     })
 }
 
+vectorised! {
+    fn norm_rows(rows: &mut [f32], weight: &[f32], eps: f32) {
+        for row in rows.chunks_mut(weight.len()) {
+            let scale = row_scale(row, eps);
+            for (x, weight) in row.iter_mut().zip(weight) {
+                *x = *x * scale * weight;
+            }
+        }
+    }
+}
+
+#[inline(always)]
 fn row_scale(row: &[f32], eps: f32) -> f32 {
-    1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt()
+    1.0 / (dot_of(row, row) / row.len() as f32 + eps).sqrt()
 }
 
 pub(super) fn rms_norm_backward_on_host<B: HostMemory>(
@@ -117,26 +123,28 @@ pub(super) fn rms_norm_backward_on_host<B: HostMemory>(
     (plus(grad, more), from_host(of_weight, [width], &device))
 }
 
-/// Turns the gradient by the output of some rows into the one by their input; gives the one by the
-/// weight.
-fn rows_backward(grad: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let width = weight.len();
-    let mut of_weight = vec![0f32; width];
-    let mut behind = vec![0f32; width];
-    for (grad, x) in grad.chunks_mut(width).zip(x.chunks(width)) {
-        let scale = row_scale(x, eps);
-        for ((sum, grad), x) in of_weight.iter_mut().zip(&*grad).zip(x) {
-            *sum += grad * x * scale;
+vectorised! {
+    /// Turns the gradient by the output of some rows into the one by their input; gives the one by the
+    /// weight.
+    fn rows_backward(grad: &mut [f32], x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+        let width = weight.len();
+        let mut of_weight = vec![0f32; width];
+        let mut behind = vec![0f32; width];
+        for (grad, x) in grad.chunks_mut(width).zip(x.chunks(width)) {
+            let scale = row_scale(x, eps);
+            for ((sum, grad), x) in of_weight.iter_mut().zip(&*grad).zip(x) {
+                *sum += grad * x * scale;
+            }
+            for ((behind, grad), weight) in behind.iter_mut().zip(&*grad).zip(weight) {
+                *behind = grad * weight;
+            }
+            let along = dot_of(&behind, x) / width as f32 * scale * scale;
+            for ((grad, behind), x) in grad.iter_mut().zip(&behind).zip(x) {
+                *grad = scale * (behind - x * along);
+            }
         }
-        for ((behind, grad), weight) in behind.iter_mut().zip(&*grad).zip(weight) {
-            *behind = grad * weight;
-        }
-        let along = dot(&behind, x) / width as f32 * scale * scale;
-        for ((grad, behind), x) in grad.iter_mut().zip(&behind).zip(x) {
-            *grad = scale * (behind - x * along);
-        }
+        of_weight
     }
-    of_weight
 }
 
 pub(super) fn layer_norm_on_host<B: HostMemory>(
@@ -152,24 +160,30 @@ pub(super) fn layer_norm_on_host<B: HostMemory>(
     let residual = residual.as_ref().map(HostTensor::values);
     let width = weight.len();
     let block = rows_of_a_thread(width) * width;
-    let normalise = |row: &mut [f32]| {
-        let mean = row.iter().sum::<f32>() / width as f32;
-        row.iter_mut().for_each(|x| *x -= mean);
-        let variance = row.iter().map(|x| x * x).sum::<f32>() / width as f32;
-        let scale = 1.0 / (variance + eps as f32).sqrt();
-        for ((x, weight), bias) in row.iter_mut().zip(&*weight).zip(&*bias) {
-            *x = *x * scale * weight + bias;
-        }
-    };
     map(x, |x| {
         x.par_chunks_mut(block)
             .enumerate()
             .for_each(|(number, rows)| {
                 if let Some(residual) = &residual {
                     let residual = &residual[number * block..][..rows.len()];
-                    rows.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
+                    add(rows, residual);
                 }
-                rows.chunks_mut(width).for_each(normalise);
+                layer_norm_rows(rows, &weight, &bias, eps as f32);
             });
     })
+}
+
+vectorised! {
+    fn layer_norm_rows(rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        let width = weight.len();
+        for row in rows.chunks_mut(width) {
+            let mean = row.iter().sum::<f32>() / width as f32;
+            row.iter_mut().for_each(|x| *x -= mean);
+            let variance = row.iter().map(|x| x * x).sum::<f32>() / width as f32;
+            let scale = 1.0 / (variance + eps).sqrt();
+            for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+                *x = *x * scale * weight + bias;
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::device::DeviceError;
 use super::math::GRAIN;
 use super::memory::{HostMemory, HostTensor, cast, from_host, map, take, to_host};
+use super::vectors::{LANES, Work, by_vectors, vectorised};
 
 /// torch.optim.RMSprop: v = αv + (1 − α)g², w −= lr · g / (√v + eps).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -211,10 +212,12 @@ pub(super) fn squares_of_grains(
 }
 
 /// One weight's update, given its gradient and its place in each slot.
-trait Rule<const N: usize>: Sync {
-    fn update(&self, weight: &mut f32, grad: f32, slots: [&mut f32; N]);
+trait Rule<const N: usize>: Copy + Send + Sync {
+    /// The new weight and slots.
+    fn update(&self, weight: f32, grad: f32, slots: [f32; N]) -> (f32, [f32; N]);
 }
 
+#[derive(Clone, Copy)]
 struct RmsPropRule {
     alpha: f32,
     /// 1 − alpha, before it is rounded.
@@ -225,13 +228,15 @@ struct RmsPropRule {
 }
 
 impl Rule<1> for RmsPropRule {
-    fn update(&self, weight: &mut f32, grad: f32, [v]: [&mut f32; 1]) {
-        let grad = grad + self.decay * *weight;
-        *v = *v * self.alpha + grad * grad * self.fresh;
-        *weight -= grad * self.rate / (v.sqrt() + self.eps);
+    #[inline(always)]
+    fn update(&self, weight: f32, grad: f32, [v]: [f32; 1]) -> (f32, [f32; 1]) {
+        let grad = grad + self.decay * weight;
+        let v = v * self.alpha + grad * grad * self.fresh;
+        (weight - grad * self.rate / (v.sqrt() + self.eps), [v])
     }
 }
 
+#[derive(Clone, Copy)]
 struct AdamWRule {
     beta1: f32,
     beta2: f32,
@@ -247,23 +252,26 @@ struct AdamWRule {
 }
 
 impl Rule<2> for AdamWRule {
-    fn update(&self, weight: &mut f32, grad: f32, [m, v]: [&mut f32; 2]) {
-        *m = *m * self.beta1 + grad * self.fresh[0];
-        *v = *v * self.beta2 + grad * grad * self.fresh[1];
-        let scale = (*v * self.correction).sqrt() + self.eps;
-        *weight = *weight * self.keep - *m * self.rate / scale;
+    #[inline(always)]
+    fn update(&self, weight: f32, grad: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
+        let m = m * self.beta1 + grad * self.fresh[0];
+        let v = v * self.beta2 + grad * grad * self.fresh[1];
+        let scale = (v * self.correction).sqrt() + self.eps;
+        (weight * self.keep - m * self.rate / scale, [m, v])
     }
 }
 
+#[derive(Clone, Copy)]
 struct SgdRule {
     decay: f32,
     rate: f32,
 }
 
 impl Rule<0> for SgdRule {
-    fn update(&self, weight: &mut f32, grad: f32, []: [&mut f32; 0]) {
-        let grad = grad + self.decay * *weight;
-        *weight -= grad * self.rate;
+    #[inline(always)]
+    fn update(&self, weight: f32, grad: f32, []: [f32; 0]) -> (f32, [f32; 0]) {
+        let grad = grad + self.decay * weight;
+        (weight - grad * self.rate, [])
     }
 }
 
@@ -286,14 +294,14 @@ pub(super) fn update_on_host<B: HostMemory>(
     };
     let rate = step.rate;
     match optimizer {
-        Optimizer::RmsProp(o) => pass.run(&RmsPropRule {
+        Optimizer::RmsProp(o) => pass.run(RmsPropRule {
             alpha: o.alpha as f32,
             fresh: (1.0 - o.alpha) as f32,
             eps: o.eps as f32,
             decay: o.weight_decay as f32,
             rate: rate as f32,
         }),
-        Optimizer::AdamW(o) => pass.run(&AdamWRule {
+        Optimizer::AdamW(o) => pass.run(AdamWRule {
             beta1: o.beta1 as f32,
             beta2: o.beta2 as f32,
             fresh: [o.beta1, o.beta2].map(|beta| (1.0 - beta) as f32),
@@ -302,7 +310,7 @@ pub(super) fn update_on_host<B: HostMemory>(
             rate: (rate / correction(o.beta1, step)) as f32,
             correction: correction(o.beta2, step).recip() as f32,
         }),
-        Optimizer::Sgd(o) => pass.run(&SgdRule {
+        Optimizer::Sgd(o) => pass.run(SgdRule {
             decay: o.weight_decay as f32,
             rate: rate as f32,
         }),
@@ -318,7 +326,7 @@ struct Pass<B: HostMemory> {
 
 impl<B: HostMemory> Pass<B> {
     /// Runs a rule over all weights.
-    fn run<const N: usize>(self, rule: &impl Rule<N>) -> (Tensor<B, 1>, Vec<Tensor<B, 1>>) {
+    fn run<const N: usize>(self, rule: impl Rule<N>) -> (Tensor<B, 1>, Vec<Tensor<B, 1>>) {
         let (device, [count]) = (self.weights.device(), self.weights.dims());
         let grad = HostTensor::new(self.grad);
         let grad = grad.values();
@@ -337,13 +345,13 @@ impl<B: HostMemory> Pass<B> {
                 })
                 .collect();
             work.into_par_iter().for_each(|(weights, grad, mut slots)| {
-                for (i, (weight, grad)) in weights.iter_mut().zip(grad).enumerate() {
-                    rule.update(
-                        weight,
-                        grad * scale,
-                        slots.each_mut().map(|slot| &mut slot[i]),
-                    );
-                }
+                by_vectors(Part {
+                    rule,
+                    scale,
+                    weights,
+                    grad,
+                    slots: slots.each_mut().map(|slot| &mut **slot),
+                });
             });
         });
         let state = state
@@ -353,9 +361,49 @@ impl<B: HostMemory> Pass<B> {
     }
 }
 
+/// Some weights of a pass.
+struct Part<'a, R, const N: usize> {
+    rule: R,
+    scale: f32,
+    weights: &'a mut [f32],
+    grad: &'a [f32],
+    slots: [&'a mut [f32]; N],
+}
+
+impl<R: Rule<N>, const N: usize> Work for Part<'_, R, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool, const WIDE: bool>(self) {
+        // All of one length, known to the loop, so that it is one of vectors.
+        let count = self.weights.len();
+        let (weights, grad) = (&mut self.weights[..count], &self.grad[..count]);
+        let mut slots = self.slots.map(|slot| &mut slot[..count]);
+        for i in 0..count {
+            let state = slots.each_ref().map(|slot| slot[i]);
+            let (weight, state) = self.rule.update(weights[i], grad[i] * self.scale, state);
+            weights[i] = weight;
+            for (slot, state) in slots.iter_mut().zip(state) {
+                slot[i] = state;
+            }
+        }
+    }
+}
+
 /// In f64.
 pub(super) fn sums_of_squares_on_host<B: HostMemory>(x: Tensor<B, 1>) -> Vec<f64> {
-    let squares = |part: &[f32]| part.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
     let x = HostTensor::new(x);
-    x.values().par_chunks(GRAIN).map(squares).collect()
+    x.values().par_chunks(GRAIN).map(sum_of_squares).collect()
+}
+
+vectorised! {
+    fn sum_of_squares(x: &[f32]) -> f64 {
+        let mut sums = [0.0f64; LANES];
+        for part in x.chunks(LANES) {
+            for (sum, &x) in sums.iter_mut().zip(part) {
+                *sum += f64::from(x) * f64::from(x);
+            }
+        }
+        sums.iter().sum()
+    }
 }

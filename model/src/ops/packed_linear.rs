@@ -8,10 +8,13 @@ use burn::tensor::{DType, Tensor, TensorData, bf16};
 use rayon::prelude::*;
 
 use super::memory::{HostMemory, HostTensor, from_host, primitive};
-use super::vectors::{LANES, Work, by_vectors, multiply_add, prefetch};
+use super::vectors::{LANES, Work, add_product, by_vectors, prefetch};
 
 /// Rows that are summed side by side: with [`LANES`] of f32, as many sums as AVX2 has registers for.
 const ROWS: usize = 6;
+
+/// The same of AVX-512.
+const WIDE_ROWS: usize = 12;
 
 /// Products that one thread takes at a time: some tens of microseconds.
 const GRAIN: usize = 1 << 21;
@@ -49,20 +52,36 @@ fn panels<T: Stored>(weight: &[T], inputs: usize) -> TensorData {
 
 /// How a weight's numbers are stored.
 pub(super) trait Stored: burn::tensor::Element + Default + Copy + Send + Sync {
-    fn widen(self) -> f32;
+    /// # Safety
+    ///
+    /// That of [`add_product`].
+    unsafe fn widen<const WIDE: bool>(weights: &[Self; LANES]) -> [f32; LANES];
 }
 
 impl Stored for f32 {
     #[inline(always)]
-    fn widen(self) -> f32 {
-        self
+    unsafe fn widen<const WIDE: bool>(weights: &[Self; LANES]) -> [f32; LANES] {
+        *weights
     }
 }
 
 impl Stored for bf16 {
     #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+    unsafe fn widen<const WIDE: bool>(weights: &[Self; LANES]) -> [f32; LANES] {
+        #[cfg(target_arch = "x86_64")]
+        if WIDE {
+            use std::arch::x86_64::{
+                _mm256_loadu_si256, _mm512_cvtepu16_epi32, _mm512_slli_epi32, _mm512_storeu_si512,
+            };
+            let mut wide = [0f32; LANES];
+            // SAFETY: the processor has it, says the caller; both are as long as is read and written.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(weights.as_ptr().cast()));
+                _mm512_storeu_si512(wide.as_mut_ptr().cast(), _mm512_slli_epi32::<16>(bits));
+            }
+            return wide;
+        }
+        weights.map(|weight| f32::from_bits(u32::from(weight.to_bits()) << 16))
     }
 }
 
@@ -139,29 +158,35 @@ struct Panels<'a, T> {
 }
 
 impl<T: Stored> Work for Panels<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<const FMA: bool, const WIDE: bool>(self) {
         let rows = self.rows;
         let of_panel = self.inputs * LANES;
         for panel in self.panels.clone() {
             let weights = &self.packed[panel * of_panel..][..of_panel];
             // Blocks as even as may be: one of few rows would wait for its own sums.
-            let blocks = rows.div_ceil(ROWS);
+            let blocks = rows.div_ceil(if WIDE { WIDE_ROWS } else { ROWS });
             for block in 0..blocks {
                 let [first, end] = [block, block + 1].map(|block| rows * block / blocks);
                 // The last of them reads the next panel ahead, which nothing else would.
                 let last = block + 1 == blocks;
+                if WIDE && end - first > ROWS {
+                    self.many_rows::<FMA, WIDE>(first, end - first, last, panel, weights);
+                    continue;
+                }
                 match (end - first, last) {
-                    (6, false) => self.rows::<FMA, false, 6>(first, panel, weights),
-                    (6, true) => self.rows::<FMA, true, 6>(first, panel, weights),
-                    (5, false) => self.rows::<FMA, false, 5>(first, panel, weights),
-                    (5, true) => self.rows::<FMA, true, 5>(first, panel, weights),
-                    (4, false) => self.rows::<FMA, false, 4>(first, panel, weights),
-                    (4, true) => self.rows::<FMA, true, 4>(first, panel, weights),
-                    // Not so few where there are several blocks.
-                    (3, _) => self.rows::<FMA, true, 3>(first, panel, weights),
-                    (2, _) => self.rows::<FMA, true, 2>(first, panel, weights),
-                    _ => self.rows::<FMA, true, 1>(first, panel, weights),
+                    (6, false) => self.rows::<FMA, WIDE, false, 6>(first, panel, weights),
+                    (6, true) => self.rows::<FMA, WIDE, true, 6>(first, panel, weights),
+                    (5, false) => self.rows::<FMA, WIDE, false, 5>(first, panel, weights),
+                    (5, true) => self.rows::<FMA, WIDE, true, 5>(first, panel, weights),
+                    (4, false) => self.rows::<FMA, WIDE, false, 4>(first, panel, weights),
+                    (4, true) => self.rows::<FMA, WIDE, true, 4>(first, panel, weights),
+                    // Hardly ever where there are several blocks.
+                    (3, _) => self.rows::<FMA, WIDE, true, 3>(first, panel, weights),
+                    (2, _) => self.rows::<FMA, WIDE, true, 2>(first, panel, weights),
+                    _ => self.rows::<FMA, WIDE, true, 1>(first, panel, weights),
                 }
             }
         }
@@ -169,10 +194,36 @@ impl<T: Stored> Work for Panels<'_, T> {
 }
 
 impl<T: Stored> Panels<'_, T> {
+    /// More than [`ROWS`], up to [`WIDE_ROWS`].
+    #[inline(always)]
+    fn many_rows<const FMA: bool, const WIDE: bool>(
+        &self,
+        first: usize,
+        count: usize,
+        last: bool,
+        panel: usize,
+        weights: &[T],
+    ) {
+        match (count, last) {
+            (12, false) => self.rows::<FMA, WIDE, false, 12>(first, panel, weights),
+            (12, true) => self.rows::<FMA, WIDE, true, 12>(first, panel, weights),
+            (11, false) => self.rows::<FMA, WIDE, false, 11>(first, panel, weights),
+            (11, true) => self.rows::<FMA, WIDE, true, 11>(first, panel, weights),
+            (10, false) => self.rows::<FMA, WIDE, false, 10>(first, panel, weights),
+            (10, true) => self.rows::<FMA, WIDE, true, 10>(first, panel, weights),
+            (9, false) => self.rows::<FMA, WIDE, false, 9>(first, panel, weights),
+            (9, true) => self.rows::<FMA, WIDE, true, 9>(first, panel, weights),
+            (8, false) => self.rows::<FMA, WIDE, false, 8>(first, panel, weights),
+            (8, true) => self.rows::<FMA, WIDE, true, 8>(first, panel, weights),
+            (_, false) => self.rows::<FMA, WIDE, false, 7>(first, panel, weights),
+            (_, true) => self.rows::<FMA, WIDE, true, 7>(first, panel, weights),
+        }
+    }
+
     /// `COUNT` rows from row `first`, by one panel. Sums go over the inputs in their order, whatever
     /// `COUNT` is.
     #[inline(always)]
-    fn rows<const FMA: bool, const AHEAD: bool, const COUNT: usize>(
+    fn rows<const FMA: bool, const WIDE: bool, const AHEAD: bool, const COUNT: usize>(
         &self,
         first: usize,
         panel: usize,
@@ -185,12 +236,13 @@ impl<T: Stored> Panels<'_, T> {
             if AHEAD {
                 prefetch(behind.wrapping_add(at * LANES));
             }
-            let weights = weights.map(Stored::widen);
+            // SAFETY: WIDE is the caller's.
+            let weights = unsafe { T::widen::<WIDE>(weights) };
             for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: there is one for each of the panel's rows, in each of x's.
-                let factor = unsafe { *x.get_unchecked(row * self.inputs + at) };
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum = multiply_add::<FMA>(factor, weight, *sum);
+                unsafe {
+                    let factor = *x.get_unchecked(row * self.inputs + at);
+                    add_product::<FMA, WIDE>(sums, factor, &weights);
                 }
             }
         }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Int, Tensor};
 use rayon::prelude::*;
 
 use super::device::{Placement, ints};
-use super::math::softmax_row;
+use super::math;
 use super::memory::{HostMemory, HostTensor, cast, map, to_f32};
 
 /// For sequences of one length, where each query and key read the tables of positions.
@@ -94,7 +94,7 @@ pub(super) fn weights_on_host<B: HostMemory>(
     let rows = positions.rows;
     let (to, from) = (HostTensor::new(to), HostTensor::new(from));
     let (to, from) = (to.values(), from.values());
-    let softmax = |(row, scores): (usize, &mut [f32])| {
+    let of_query = |(row, scores): (usize, &mut [f32])| {
         let (matrix, i) = (row / length, row % length);
         let to = &to[row * rows..][..rows];
         let from = &from[matrix * length * rows..][..length * rows];
@@ -102,10 +102,10 @@ pub(super) fn weights_on_host<B: HostMemory>(
         for ((score, from), &place) in tables.zip(positions.of_query(i)) {
             *score = (*score + to[place as usize] + from[place as usize]) * scale as f32;
         }
-        softmax_row(scores);
+        math::softmax(scores);
     };
     map(contents, |scores| {
         let scores = scores.par_chunks_mut(length).enumerate();
-        scores.with_min_len(16).for_each(softmax);
+        scores.with_min_len(16).for_each(of_query);
     })
 }

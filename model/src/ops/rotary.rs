@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::device::Placement;
 use super::memory::{HostMemory, HostTensor, cast, from_host};
+use super::vectors::vectorised;
 
 /// How far each token's heads are rotated.
 #[derive(Clone, Debug)]
@@ -77,15 +78,26 @@ impl Angles {
         let (first, second) = from[..width].split_at(width / 2);
         let (to_first, to_second) = to[..width].split_at_mut(width / 2);
         let (cos, sin) = (&self.cos[token * width..], &self.sin[token * width..]);
-        let turn = |to: &mut [f32], [x, other]: [&[f32]; 2], [cos, sin]: [&[f32]; 2]| {
-            let angles = cos.iter().zip(sin);
-            for (((to, x), other), (cos, sin)) in to.iter_mut().zip(x).zip(other).zip(angles) {
-                *to = (x * cos + sign * other * sin) * scale;
-            }
-        };
-        turn(to_first, [first, second], [cos, sin]);
-        let behind = [&cos[width / 2..], &sin[width / 2..]];
-        turn(to_second, [second, first], behind);
+        let ((cos, cos_behind), (sin, sin_behind)) =
+            (cos.split_at(width / 2), sin.split_at(width / 2));
+        turn(to_first, [first, second], [cos, sin], scale, sign);
+        turn(
+            to_second,
+            [second, first],
+            [cos_behind, sin_behind],
+            scale,
+            sign,
+        );
+    }
+}
+
+vectorised! {
+    fn turn(to: &mut [f32], x: [&[f32]; 2], angles: [&[f32]; 2], scale: f32, sign: f32) {
+        let ([x, other], [cos, sin]) = (x, angles);
+        let angles = cos.iter().zip(sin);
+        for (((to, x), other), (cos, sin)) in to.iter_mut().zip(x).zip(other).zip(angles) {
+            *to = (x * cos + sign * other * sin) * scale;
+        }
     }
 }
 

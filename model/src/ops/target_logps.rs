@@ -7,8 +7,9 @@ use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
 use super::embedding::TokenIds;
-use super::math::{exp, softmax_row};
+use super::math::{Softmax, exp, largest_of, softmax};
 use super::memory::{HostMemory, HostTensor, from_host, map, to_f32};
+use super::vectors::{LANES, vectorised};
 
 /// Of logits `[rows, vocab]`.
 pub(super) fn forward<B: Backend>(
@@ -55,30 +56,31 @@ pub(super) fn measures_on_host<B: HostMemory>(
     from_host(measured.into_flattened(), [rows, 3], &device)
 }
 
-fn measures_of_row(row: &[f32], token: usize) -> [f32; 3] {
-    const LANES: usize = 16;
-    let highest = row.iter().copied().fold(f32::MIN, f32::max);
-    // Σ e^(z − highest), the same times z − highest, Σ z.
-    let mut sums = [0.0f64; 3];
-    for block in row.chunks(1024) {
-        let mut lanes = [[0.0f32; LANES]; 3];
-        for part in block.chunks(LANES) {
-            for (lane, &z) in part.iter().enumerate() {
-                let below = z - highest;
-                let e = exp(below);
-                lanes[0][lane] += e;
-                lanes[1][lane] += e * below;
-                lanes[2][lane] += z;
+vectorised! {
+    fn measures_of_row(row: &[f32], token: usize) -> [f32; 3] {
+        let highest = largest_of(row);
+        // Σ e^(z − highest), the same times z − highest, Σ z.
+        let mut sums = [0.0f64; 3];
+        for block in row.chunks(1024) {
+            let mut lanes = [[0.0f32; LANES]; 3];
+            for part in block.chunks(LANES) {
+                for (lane, &z) in part.iter().enumerate() {
+                    let below = z - highest;
+                    let e = exp(below);
+                    lanes[0][lane] += e;
+                    lanes[1][lane] += e * below;
+                    lanes[2][lane] += z;
+                }
+            }
+            for (sum, lanes) in sums.iter_mut().zip(&lanes) {
+                *sum += f64::from(lanes.iter().sum::<f32>());
             }
         }
-        for (sum, lanes) in sums.iter_mut().zip(&lanes) {
-            *sum += f64::from(lanes.iter().sum::<f32>());
-        }
+        let likeliest = row[token] >= highest && row[..token].iter().all(|&z| z < highest);
+        let entropy = sums[0].ln() - sums[1] / sums[0];
+        let mean = sums[2] / row.len() as f64;
+        [entropy as f32, mean as f32, f32::from(u8::from(likeliest))]
     }
-    let likeliest = row[token] >= highest && row[..token].iter().all(|&z| z < highest);
-    let entropy = sums[0].ln() - sums[1] / sums[0];
-    let mean = sums[2] / row.len() as f64;
-    [entropy as f32, mean as f32, f32::from(u8::from(likeliest))]
 }
 
 /// (onehot − p) · grad.
@@ -112,10 +114,9 @@ pub(super) fn log_softmax_at(logits: &mut [f32], vocab: usize, tokens: &[u32]) -
         .par_chunks_mut(vocab)
         .zip(tokens)
         .map(|(row, &token)| {
-            let highest = row.iter().copied().fold(f32::MIN, f32::max);
-            let own = row[token as usize] - highest;
-            let sum = softmax_row(row);
-            own - sum.ln()
+            let own = row[token as usize];
+            let Softmax { largest, sum } = softmax(row);
+            own - largest - sum.ln()
         })
         .collect()
 }
@@ -132,8 +133,14 @@ pub(super) fn backward_on_host<B: HostMemory>(
             .par_chunks_mut(vocab)
             .zip(targets.on_host().par_iter().zip(&*grad.values()))
             .for_each(|(row, (&token, &grad))| {
-                row.iter_mut().for_each(|p| *p *= -grad);
+                scale(row, -grad);
                 row[token as usize] += grad;
             });
     })
+}
+
+vectorised! {
+    fn scale(row: &mut [f32], by: f32) {
+        row.iter_mut().for_each(|x| *x *= by);
+    }
 }

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
-use super::super::math::dot;
+use super::super::math::{add, dot};
 use super::super::memory::{HostMemory, HostTensor, from_host};
 use super::super::vectors::{LANES, by_vectors};
 use super::places::Sequence;
@@ -175,7 +175,7 @@ impl<'a, B: Backend> Cut<'a, B> {
                 for &(sequence, i) in &places[token] {
                     let block = self.first_blocks[sequence][head] + i / TILE;
                     let from = &blocks[(block * TILE + i % TILE) * width..][..heads.dim];
-                    out.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+                    add(out, from);
                 }
                 if rotated {
                     self.rotate(turned, out, token, 1.0, -1.0);
@@ -409,7 +409,7 @@ pub fn backward<B: HostMemory>(
                     for (to, x) in [(&to_keys, of_keys), (&to_values, of_values)] {
                         // SAFETY: it is this tile's turn.
                         let to = unsafe { to.slice(block * of_block, of_block) };
-                        to.iter_mut().zip(x).for_each(|(to, x)| *to += x);
+                        add(to, x);
                     }
                 });
             },

@@ -1,9 +1,12 @@
 //! Products of matrices that lie in the nearest cache.
 
-use super::super::vectors::{LANES, multiply_add};
+use super::super::vectors::{LANES, add_product};
 
 /// Rows that are: with [`LANES`] of f32, as many sums as AVX2 has registers for.
 const ROWS: usize = 6;
+
+/// The same of AVX-512.
+const WIDE_ROWS: usize = 12;
 
 /// The left matrix, by its strides.
 #[derive(Clone, Copy)]
@@ -33,7 +36,7 @@ pub enum Seen {
 ///
 /// A row of the result has the same bits whatever other rows are computed.
 #[inline(always)]
-pub fn product<const FMA: bool, const ADD: bool>(
+pub fn product<const FMA: bool, const WIDE: bool, const ADD: bool>(
     result: &mut [f32],
     left: Left,
     right: &[f32],
@@ -47,17 +50,20 @@ pub fn product<const FMA: bool, const ADD: bool>(
     let mut row = 0;
     while row < left.rows {
         row += match left.rows - row {
-            ROWS.. => rows::<FMA, ADD, ROWS>(result, left, right, width, seen, row),
-            4.. => rows::<FMA, ADD, 4>(result, left, right, width, seen, row),
-            2.. => rows::<FMA, ADD, 2>(result, left, right, width, seen, row),
-            _ => rows::<FMA, ADD, 1>(result, left, right, width, seen, row),
+            WIDE_ROWS.. if WIDE => {
+                rows::<FMA, WIDE, ADD, WIDE_ROWS>(result, left, right, width, seen, row)
+            }
+            ROWS.. => rows::<FMA, WIDE, ADD, ROWS>(result, left, right, width, seen, row),
+            4.. => rows::<FMA, WIDE, ADD, 4>(result, left, right, width, seen, row),
+            2.. => rows::<FMA, WIDE, ADD, 2>(result, left, right, width, seen, row),
+            _ => rows::<FMA, WIDE, ADD, 1>(result, left, right, width, seen, row),
         };
     }
 }
 
 /// `COUNT` rows from row `first`.
 #[inline(always)]
-fn rows<const FMA: bool, const ADD: bool, const COUNT: usize>(
+fn rows<const FMA: bool, const WIDE: bool, const ADD: bool, const COUNT: usize>(
     result: &mut [f32],
     left: Left,
     right: &[f32],
@@ -82,10 +88,10 @@ fn rows<const FMA: bool, const ADD: bool, const COUNT: usize>(
         for right in right.chunks_exact(width) {
             let right: &[f32; LANES] = lanes(&right[column..]);
             for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `product` has checked the last of all.
-                let factor = unsafe { *left.values.get_unchecked(at + row * down) };
-                for (sum, x) in sums.iter_mut().zip(right) {
-                    *sum = multiply_add::<FMA>(factor, *x, *sum);
+                // SAFETY: `product` has checked the last of all; WIDE is the caller's.
+                unsafe {
+                    let factor = *left.values.get_unchecked(at + row * down);
+                    add_product::<FMA, WIDE>(sums, factor, right);
                 }
             }
             at += along;

@@ -1,7 +1,8 @@
 //! One tile of queries of a group of heads against all keys that it sees, block by block.
 //!
-//! Up to six rows are computed together up to the last key that one of them sees, by weights of 0 where
-//! a row does not see it: NaN or ∞ in a token can reach up to five tokens before it. Whoever asks for
+//! Up to six rows (twelve with AVX-512) are computed together up to the last key that one of them
+//! sees, by weights of 0 where a row does not see it: NaN or ∞ in a token can reach up to five (eleven)
+//! tokens before it. Whoever asks for
 //! results refuses a sequence that has such anyway.
 
 use super::super::math::exp;
@@ -87,8 +88,10 @@ pub struct Forward<'a> {
 }
 
 impl Work for Forward<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<const FMA: bool, const WIDE: bool>(self) {
         let Self { extent, scores, .. } = self;
         let (width, queries) = (extent.width, extent.queries);
         let keys = self.keys.chunks_exact(extent.of_columns());
@@ -111,7 +114,7 @@ impl Work for Forward<'_> {
                 let sums = &mut self.log_sums[head * TILE..][..queries];
                 let largest = &mut largest[head * TILE..][..queries];
                 let rows = left(&self.queries[of_head], queries, extent.dim, width);
-                product::<FMA, false>(scores, rows, keys, TILE, of_result);
+                product::<FMA, WIDE, false>(scores, rows, keys, TILE, of_result);
                 for query in 0..queries {
                     let row = row(scores, query);
                     let seen = extent.seen(query, diagonal);
@@ -133,7 +136,7 @@ impl Work for Forward<'_> {
                     sums[query] += sum(row);
                 }
                 let weights = left(scores, queries, TILE, TILE);
-                product::<FMA, true>(mixed, weights, values, width, of_left);
+                product::<FMA, WIDE, true>(mixed, weights, values, width, of_left);
             }
         }
         for head in 0..extent.group {
@@ -180,8 +183,10 @@ pub struct Backward<'a, Add: FnMut(usize, &[f32], &[f32])> {
 }
 
 impl<Add: FnMut(usize, &[f32], &[f32])> Work for Backward<'_, Add> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<const FMA: bool>(mut self) {
+    fn run<const FMA: bool, const WIDE: bool>(mut self) {
         let Self { extent, .. } = self;
         let (width, queries, before) = (extent.width, extent.queries, extent.before);
         let keys = self.keys.chunks_exact(extent.of_rows());
@@ -208,14 +213,14 @@ impl<Add: FnMut(usize, &[f32], &[f32])> Work for Backward<'_, Add> {
                 let along = &self.along[head * TILE..][..queries];
                 let log_sums = &self.log_sums[head * TILE..][..queries];
                 let (scores, of_scores) = (&mut *self.scores, &mut *self.of_scores);
-                product::<FMA, false>(
+                product::<FMA, WIDE, false>(
                     scores,
                     left(rows, queries, extent.dim, width),
                     columns_of_keys,
                     TILE,
                     of_result,
                 );
-                product::<FMA, false>(
+                product::<FMA, WIDE, false>(
                     of_scores,
                     left(grad, queries, extent.dim, width),
                     columns_of_values,
@@ -238,12 +243,12 @@ impl<Add: FnMut(usize, &[f32], &[f32])> Work for Backward<'_, Add> {
                     }
                 }
                 let turned_weights = turned(scores, queries);
-                product::<FMA, true>(self.of_values, turned_weights, grad, width, of_turned);
+                product::<FMA, WIDE, true>(self.of_values, turned_weights, grad, width, of_turned);
                 let turned_grad = turned(of_scores, queries);
-                product::<FMA, true>(self.of_keys, turned_grad, rows, width, of_turned);
+                product::<FMA, WIDE, true>(self.of_keys, turned_grad, rows, width, of_turned);
                 let of_scores = left(of_scores, queries, TILE, TILE);
                 let of_queries = &mut self.of_queries[of_head];
-                product::<FMA, true>(of_queries, of_scores, keys, width, of_left);
+                product::<FMA, WIDE, true>(of_queries, of_scores, keys, width, of_left);
             }
             (self.add)(block, self.of_keys, self.of_values);
         }
