@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
+use super::candidates::AllLogits;
 use super::check::check_request;
 use super::plan::CachePlan;
 use super::prefixes::{Prefixes, lock};
@@ -31,6 +33,8 @@ pub struct Engine<B: Backend> {
     decoder: Arc<Decoder<B>>,
     plan: CachePlan,
     workers: Vec<Worker<B>>,
+    /// Whether logits stay on the device but for the likeliest.
+    on_device: bool,
     /// Accepted, but no worker has room.
     queue: VecDeque<(RequestId, Arc<Request>)>,
     open: BTreeMap<RequestId, Open>,
@@ -45,6 +49,18 @@ pub struct Engine<B: Backend> {
     token_bytes: u64,
     /// Bytes of an output that is kept with them.
     output_bytes: u64,
+}
+
+/// Does `work` for each, on all cores where there are several; one alone stays on this thread, the
+/// only one that drives a device.
+fn each<T: Send, R: Send>(
+    all: &mut [T],
+    work: impl Fn((usize, &mut T)) -> Result<R, GenerateError> + Sync + Send,
+) -> Result<Vec<R>, GenerateError> {
+    match all.len() {
+        1 => all.iter_mut().enumerate().map(work).collect(),
+        _ => all.par_iter_mut().enumerate().map(work).collect(),
+    }
 }
 
 /// What a token makes of a text.
@@ -111,6 +127,7 @@ impl<B: ModelOps> Engine<B> {
             decoder,
             plan,
             workers,
+            on_device: writes == Writes::Additions,
             queue: VecDeque::new(),
             open: BTreeMap::new(),
             tokenizer,
@@ -215,24 +232,34 @@ impl<B: ModelOps> Engine<B> {
     pub fn step(&mut self) -> Result<Vec<Event>, GenerateError> {
         self.assign();
         let (decoder, plan, kept) = (&self.decoder, &self.plan, &self.kept);
-        let step = |(number, worker): (usize, &mut Worker<B>)| {
-            worker.step(decoder, plan.slots_of(number), kept)
+        let advance = |(number, worker): (usize, &mut Worker<B>)| {
+            worker.advance(decoder, plan.slots_of(number), kept)
         };
-        let drawn: Vec<Vec<Drawn>> = match self.workers.len() {
-            // A device is driven from one thread only.
-            1 => self
-                .workers
-                .iter_mut()
-                .enumerate()
-                .map(step)
-                .collect::<Result<_, _>>()?,
-            _ => self
-                .workers
-                .par_iter_mut()
-                .enumerate()
-                .map(step)
-                .collect::<Result<_, _>>()?,
+        let (mut drawn, hidden): (Vec<_>, Vec<_>) =
+            each(&mut self.workers, advance)?.into_iter().unzip();
+        // By all cores at once: the vocabulary's weights, the largest, are read once for all workers.
+        let mut end = 0;
+        let rows: Vec<_> = hidden
+            .iter()
+            .map(|hidden| {
+                let first = end;
+                end += hidden.as_ref().map_or(0, |hidden| hidden.dims()[0]);
+                first..end
+            })
+            .collect();
+        let mut hidden: Vec<_> = hidden.into_iter().flatten().collect();
+        let hidden = match hidden.len() {
+            0 | 1 => hidden.pop(),
+            _ => Some(Tensor::cat(hidden, 0)),
         };
+        if let Some(hidden) = hidden {
+            let logits = AllLogits::new(decoder.logits(hidden), self.on_device)?;
+            let turns = self.workers.iter_mut().zip(rows).zip(&mut drawn);
+            let mut turns: Vec<_> = turns.collect();
+            each(&mut turns, |(_, ((worker, rows), drawn))| {
+                worker.draw(decoder, &logits, rows.clone(), drawn)
+            })?;
+        }
         let mut events = std::mem::take(&mut self.ready);
         for one in drawn.into_iter().flatten() {
             self.report(one, &mut events);

@@ -4,9 +4,9 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::candidates::{COUNT, Candidates, read};
 use super::request::{GenerateError, TokenScore};
-use super::scores::{is_finite, score_on_host};
+use super::scores::score_on_host;
 use crate::llama::Decoder;
-use crate::ops::ModelOps;
+use crate::ops::{ModelOps, is_finite};
 
 /// Most logits that are there at once.
 const MOST_LOGITS: usize = 1 << 22;

@@ -7,6 +7,8 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha12Rng;
 use sha2::{Digest, Sha256};
 
+use crate::ops::{LANES, largest, vectorised};
+
 /// How tokens are chosen. The order is vLLM's: tokens that must wait (`min_tokens`), `logit_bias`,
 /// penalties; temperature, min-p, top-k, top-p. A greedy choice comes before the temperature.
 #[derive(Clone, Debug, PartialEq)]
@@ -146,17 +148,13 @@ impl Draws {
 
 /// The index of the largest logit, the first on ties.
 pub fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &value) in logits.iter().enumerate() {
-        if value > logits[best] {
-            best = i;
-        }
-    }
-    best
+    let largest = largest(logits);
+    logits.iter().position(|x| *x == largest).unwrap_or(0)
 }
 
 /// eˣ for x ≤ 0, within 2 units of the last place; plain arithmetic, so that a loop over it is
 /// vectorised and every machine gives the same bits. Below e⁻⁸⁷ it is 0.
+#[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding it rounds to a whole number and leaves that in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -194,11 +192,10 @@ impl Sampler {
         if params.temperature == 0.0 {
             return argmax(logits);
         }
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let largest = largest(logits);
         let scale = (1.0 / params.temperature) as f32;
-        self.weights.clear();
-        let weights = logits.iter().map(|&x| exp((x - largest) * scale));
-        self.weights.extend(weights);
+        self.weights.resize(logits.len(), 0.0);
+        exponentials(&mut self.weights, logits, largest, scale);
         if params.min_p > 0.0 {
             let least = params.min_p as f32;
             let unlikely = self.weights.iter_mut().filter(|weight| **weight < least);
@@ -219,6 +216,15 @@ impl Sampler {
     }
 }
 
+vectorised! {
+    /// Of logits below the largest, times `scale`.
+    fn exponentials(weights: &mut [f32], logits: &[f32], largest: f32, scale: f32) {
+        for (weight, x) in weights.iter_mut().zip(logits) {
+            *weight = exp((x - largest) * scale);
+        }
+    }
+}
+
 /// Where a walk from the likeliest token down ends.
 #[derive(Clone, Copy)]
 enum Bound {
@@ -236,12 +242,29 @@ struct Reached {
     sum: f64,
 }
 
+vectorised! {
+    /// The places of a bucket's weights.
+    fn inside_of(bucket: usize, weights: &[f32], inside: &mut Vec<u32>) {
+        for (part, weights) in (0u32..).step_by(LANES).zip(weights.chunks(LANES)) {
+            // Most parts have none, which is told by one comparison of vectors.
+            let any = |any, weight: &f32| any | (Buckets::of(*weight) == bucket);
+            if weights.iter().fold(false, any) {
+                let places = (part..).zip(weights);
+                let found = places.filter(|(_, weight)| Buckets::of(**weight) == bucket);
+                inside.extend(found.map(|(place, _)| place));
+            }
+        }
+    }
+}
+
 /// Weights in `[0, 1]` by size: a walk in descending order looks at one bucket's tokens only,
 /// where sorting would look at all.
 #[derive(Default)]
 struct Buckets {
     sums: Vec<f64>,
     counts: Vec<u32>,
+    /// The same of every fourth weight: one sum would wait for itself where many weights are alike.
+    parts: Vec<([f64; 4], [u32; 4])>,
     inside: Vec<u32>,
 }
 
@@ -252,19 +275,26 @@ impl Buckets {
     const LOWEST: u32 = (127 - 32) << 6;
     const COUNT: usize = (32 << 6) + 1;
 
+    #[inline(always)]
     fn of(weight: f32) -> usize {
         (weight.to_bits() >> Self::SHIFT).saturating_sub(Self::LOWEST) as usize
     }
 
     fn count(&mut self, weights: &[f32]) {
+        self.parts.clear();
+        self.parts.resize(Self::COUNT, Default::default());
+        for weights in weights.chunks(4) {
+            for (place, &weight) in weights.iter().enumerate() {
+                let (sums, counts) = &mut self.parts[Self::of(weight)];
+                sums[place] += f64::from(weight);
+                counts[place] += 1;
+            }
+        }
         self.sums.clear();
-        self.sums.resize(Self::COUNT, 0.0);
         self.counts.clear();
-        self.counts.resize(Self::COUNT, 0);
-        for &weight in weights {
-            let bucket = Self::of(weight);
-            self.sums[bucket] += weight as f64;
-            self.counts[bucket] += 1;
+        for (sums, counts) in &self.parts {
+            self.sums.push(sums.iter().sum());
+            self.counts.push(counts.iter().sum());
         }
     }
 
@@ -293,10 +323,7 @@ impl Buckets {
         }
         let (bucket, mut sum, mut rank) = lowest;
         self.inside.clear();
-        let inside = (0u32..)
-            .zip(weights)
-            .filter(|(_, w)| Self::of(**w) == bucket);
-        self.inside.extend(inside.map(|(i, _)| i));
+        inside_of(bucket, weights, &mut self.inside);
         let weight = |i: u32| weights[i as usize];
         self.inside
             .sort_unstable_by(|&a, &b| weight(b).total_cmp(&weight(a)).then(a.cmp(&b)));
@@ -352,6 +379,19 @@ mod tests {
         all.into_iter().map(|(i, w)| (i, w / kept)).collect()
     }
 
+    /// Whether a nucleus ends so near to a token's weight that rounding decides which is its last.
+    fn ends_at_an_edge(logits: &[f32], params: &SamplingParams) -> bool {
+        let whole = SamplingParams {
+            top_p: 1.0,
+            ..params.clone()
+        };
+        let mut sum = 0.0;
+        distribution(logits, &whole).into_iter().any(|(_, p)| {
+            sum += p;
+            (sum - params.top_p).abs() < 1e-6
+        })
+    }
+
     /// Every candidate gets its share of the interval, to 1e-6, and nothing else is drawn.
     fn assert_exact(logits: &[f32], params: &SamplingParams) {
         let mut sampler = Sampler::default();
@@ -390,7 +430,9 @@ mod tests {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let weight = |x: f32| ((x - largest) as f64 / temperature).exp();
             prop_assume!(min_p == 0.0 || min_p == 1.0 || logits.iter().all(|&x| (weight(x) / min_p - 1.0).abs() > 1e-5));
-            assert_exact(&logits, &SamplingParams { min_p, ..params(temperature, top_p, top_k) });
+            let params = SamplingParams { min_p, ..params(temperature, top_p, top_k) };
+            prop_assume!(top_p == 1.0 || !ends_at_an_edge(&logits, &params));
+            assert_exact(&logits, &params);
         }
     }
 

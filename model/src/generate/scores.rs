@@ -2,6 +2,7 @@
 
 use super::request::TokenScore;
 use super::sampling::exp;
+use crate::ops::{LANES, largest, vectorised};
 
 /// The log-probability of a token, and those of the likeliest ones at its place.
 pub(super) struct Score {
@@ -21,11 +22,10 @@ impl Score {
 
 /// Of `token` under the softmax of `logits` `[vocab]`.
 pub(super) fn score_on_host(logits: &[f32], token: usize, likeliest: usize) -> Score {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| exp(x - largest) as f64).sum();
-    let log_sum = sum.ln();
+    let largest = largest(logits);
+    let log_sum = sum_of_exponentials(logits, largest).ln();
     let logprob = |logit: f32| (logit - largest) as f64 - log_sum;
-    let best = largest_of(logits, likeliest).into_iter();
+    let best = likeliest_of(logits, likeliest).into_iter();
     Score {
         logprob: logprob(logits[token]),
         likeliest: best
@@ -34,8 +34,23 @@ pub(super) fn score_on_host(logits: &[f32], token: usize, likeliest: usize) -> S
     }
 }
 
+vectorised! {
+    /// Σ exp(x − largest), in f64.
+    fn sum_of_exponentials(logits: &[f32], largest: f32) -> f64 {
+        let (whole, rest) = logits.as_chunks::<LANES>();
+        let mut lanes = [0.0f64; LANES];
+        for part in whole {
+            for (lane, x) in lanes.iter_mut().zip(part) {
+                *lane += f64::from(exp(x - largest));
+            }
+        }
+        let rest = rest.iter().map(|x| f64::from(exp(x - largest)));
+        lanes.into_iter().chain(rest).sum()
+    }
+}
+
 /// The `count` largest, ties by place.
-fn largest_of(logits: &[f32], count: usize) -> Vec<(f32, u32)> {
+fn likeliest_of(logits: &[f32], count: usize) -> Vec<(f32, u32)> {
     let mut best: Vec<(f32, u32)> = Vec::with_capacity(count + 1);
     for (place, &logit) in (0u32..).zip(logits) {
         if best.len() == count && best.last().is_none_or(|last| logit <= last.0) {
@@ -48,11 +63,6 @@ fn largest_of(logits: &[f32], count: usize) -> Vec<(f32, u32)> {
     best
 }
 
-/// Whether none of them is NaN or infinite.
-pub(super) fn is_finite(logits: &[f32]) -> bool {
-    logits.iter().fold(0.0, |sum, x| sum + x * 0.0) == 0.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,10 +70,10 @@ mod tests {
     #[test]
     fn the_likeliest_come_first_and_ties_by_id() {
         let logits = [1.0, 3.0, 2.0, 3.0, -1.0, 2.0];
-        let found = largest_of(&logits, 4);
+        let found = likeliest_of(&logits, 4);
         assert_eq!(found, [(3.0, 1), (3.0, 3), (2.0, 2), (2.0, 5)]);
-        assert_eq!(largest_of(&logits, 0), []);
-        assert_eq!(largest_of(&logits, 20).len(), 6);
+        assert_eq!(likeliest_of(&logits, 0), []);
+        assert_eq!(likeliest_of(&logits, 20).len(), 6);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! One group of slots: prompts enter some at a time, every sequence under way gets a token a step.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::candidates::{StepLogits, Turn};
+use super::candidates::{AllLogits, StepLogits, Turn};
 use super::entering::{Entering, prefill};
 use super::plan::CachePlan;
 use super::prefixes::{LEAST_SHARED, Prefixes, lock};
@@ -174,19 +176,20 @@ impl<B: ModelOps> Worker<B> {
         self.waiting.retain(|(id, _)| *id != request);
     }
 
-    /// Lets prompts enter free slots, then draws one token for every sequence under way.
-    pub fn step(
+    /// Lets prompts enter free slots, then runs the last token of every sequence under way: its
+    /// hidden state `[rows, hidden]`, of none where nothing is under way.
+    pub fn advance(
         &mut self,
         decoder: &Decoder<B>,
         slots: usize,
         kept: &Mutex<Prefixes<B>>,
-    ) -> Result<Vec<Drawn>, GenerateError> {
+    ) -> Result<(Vec<Drawn>, Option<Tensor<B, 2>>), GenerateError> {
         let mut drawn = Vec::new();
         crate::progress::advance();
         self.enter(decoder, slots, kept, &mut drawn)?;
         self.close_gaps();
         if self.rows.is_empty() {
-            return Ok(drawn);
+            return Ok((drawn, None));
         }
         let mut ids = Vec::with_capacity(self.rows.len() + 1);
         let mut lengths = Vec::with_capacity(ids.capacity());
@@ -198,9 +201,23 @@ impl<B: ModelOps> Worker<B> {
             ids.push(0);
             lengths.push(0);
         }
+        let hidden = decoder.step(&ids, &lengths, &mut self.cache);
+        Ok((drawn, Some(hidden)))
+    }
+
+    /// Draws one token for every sequence under way from its rows of the step's logits.
+    pub fn draw(
+        &mut self,
+        decoder: &Decoder<B>,
+        logits: &AllLogits<B>,
+        rows: Range<usize>,
+        drawn: &mut Vec<Drawn>,
+    ) -> Result<(), GenerateError> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
         let params: Vec<_> = self.rows.iter().flatten().map(|r| r.params()).collect();
-        let logits = decoder.step(&ids, &lengths, &mut self.cache);
-        let logits = StepLogits::new(logits, &params, self.on_device)?;
+        let logits = logits.rows(rows, &params)?;
         for (number, slot) in self.rows.iter_mut().enumerate() {
             if let Some(row) = slot {
                 row.length += 1;
@@ -216,7 +233,7 @@ impl<B: ModelOps> Worker<B> {
                 drawn.push(one);
             }
         }
-        Ok(drawn)
+        Ok(())
     }
 
     /// Prefills about as many tokens as a pass takes while there are free slots for samples, and

@@ -102,7 +102,7 @@ impl<B: ModelOps> Decoder<B> {
     }
 
     /// Runs one token a row, row `i` behind the `lengths[i]` tokens of slot `i`, and keeps its
-    /// keys and values there; logits, f32 `[rows, vocab]`.
+    /// keys and values there; the last block's output `[rows, hidden]`.
     pub fn step(&self, ids: &[u32], lengths: &[usize], cache: &mut SlotCache<B>) -> Tensor<B, 2> {
         let longest = lengths.iter().max().map_or(0, |l| l + 1);
         cache.reserve(longest, &self.device());
@@ -118,8 +118,7 @@ impl<B: ModelOps> Decoder<B> {
             },
             visible: Visible::Behind(lengths.to_vec()),
         };
-        let hidden = self.run(ids, &mut context);
-        self.model.project(hidden)
+        self.run(ids, &mut context)
     }
 
     fn run(&self, ids: &[u32], context: &mut impl AttentionContext<B>) -> Tensor<B, 2> {
