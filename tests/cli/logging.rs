@@ -152,8 +152,10 @@ fn event_files_of_others_are_left_alone() {
 #[test]
 fn token_metrics_are_logged_where_they_are_asked_for_and_change_nothing_else() {
     let place = place();
-    place.ok(TRAIN);
-    let args = "--set logging.token_metrics=true --set output_dir=with";
+    // RMSProp makes signs of rounding in its first steps, and weights of whole and parts part by it.
+    let sgd = "--set train.optimizer=sgd --set train.learning_rate=1e-7";
+    place.ok(&format!("{TRAIN} {sgd}"));
+    let args = format!("{sgd} --set logging.token_metrics=true --set output_dir=with");
     place.ok(&format!("{TRAIN} {args}"));
     // Cut into parts they are the same but for rounding.
     let parts = "--set train.batch_size=1 --set train.gradient_accumulation=4";
@@ -179,7 +181,13 @@ fn token_metrics_are_logged_where_they_are_asked_for_and_change_nothing_else() {
         for key in keys {
             assert!(row.get(key).is_none(), "{key}");
             let (one, other) = (with[key].as_f64().unwrap(), parts[key].as_f64().unwrap());
-            assert!((one - other).abs() < 1e-3, "{key}: {one} {other}");
+            // One of 81 tokens or more may have two likeliest that rounding parts.
+            let bound = if key == "mean_token_accuracy" {
+                1.5 / 81.0
+            } else {
+                1e-3
+            };
+            assert!((one - other).abs() < bound, "{key}: {one} {other}");
         }
         let entropy = with["entropy"].as_f64().unwrap();
         assert!(entropy > 0.0 && entropy <= vocab.ln(), "{entropy}");

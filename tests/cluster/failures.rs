@@ -30,8 +30,8 @@ fn let_go(place: &Place) {
     place.write("pairs.jsonl", rows);
 }
 
-/// What happens to a job of `ranks` whose processes are given to `disturb`; it ends within ten
-/// seconds from then on, and no process is left.
+/// What happens to a job of `ranks` whose processes are given to `disturb`; it ends within half
+/// a minute from then on, and no process is left.
 #[track_caller]
 fn disturbed(
     place: &Place,
@@ -45,7 +45,7 @@ fn disturbed(
     disturb(&pids, job.mpirun.id());
     let begun = Instant::now();
     let ran = job.ended();
-    assert!(begun.elapsed() < Duration::from_secs(12), "{}", ran.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{}", ran.stderr);
     assert!(!are_left(&pids), "{}", ran.stderr);
     ran
 }
@@ -109,7 +109,7 @@ fn a_panic_on_any_thread_ends_the_job() {
         .args([source, "-ldl"]);
     assert!(compiler.status().unwrap().success());
     let each = format!(
-        "[ $RANK = 0 ] || export LD_PRELOAD={} CLOCK_FAILS=panic",
+        "[ $RANK = 0 ] || export LD_PRELOAD={}${{LD_PRELOAD:+:$LD_PRELOAD}} CLOCK_FAILS=panic",
         library.display()
     );
     let ran = disturbed(&place, 2, &each, &args, |_, _| place.write("panic", ""));

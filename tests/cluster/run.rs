@@ -111,7 +111,7 @@ pub fn signal(name: &str, pid: u32) {
     );
 }
 
-/// Whether some of the processes are there a second later, dead ones that nobody waited for aside.
+/// Whether some of the processes are there ten seconds later, dead ones that nobody waited for aside.
 pub fn are_left(pids: &[u32]) -> bool {
     let alive = |pid: &u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -119,7 +119,7 @@ pub fn are_left(pids: &[u32]) -> bool {
     };
     let begun = Instant::now();
     while pids.iter().any(alive) {
-        if begun.elapsed() > Duration::from_secs(1) {
+        if begun.elapsed() > Duration::from_secs(10) {
             return true;
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -238,7 +238,8 @@ fn ended_by_a_rank_it_goes_on_with_another_number() {
             }
             hits += 1;
             assert_eq!(ran.code, Some(code), "{name}: {}", ran.stderr);
-            assert!(begun.elapsed() < Duration::from_secs(12), "{}", ran.stderr);
+            // Five seconds of standing still, and what a loaded machine adds; else it would be for ever.
+            assert!(begun.elapsed() < Duration::from_secs(30), "{}", ran.stderr);
             assert!(!are_left(&pids), "{}", ran.stderr);
             if name == "STOP" {
                 let rank = format!("error: rank {} (", round % ranks);
@@ -270,7 +271,7 @@ fn disk(place: &Place, of: &str, how: &str) -> String {
     compiler.args(["-shared", "-fPIC", "-o"]).arg(&library);
     assert!(compiler.args([source, "-ldl"]).status().unwrap().success());
     format!(
-        "[ $RANK = 0 ] || export LD_PRELOAD={} DISK_OF={of} DISK={how}",
+        "[ $RANK = 0 ] || export LD_PRELOAD={}${{LD_PRELOAD:+:$LD_PRELOAD}} DISK_OF={of} DISK={how}",
         library.display()
     )
 }

@@ -103,8 +103,9 @@ fn each_as_alone<B: ModelOps>(model: &Llama<B>, sequences: &[&[u32]]) {
         let alone: Vec<f32> = alone.into_data().to_vec().unwrap();
         for (i, expected) in alone.chunks_exact(vocab).enumerate() {
             let at = places.at(i) * vocab;
-            // Both sides are f32, each at most 3.2e-6 from f64 here.
-            assert_logits(&found[at..at + vocab], expected, 1e-5);
+            // Both sides are f32. By five kernel sets of numpy (AVX-512 to SSE2) this model's logits
+            // in f32 are within 7.2e-6 of f64; twice that.
+            assert_logits(&found[at..at + vocab], expected, 1.5e-5);
         }
     }
 }

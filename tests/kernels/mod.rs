@@ -59,10 +59,23 @@ trait Case {
     fn run<B: ModelOps>(&self, place: &Place<Autodiff<B>>) -> Vec<Vec<f32>>;
 }
 
-/// Runs a case on a backend in `dtype` and on Flex in f32, and compares.
+/// Runs a case on a backend in `dtype` and on Flex in f32, and compares. Flex is held to f64 in
+/// model/src/ops/tests.rs, within 1e-5 of the largest; the rest is the kernel's: sums of thousands of
+/// terms in an order of its own, in bf16 a rounding of 2⁻⁹ of each input and result.
 fn compare<B: ModelOps>(device: &B::Device, dtype: DType, name: &str, case: &impl Case) {
     let rounds = dtype == DType::BF16;
-    let bound = if rounds { 2e-2 } else { 1e-4 };
+    compare_within::<B>(device, dtype, name, case, if rounds { 2e-2 } else { 1e-4 });
+}
+
+/// The same up to `bound` of a tensor's largest.
+fn compare_within<B: ModelOps>(
+    device: &B::Device,
+    dtype: DType,
+    name: &str,
+    case: &impl Case,
+    bound: f32,
+) {
+    let rounds = dtype == DType::BF16;
     let place = Place::<Autodiff<B>> {
         device: device.clone(),
         dtype,
@@ -404,12 +417,14 @@ impl Case for Squares {
 fn rows_and_elements<B: ModelOps>(device: &B::Device, dtype: DType) {
     for (rows, width) in [(1, 1), (1, 64), (3, 65), (700, 48), (5, 4096), (33, 1030)] {
         let name = format!("{rows} × {width}");
-        compare::<B>(
-            device,
-            dtype,
-            &format!("norm of {name}"),
-            &Norm(rows, width),
-        );
+        // Of one number x the gradient is what ε leaves of 1 − x²/(x² + ε): 2⁻²⁴ · x²/ε of it is rounding.
+        let bound = match dtype {
+            DType::BF16 => 2e-2,
+            _ if width == 1 => 1e-2,
+            _ => 1e-4,
+        };
+        let norm = Norm(rows, width);
+        compare_within::<B>(device, dtype, &format!("norm of {name}"), &norm, bound);
         compare::<B>(
             device,
             dtype,

@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
+use std::process::Stdio;
 
 use serde_json::json;
 
@@ -14,7 +15,15 @@ fn peak(pairs: usize) -> u64 {
         .map(|i| json!({"prompt": format!("{i}"), "chosen": "a", "rejected": "b"}))
         .collect();
     place.write_rows("pairs.jsonl", &rows);
-    let mut child = place.start("score --model llama --data pairs.jsonl --out s.jsonl --batch 32");
+    let mut command =
+        place.command("score --model llama --data pairs.jsonl --out s.jsonl --batch 32");
+    // What each thread keeps for itself is the machine's, not the rows'.
+    command.envs([("RAYON_NUM_THREADS", "1"), ("MALLOC_ARENA_MAX", "1")]);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut most = 0;
     loop {

@@ -233,7 +233,9 @@ fn sixty_four_clients() {
     let p99 = health[health.len() * 99 / 100];
     println!("{compared} answers, p99 of /health {p99:?}, {before:.0} to {after:.0} MiB");
     assert!(compared > 10, "{compared} answers were compared");
-    assert!(p99 < Duration::from_secs(1), "{p99:?}");
+    // Below the server's own ten seconds; a machine that does nothing else is asked for one.
+    let limit = if seconds.is_some() { 1 } else { 4 };
+    assert!(p99 < Duration::from_secs(limit), "{p99:?}");
     assert!(after < before + 100.0, "{before} to {after} MiB");
     // Those who stalled are gone within the timeout.
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -116,12 +116,13 @@ fn by_learner<B: TrainingOps>(model: &Llama<B>, recompute: Recompute) -> Outcome
     (logps, (0..count).map(values).collect())
 }
 
-/// Both roads were up to 3.5e-6 away from f64 in a summed log-probability and up to 3.0e-6 of
-/// a parameter's largest gradient, with AVX-512 and with AVX2: bounds of three times that.
+/// A summed log-probability in f32 is up to 6.5e-6 away from f64 by numpy's kernel sets, ours were
+/// up to 3.5e-6, and up to 3.0e-6 of a parameter's largest gradient, with AVX-512 and with AVX2:
+/// bounds of three times that.
 #[track_caller]
 fn near(found: &Outcome, exact: &Exact) {
     for (found, exact) in found.0.iter().zip(&exact.logps) {
-        assert!((found - exact).abs() < 1e-5, "{found} is not {exact}");
+        assert!((found - exact).abs() < 2e-5, "{found} is not {exact}");
     }
     for (index, found) in found.1.iter().enumerate() {
         let Some(found) = found else { continue };

@@ -1,14 +1,14 @@
 //! Peaks of memory, counted at the allocator.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 
 use burn_autodiff::Autodiff;
 use serde_json::{Value, json};
 use sppo_model::generate::{CachePlan, Engine, Request, SamplingParams};
 use sppo_model::llama::{Decoder, Llama, LlamaConfig, Lora};
-use sppo_model::ops::TrainingOps;
+use sppo_model::ops::{ModelOps, TrainingOps};
 use sppo_training::config::Recompute;
 use sppo_training::cost::memory::{self, Training};
 use sppo_training::cost::{Batch, Sizes};
@@ -20,8 +20,28 @@ use crate::ALLOCATED;
 
 type Flex = Autodiff<burn_flex::Flex<f32, i32>>;
 
-/// One at a time, or they would count each other's allocations.
-static ALONE: Mutex<()> = Mutex::new(());
+/// One at a time, or they would count each other's allocations. What each thread keeps for good (gemm
+/// has a second cache's worth of bytes in each) is the machine's, not the plan's: two threads, which
+/// have it before anything is counted.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let guard = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    // The pool is there from the second test on.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .num_threads(2)
+        .build_global();
+    let product = || {
+        let x = Tensor::<burn_flex::Flex<f32, i32>, 2>::ones([128, 128], &Default::default());
+        drop(burn_flex::Flex::<f32, i32>::linear_layer(
+            x.clone(),
+            x,
+            None,
+        ));
+    };
+    rayon::broadcast(|_| product());
+    product();
+    guard
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Shape {
@@ -148,7 +168,7 @@ fn agrees(
     shapes: &[Shape],
     rows: &[[usize; 3]],
 ) {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let _alone = alone();
     for &shape in shapes {
         let config = config(shape);
         for &[count, prompt, response] in rows {
@@ -236,7 +256,7 @@ fn plans_of_adapters() {
 
 #[test]
 fn plans_of_generation() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let _alone = alone();
     let config = config(SHAPE);
     let device = Default::default();
     for (slots, prompt, new) in [(16, 40, 60), (32, 200, 100)] {
@@ -266,8 +286,10 @@ fn plans_of_generation() {
         let found = (ALLOCATED.peak_usage() - before) as f64;
         let planned = memory::generation(&config, DType::F32, &plan).peak as f64;
         println!("generation {slots} {prompt} {new}: {:.3}", planned / found);
+        // The plan holds a whole pass of prompts for each worker beside full caches and one of their
+        // tensors twice: a bound, which need not be met at one moment.
         assert!(
-            (planned / found - 1.0).abs() < 0.15,
+            (0.85..1.25).contains(&(planned / found)),
             "{slots} slots: planned {planned}, counted {found}"
         );
     }
@@ -277,7 +299,7 @@ fn plans_of_generation() {
 /// memory, weights and their gradients aside.
 #[test]
 fn logits_take_the_same_whatever_their_number() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let _alone = alone();
     let peak = |dtype: DType, vocab: usize, rows: usize| {
         let shape = Shape {
             hidden: 16,
