@@ -10,10 +10,10 @@ Generation: sampling at temperature 1; the PyTorch side is `generate`, static ba
 --shortest N the new tokens of a sequence vary from N to --new, and four batches pass through.
 Tokens per second count real tokens of prompts and responses (training), new tokens (generation).
 TFLOP/s are model FLOPs: forward and backward pass, shared prompts once, nothing recomputed.
---compile trains with torch.compile, too, --vllm samples with vLLM. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
+--compile trains with torch.compile, too, --trl with TRL, --vllm samples with vLLM. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
 Needs torch and transformers but for that. Prints a Markdown table of medians, and JSON with --json.
 
-    python scripts/bench.py --sppo sppo --table docs/results.md --compile [--real FOLDER]
+    python scripts/bench.py --sppo sppo --table docs/results.md --compile --trl --vllm [--real FOLDER]
 
 measures every cell of CELLS on a CPU and writes the table between the file's marks of that name;
 --real adds generation by a model of a folder.
@@ -202,18 +202,66 @@ def torch_side(folder, args, pairs):
     print(json.dumps(report))
 
 
+def trl_side(folder, args, pairs):
+    """TRL's DPOTrainer with its sppo loss on the same rows; the reference's log-probabilities are computed before."""
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    torch.set_num_threads(args.threads)
+    words = Tokenizer(models.WordLevel({f"<{n}>": n for n in range(shape(args)["vocab_size"])}, unk_token="<0>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<0>", eos_token="<2>", unk_token="<0>")
+    text = lambda ids: "".join(f" <{n}>" for n in ids)
+    rows = [json.loads(line) for line in open(pairs)]
+    # It adds the end of a sequence where a response has none.
+    data = Dataset.from_list([dict(prompt=text(r["prompt_ids"]), chosen=text(r["chosen_ids"][:-1] + [2]),
+                                   rejected=text(r["rejected_ids"][:-1] + [2])) for r in rows])
+    length = lambda r: 2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"])
+    ends = []
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            ends.append(time.perf_counter())
+
+    class InOrder(DPOTrainer):
+        def _get_train_sampler(self, *_):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    config = DPOConfig(output_dir=str(args.work / "trl"), loss_type="sppo_hard", beta=0.001, learning_rate=5e-7,
+                       optim="rmsprop", per_device_train_batch_size=args.batch, num_train_epochs=1, max_length=None,
+                       precompute_ref_log_probs=True, gradient_checkpointing=args.recompute == "layer", use_cpu=True,
+                       report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, bf16=False)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    trainer = InOrder(model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Ends()])
+    ids = lambda row: sum(len(v) for k, v in row.items() if k.endswith("_ids")) + len(row["prompt_ids"])
+    assert [ids(row) for row in trainer.train_dataset] == [length(r) for r in rows]
+    trainer.train()
+    assert len(ends) == args.steps + 1
+    tokens, seconds = sum(map(length, rows[args.batch:])), ends[-1] - ends[0]
+    print(json.dumps(dict(train_tokens_per_s=tokens / seconds, train_step_s=seconds / args.steps,
+                          peak_memory_mib=peak_mib())))
+
+
 def vllm_side(folder, args):
     """Tokens per second of vLLM: the same prompts and new tokens, its own batching and CUDA graphs."""
+    if args.device == "cpu":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{args.threads - 1}")
     from vllm import LLM, SamplingParams
 
     most = args.prompt + args.new
+    folder = args.real or folder
+    vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
     engine = LLM(str(folder), skip_tokenizer_init=True, dtype={"f32": "float32", "bf16": "bfloat16"}[args.dtype],
                  max_num_seqs=args.generate, max_model_len=most + 8, gpu_memory_utilization=0.85,
                  enable_prefix_caching=False)
     generator, lengths = random.Random(0), random.Random(1)
 
     def batch(new):
-        prompts = [{"prompt_token_ids": [generator.randrange(3, SHAPES[args.shape]["vocab_size"]) for _ in range(args.prompt)]} for _ in new]
+        prompts = [{"prompt_token_ids": [generator.randrange(3, vocab) for _ in range(args.prompt)]} for _ in new]
         params = [SamplingParams(temperature=1.0, max_tokens=n, ignore_eos=True, detokenize=False) for n in new]
         begun = time.perf_counter()
         engine.generate(prompts, params, use_tqdm=False)
@@ -251,7 +299,8 @@ def last_json(command, threads=None):
     done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True, env=env)
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}: exit {done.returncode}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    # vLLM goes on to log there.
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{\"")][-1])
 
 
 def arguments():
@@ -274,9 +323,12 @@ def arguments():
     parser.add_argument("--compile", action="store_true", help="training with torch.compile, too")
     parser.add_argument("--table", type=Path, help="measure all CELLS and write their table into this file")
     parser.add_argument("--real", type=Path, help="a model's folder, in place of a random model of the shape")
-    parser.add_argument("--vllm", action="store_true", help="generation with vLLM, too, which must be installed")
+    parser.add_argument("--vllm", nargs="?", const=sys.executable, metavar="PYTHON",
+                        help="generation with vLLM, too; the Python that has it, where it is another one")
+    parser.add_argument("--trl", action="store_true", help="training with TRL's DPOTrainer, too, which must be installed")
     parser.add_argument("--sppo-only", action="store_true", help="neither PyTorch nor vLLM, and a model of zeros")
     parser.add_argument("--vllm-side", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--trl-side", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sppo-bench")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bandwidth", action="store_true", help=argparse.SUPPRESS)
@@ -295,9 +347,16 @@ def main():
         return torch_side(folder, args, pairs)
     if args.vllm_side:
         return vllm_side(folder, args)
+    if args.trl_side:
+        return trl_side(folder, args, pairs)
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.real and (args.vllm or args.bytes or not args.table and args.what != "generate"):
-        sys.exit("--real is for --what generate, without --vllm and --bytes")
+    if hides_avx512():
+        # PyTorch, oneDNN and MKL look for themselves.
+        os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2")
+    if args.real and (args.bytes or not args.table and args.what != "generate"):
+        sys.exit("--real is for --what generate or --table, without --bytes")
+    if args.trl and (args.device, args.dtype) != ("cpu", "f32"):
+        sys.exit("--trl is for a CPU and f32")
     if args.table:
         if (args.device, args.sppo_device, args.dtype, args.sppo_only, args.layers, args.shortest, args.recompute) != (
                 "cpu", None, "f32", False, None, None, "none"):
@@ -321,6 +380,9 @@ def main():
     if "compiled" in best:
         a, b = (best[side]["train_tokens_per_s"] for side in ["compiled", "sppo"])
         print(f"| train_tokens_per_s, torch.compile in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
+    if "trl" in best:
+        a, b = (best[side]["train_tokens_per_s"] for side in ["trl", "sppo"])
+        print(f"| train_tokens_per_s, TRL in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
     if "vllm" in best:
         a, b = (best[side]["generate_tokens_per_s"] for side in ["vllm", "sppo"])
         print(f"| generate_tokens_per_s, vLLM in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
@@ -344,8 +406,10 @@ def measure(args, folder, pairs):
     sides = {} if args.sppo_only else {"torch": lambda: apart("--torch-side")}
     if args.compile and "train" in args.what and not args.sppo_only:
         sides["compiled"] = lambda: apart("--torch-side", "--compile")
+    if args.trl and "train" in args.what and not args.sppo_only:
+        sides["trl"] = lambda: apart("--trl-side")
     if args.vllm and "generate" in args.what and not args.sppo_only:
-        sides["vllm"] = lambda: apart("--vllm-side")
+        sides["vllm"] = lambda: last_json([args.vllm, *sys.argv[:1], *side_flags(args), "--vllm-side"])
     sides["sppo"] = lambda: sppo_side(folder, args, pairs)
     found = {"torch": {}, "sppo": {}} | {name: {} for name in sides}
     for number in range(args.rounds):
@@ -370,12 +434,18 @@ def side_flags(args):
     return [part for name, value in given if value is not None for part in ["--" + name, str(value)]]
 
 
+def hides_avx512():
+    """Whether scripts/hide_avx512.c is preloaded."""
+    return "hide" in os.environ.get("LD_PRELOAD", "")
+
+
 def processor():
     with open("/proc/cpuinfo") as file:
         lines = file.read().splitlines()
     value = lambda name: next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
-    vectors = "AVX-512" if "avx512f" in value("flags") else "AVX2" if "avx2" in value("flags") else platform.machine()
-    return f"{os.cpu_count()} cores of {value('model name') or platform.processor()} ({vectors})"
+    hidden = hides_avx512()
+    vectors = "AVX-512" if "avx512f" in value("flags") and not hidden else "AVX2" if "avx2" in value("flags") else platform.machine()
+    return f"{len(os.sched_getaffinity(0))} cores of {value('model name') or platform.processor()} ({vectors})"
 
 
 def write_table(args):
@@ -398,19 +468,23 @@ def write_table(args):
         key = f"{what}_tokens_per_s"
         ours, theirs = best["sppo"], best["torch"]
         compiled = best.get("compiled", {}).get(key)
+        # Of whole systems.
+        system = best.get("trl", best.get("vllm", {})).get(key)
         size = "UltraFeedback-like" if lengths == "ultrafeedback" else f"{prompt} + {tail}"
         rows.append([
             {"train": "training", "generate": "generation"}[what], name or real.name, f"{count} × {size}",
             f"{ours[key]:.0f}", f"{theirs[key]:.0f}", f"{compiled:.0f}" if compiled else "",
             f"{ours[key] / max(theirs[key], compiled or 0):.2f}",
+            f"{system:.0f} ({ours[key] / system:.2f})" if system else "",
             f"{ours['peak_memory_mib']:.0f}", f"{theirs['peak_memory_mib']:.0f}",
             f"{ours['peak_memory_mib'] / theirs['peak_memory_mib']:.2f}",
         ])
-    heads = ["what", "shape", "batch", "sppo", "PyTorch", "torch.compile", "ratio", "sppo MiB", "PyTorch MiB", "ratio"]
+    heads = ["what", "shape", "batch", "sppo", "PyTorch", "torch.compile", "ratio", "TRL or vLLM", "sppo MiB", "PyTorch MiB", "ratio"]
     table = ["| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows]]
     begin, end = f"<!-- bench: {processor()} -->", "<!-- end -->"
     said = (f"Tokens a second, f32, medians of {args.rounds} by turns, {args.threads} threads on {processor()}, {time.strftime('%Y-%m-%d')}, "
-            f"torch {version('torch')}; the first ratio is against the faster of PyTorch's.")
+            f"torch {version('torch')}; the first ratio is against the faster of PyTorch's; "
+            f"TRL and vLLM with how many times as fast sppo is.")
     text = args.table.read_text()
     if begin not in text:
         text += f"\n{begin}\n{end}\n"
