@@ -717,7 +717,8 @@ fn attention_in_slots_sees_what_it_should() {
                 values(Flex::slot_attention(q, caches, visible, most))
             };
         let found = run(0..rows, [keys.clone(), values_of.clone()], &visible);
-        near(&found, &expected, 1e-6);
+        // A score of 80 terms errs by up to 80 · 2⁻²⁴ of their sum, its weight by as much. Seen: 7.2e-7.
+        near(&found, &expected, 5e-6);
         // A row alone has the bits that it has in company, whatever lies behind what it sees.
         for (row, length) in lengths.iter().enumerate() {
             let behind = |cache: Tensor<Flex, 4>, dim: usize| {
