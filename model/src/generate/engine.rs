@@ -63,6 +63,43 @@ fn each<T: Send, R: Send>(
     }
 }
 
+/// A step of workers on a host: each runs its blocks, and the vocabulary's product is one for the rows
+/// of all, by all cores, so that its weights, the largest, are read once.
+fn together<B: ModelOps>(
+    workers: &mut [Worker<B>],
+    decoder: &Decoder<B>,
+    plan: &CachePlan,
+    kept: &Mutex<Prefixes<B>>,
+) -> Result<Vec<Vec<Drawn>>, GenerateError> {
+    let advance = |(number, worker): (usize, &mut Worker<B>)| {
+        worker.advance(decoder, plan.slots_of(number), kept)
+    };
+    let (mut drawn, hidden): (Vec<_>, Vec<_>) = each(workers, advance)?.into_iter().unzip();
+    let mut end = 0;
+    let rows: Vec<_> = hidden
+        .iter()
+        .map(|hidden| {
+            let first = end;
+            end += hidden.as_ref().map_or(0, |hidden| hidden.dims()[0]);
+            first..end
+        })
+        .collect();
+    let mut hidden: Vec<_> = hidden.into_iter().flatten().collect();
+    let hidden = match hidden.len() {
+        0 | 1 => hidden.pop(),
+        _ => Some(Tensor::cat(hidden, 0)),
+    };
+    if let Some(hidden) = hidden {
+        let logits = AllLogits::new(decoder.logits(hidden), false)?;
+        let turns = workers.iter_mut().zip(rows).zip(&mut drawn);
+        let mut turns: Vec<_> = turns.collect();
+        each(&mut turns, |(_, ((worker, rows), drawn))| {
+            worker.draw(decoder, &logits, rows.clone(), drawn)
+        })?;
+    }
+    Ok(drawn)
+}
+
 /// What a token makes of a text.
 #[derive(Default)]
 struct Texts {
@@ -232,34 +269,19 @@ impl<B: ModelOps> Engine<B> {
     pub fn step(&mut self) -> Result<Vec<Event>, GenerateError> {
         self.assign();
         let (decoder, plan, kept) = (&self.decoder, &self.plan, &self.kept);
-        let advance = |(number, worker): (usize, &mut Worker<B>)| {
-            worker.advance(decoder, plan.slots_of(number), kept)
+        let drawn = match self.on_device {
+            // A worker's tensors stay on its thread: a device may have a queue for each.
+            true => each(&mut self.workers, |(number, worker)| {
+                let (mut drawn, hidden) = worker.advance(decoder, plan.slots_of(number), kept)?;
+                if let Some(hidden) = hidden {
+                    let rows = 0..hidden.dims()[0];
+                    let logits = AllLogits::new(decoder.logits(hidden), true)?;
+                    worker.draw(decoder, &logits, rows, &mut drawn)?;
+                }
+                Ok(drawn)
+            })?,
+            false => together(&mut self.workers, decoder, plan, kept)?,
         };
-        let (mut drawn, hidden): (Vec<_>, Vec<_>) =
-            each(&mut self.workers, advance)?.into_iter().unzip();
-        // By all cores at once: the vocabulary's weights, the largest, are read once for all workers.
-        let mut end = 0;
-        let rows: Vec<_> = hidden
-            .iter()
-            .map(|hidden| {
-                let first = end;
-                end += hidden.as_ref().map_or(0, |hidden| hidden.dims()[0]);
-                first..end
-            })
-            .collect();
-        let mut hidden: Vec<_> = hidden.into_iter().flatten().collect();
-        let hidden = match hidden.len() {
-            0 | 1 => hidden.pop(),
-            _ => Some(Tensor::cat(hidden, 0)),
-        };
-        if let Some(hidden) = hidden {
-            let logits = AllLogits::new(decoder.logits(hidden), self.on_device)?;
-            let turns = self.workers.iter_mut().zip(rows).zip(&mut drawn);
-            let mut turns: Vec<_> = turns.collect();
-            each(&mut turns, |(_, ((worker, rows), drawn))| {
-                worker.draw(decoder, &logits, rows.clone(), drawn)
-            })?;
-        }
         let mut events = std::mem::take(&mut self.ready);
         for one in drawn.into_iter().flatten() {
             self.report(one, &mut events);
