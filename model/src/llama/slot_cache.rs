@@ -307,12 +307,22 @@ fn copy_in<B: Backend>(
                 cells[at..at + width * size].copy_from_slice(source);
                 continue;
             }
-            for (j, value) in source.chunks_exact(size).enumerate() {
-                let at = head + (j * capacity + place) * size;
-                cells[at..at + size].copy_from_slice(value);
+            let column = &mut cells[head + place * size..];
+            match size {
+                4 => scatter::<4>(column, capacity, source),
+                2 => scatter::<2>(column, capacity, source),
+                _ => unreachable!("numbers of {size} bytes"),
             }
         }
     })
+}
+
+/// Copies numbers of `SIZE` bytes to every `apart`-th place.
+fn scatter<const SIZE: usize>(cells: &mut [u8], apart: usize, numbers: &[u8]) {
+    let places = cells.chunks_mut(apart * SIZE);
+    for (cell, number) in places.zip(numbers.as_chunks::<SIZE>().0) {
+        cell[..SIZE].copy_from_slice(number);
+    }
 }
 
 /// The same by one addition onto zeros.

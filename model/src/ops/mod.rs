@@ -44,7 +44,7 @@ pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;
 pub use math::GRAIN;
 pub(crate) use math::{is_finite, largest};
-pub use memory::{cast, edit_bytes, to_f32, to_host};
+pub use memory::{cast, edit_bytes, permuted, to_f32, to_host};
 pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep, Updated, Updating};
 pub use relative_attention::RelativePositions;
 pub use rotary::Rotation;

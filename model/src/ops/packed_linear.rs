@@ -16,6 +16,9 @@ const ROWS: usize = 6;
 /// The same of AVX-512.
 const WIDE_ROWS: usize = 12;
 
+/// Panels that AVX-512's rows are summed by at a time: with [`WIDE_ROWS`], 24 of its 32 registers.
+const WIDE_PANELS: usize = 2;
+
 /// Products that one thread takes at a time: some tens of microseconds.
 const GRAIN: usize = 1 << 21;
 
@@ -123,6 +126,7 @@ fn product<T: Stored>(
     let panels = outputs.div_ceil(LANES);
     assert!(packed.len() == panels * inputs * LANES && x.len() == rows * inputs);
     let each = (GRAIN / (rows * inputs * LANES).max(1)).clamp(1, panels.max(1));
+    let each = each.next_multiple_of(WIDE_PANELS);
     let y = Results(y.spare_capacity_mut().as_mut_ptr().cast());
     (0..panels.div_ceil(each)).into_par_iter().for_each(|part| {
         by_vectors(Panels {
@@ -162,97 +166,107 @@ impl<T: Stored> Work for Panels<'_, T> {
 
     #[inline(always)]
     fn run<const FMA: bool, const WIDE: bool>(self) {
-        let rows = self.rows;
-        let of_panel = self.inputs * LANES;
-        for panel in self.panels.clone() {
-            let weights = &self.packed[panel * of_panel..][..of_panel];
-            // Blocks as even as may be: one of few rows would wait for its own sums.
-            let blocks = rows.div_ceil(if WIDE { WIDE_ROWS } else { ROWS });
+        // Blocks as even as may be: one of few rows would wait for its own sums.
+        let blocks = self.rows.div_ceil(if WIDE { WIDE_ROWS } else { ROWS });
+        let mut panel = self.panels.start;
+        while panel < self.panels.end {
+            let several = WIDE && panel + WIDE_PANELS <= self.panels.end;
             for block in 0..blocks {
-                let [first, end] = [block, block + 1].map(|block| rows * block / blocks);
-                // The last of them reads the next panel ahead, which nothing else would.
-                let last = block + 1 == blocks;
-                if WIDE && end - first > ROWS {
-                    self.many_rows::<FMA, WIDE>(first, end - first, last, panel, weights);
-                    continue;
-                }
-                match (end - first, last) {
-                    (6, false) => self.rows::<FMA, WIDE, false, 6>(first, panel, weights),
-                    (6, true) => self.rows::<FMA, WIDE, true, 6>(first, panel, weights),
-                    (5, false) => self.rows::<FMA, WIDE, false, 5>(first, panel, weights),
-                    (5, true) => self.rows::<FMA, WIDE, true, 5>(first, panel, weights),
-                    (4, false) => self.rows::<FMA, WIDE, false, 4>(first, panel, weights),
-                    (4, true) => self.rows::<FMA, WIDE, true, 4>(first, panel, weights),
-                    // Hardly ever where there are several blocks.
-                    (3, _) => self.rows::<FMA, WIDE, true, 3>(first, panel, weights),
-                    (2, _) => self.rows::<FMA, WIDE, true, 2>(first, panel, weights),
-                    _ => self.rows::<FMA, WIDE, true, 1>(first, panel, weights),
+                let place = Place {
+                    panel,
+                    block,
+                    blocks,
+                };
+                match several {
+                    true => self.block::<FMA, WIDE, WIDE_PANELS>(place),
+                    false => self.block::<FMA, WIDE, 1>(place),
                 }
             }
+            panel += if several { WIDE_PANELS } else { 1 };
         }
     }
 }
 
+/// A block of rows and the first of the panels that it is summed by.
+#[derive(Clone, Copy)]
+struct Place {
+    panel: usize,
+    block: usize,
+    blocks: usize,
+}
+
 impl<T: Stored> Panels<'_, T> {
-    /// More than [`ROWS`], up to [`WIDE_ROWS`].
     #[inline(always)]
-    fn many_rows<const FMA: bool, const WIDE: bool>(
-        &self,
-        first: usize,
-        count: usize,
-        last: bool,
-        panel: usize,
-        weights: &[T],
-    ) {
-        match (count, last) {
-            (12, false) => self.rows::<FMA, WIDE, false, 12>(first, panel, weights),
-            (12, true) => self.rows::<FMA, WIDE, true, 12>(first, panel, weights),
-            (11, false) => self.rows::<FMA, WIDE, false, 11>(first, panel, weights),
-            (11, true) => self.rows::<FMA, WIDE, true, 11>(first, panel, weights),
-            (10, false) => self.rows::<FMA, WIDE, false, 10>(first, panel, weights),
-            (10, true) => self.rows::<FMA, WIDE, true, 10>(first, panel, weights),
-            (9, false) => self.rows::<FMA, WIDE, false, 9>(first, panel, weights),
-            (9, true) => self.rows::<FMA, WIDE, true, 9>(first, panel, weights),
-            (8, false) => self.rows::<FMA, WIDE, false, 8>(first, panel, weights),
-            (8, true) => self.rows::<FMA, WIDE, true, 8>(first, panel, weights),
-            (_, false) => self.rows::<FMA, WIDE, false, 7>(first, panel, weights),
-            (_, true) => self.rows::<FMA, WIDE, true, 7>(first, panel, weights),
+    fn block<const FMA: bool, const WIDE: bool, const PANELS: usize>(&self, place: Place) {
+        let [first, end] = [place.block, place.block + 1].map(|b| self.rows * b / place.blocks);
+        macro_rules! sum {
+            ($count:literal) => {
+                self.sum::<FMA, WIDE, PANELS, $count>(place, first)
+            };
+        }
+        match end - first {
+            1 => sum!(1),
+            2 => sum!(2),
+            3 => sum!(3),
+            4 => sum!(4),
+            5 => sum!(5),
+            6 => sum!(6),
+            7 if WIDE => sum!(7),
+            8 if WIDE => sum!(8),
+            9 if WIDE => sum!(9),
+            10 if WIDE => sum!(10),
+            11 if WIDE => sum!(11),
+            12 if WIDE => sum!(12),
+            rows => unreachable!("a block of {rows} rows"),
         }
     }
 
-    /// `COUNT` rows from row `first`, by one panel. Sums go over the inputs in their order, whatever
-    /// `COUNT` is.
+    /// `COUNT` rows from row `first`, by `PANELS` panels. Sums go over the inputs in their order,
+    /// whatever these are.
     #[inline(always)]
-    fn rows<const FMA: bool, const WIDE: bool, const AHEAD: bool, const COUNT: usize>(
+    fn sum<const FMA: bool, const WIDE: bool, const PANELS: usize, const COUNT: usize>(
         &self,
+        place: Place,
         first: usize,
-        panel: usize,
-        weights: &[T],
     ) {
-        let x = &self.x[first * self.inputs..(first + COUNT) * self.inputs];
-        let mut sums = [[0f32; LANES]; COUNT];
-        let behind = weights.as_ptr_range().end;
-        for (at, weights) in weights.as_chunks::<LANES>().0.iter().enumerate() {
-            if AHEAD {
-                prefetch(behind.wrapping_add(at * LANES));
+        let (inputs, of_panel) = (self.inputs, self.inputs * LANES);
+        let x = &self.x[first * inputs..(first + COUNT) * inputs];
+        let all = &self.packed[place.panel * of_panel..(place.panel + PANELS) * of_panel];
+        let panels: [&[[T; LANES]]; PANELS] =
+            std::array::from_fn(|panel| all[panel * of_panel..][..of_panel].as_chunks().0);
+        // Each block reads its part of the next panels ahead, evenly: memory is slower than a block.
+        let mut ahead = all.as_ptr_range().end.cast::<u8>();
+        let line = size_of::<[T; LANES]>();
+        ahead = ahead.wrapping_add(inputs * line * place.block / place.blocks);
+        // Not one array: compilers would not unroll a loop within a loop, and keep it in memory.
+        let [mut sums, mut of_next] = [[[0f32; LANES]; COUNT]; 2];
+        for at in 0..inputs {
+            for panel in 0..PANELS {
+                prefetch(ahead.wrapping_add(panel * inputs * line));
             }
-            // SAFETY: WIDE is the caller's.
-            let weights = unsafe { T::widen::<WIDE>(weights) };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: there is one for each of the panel's rows, in each of x's.
+            ahead = ahead.wrapping_add(line / place.blocks);
+            // SAFETY: there is one of each panel for each input; WIDE is the caller's.
+            let weights = panels.map(|panel| unsafe { T::widen::<WIDE>(panel.get_unchecked(at)) });
+            for row in 0..COUNT {
+                // SAFETY: each of x's rows has one for each input; WIDE is the caller's.
                 unsafe {
-                    let factor = *x.get_unchecked(row * self.inputs + at);
-                    add_product::<FMA, WIDE>(sums, factor, &weights);
+                    let factor = *x.get_unchecked(row * inputs + at);
+                    add_product::<FMA, WIDE>(&mut sums[row], factor, &weights[0]);
+                    if PANELS > 1 {
+                        add_product::<FMA, WIDE>(&mut of_next[row], factor, &weights[1]);
+                    }
                 }
             }
         }
-        let column = panel * LANES;
-        let columns = (self.outputs - column).min(LANES);
-        for (row, sums) in sums.iter().enumerate() {
-            // SAFETY: `product` has room for all rows; these columns are this panel's own.
-            unsafe {
-                let y = self.y.0.add((first + row) * self.outputs + column);
-                y.copy_from_nonoverlapping(sums.as_ptr(), columns);
+        for (panel, sums) in [sums, of_next].iter().take(PANELS).enumerate() {
+            for (row, sums) in sums.iter().enumerate() {
+                let column = (place.panel + panel) * LANES;
+                let columns = (self.outputs - column).min(LANES);
+                // SAFETY: `product` has room for all rows; these columns are this panel's own.
+                unsafe {
+                    let y = self.y.0.add((first + row) * self.outputs + column);
+                    y.copy_from_nonoverlapping(sums.as_ptr(), columns);
+                }
             }
         }
     }

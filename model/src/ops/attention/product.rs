@@ -82,31 +82,60 @@ fn rows<const FMA: bool, const WIDE: bool, const ADD: bool, const COUNT: usize>(
     let [down, along] = left.strides;
     let right = &right[inner.start * width..inner.end * width];
     let result = &mut result[first * width..end * width];
-    for column in (0..columns).step_by(LANES) {
-        let mut sums = [[0f32; LANES]; COUNT];
-        let mut at = first * down + inner.start * along;
-        for right in right.chunks_exact(width) {
-            let right: &[f32; LANES] = lanes(&right[column..]);
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `product` has checked the last of all; WIDE is the caller's.
-                unsafe {
-                    let factor = *left.values.get_unchecked(at + row * down);
-                    add_product::<FMA, WIDE>(sums, factor, right);
+    let place = [first * down + inner.start * along, down, along];
+    let mut column = 0;
+    if WIDE {
+        while column + 2 * LANES <= columns {
+            let columns =
+                sums::<FMA, WIDE, ADD, COUNT, 2>(result, left, right, width, place, column);
+            column += columns;
+        }
+    }
+    while column < columns {
+        column += sums::<FMA, WIDE, ADD, COUNT, 1>(result, left, right, width, place, column);
+    }
+    COUNT
+}
+
+/// `COUNT` rows by `WIDTH` times [`LANES`] columns, with the left matrix from `at` on; how many columns.
+#[inline(always)]
+fn sums<
+    const FMA: bool,
+    const WIDE: bool,
+    const ADD: bool,
+    const COUNT: usize,
+    const WIDTH: usize,
+>(
+    result: &mut [f32],
+    left: Left,
+    right: &[f32],
+    width: usize,
+    [mut at, down, along]: [usize; 3],
+    column: usize,
+) -> usize {
+    // Not one array: compilers would not unroll a loop within a loop, and keep it in memory.
+    let [mut sums, mut of_next] = [[[0f32; LANES]; COUNT]; 2];
+    for right in right.chunks_exact(width) {
+        let right: &[[f32; LANES]] = right[column..][..WIDTH * LANES].as_chunks().0;
+        for row in 0..COUNT {
+            // SAFETY: `product` has checked the last of all; WIDE is the caller's.
+            unsafe {
+                let factor = *left.values.get_unchecked(at + row * down);
+                add_product::<FMA, WIDE>(&mut sums[row], factor, &right[0]);
+                if WIDTH > 1 {
+                    add_product::<FMA, WIDE>(&mut of_next[row], factor, &right[1]);
                 }
             }
-            at += along;
         }
+        at += along;
+    }
+    for (part, sums) in [sums, of_next].iter().take(WIDTH).enumerate() {
         for (row, sums) in sums.iter().enumerate() {
-            let result = &mut result[row * width + column..][..LANES];
+            let result = &mut result[row * width + column + part * LANES..][..LANES];
             for (to, sum) in result.iter_mut().zip(sums) {
                 *to = if ADD { *to + sum } else { *sum };
             }
         }
     }
-    COUNT
-}
-
-#[inline(always)]
-fn lanes(x: &[f32]) -> &[f32; LANES] {
-    x.first_chunk().expect("widths are multiples")
+    WIDTH * LANES
 }
