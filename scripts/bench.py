@@ -10,7 +10,8 @@ Generation: sampling at temperature 1; the PyTorch side is `generate`, static ba
 --shortest N the new tokens of a sequence vary from N to --new, and four batches pass through.
 Tokens per second count real tokens of prompts and responses (training), new tokens (generation).
 TFLOP/s are model FLOPs: forward and backward pass, shared prompts once, nothing recomputed.
---compile trains with torch.compile, too, --trl with TRL, --vllm samples with vLLM. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
+--compile trains with torch.compile, too, --trl with TRL, --vllm samples with vLLM,
+--llama-cpp PROGRAM computes as many tokens with llama.cpp's llama-batched-bench. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
 Needs torch and transformers but for that. Prints a Markdown table of medians, and JSON with --json.
 
     python scripts/bench.py --sppo sppo --table docs/results.md --compile --trl --vllm [--real FOLDER]
@@ -274,6 +275,66 @@ def vllm_side(folder, args):
     print(json.dumps(dict(generate_tokens_per_s=tokens / seconds)))
 
 
+def write_gguf(folder, path):
+    """A Llama of a Hugging Face folder as llama.cpp reads it, in f32 and without its tokenizer."""
+    import numpy as np
+    import torch
+    from gguf import GGUFWriter
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config, tensors = model.config, model.state_dict()
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer = GGUFWriter(path, "llama")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
+    writer.add_rope_dimension_count(dim)
+    writer.add_rope_freq_base((getattr(config, "rope_parameters", None) or vars(config))["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+             "lm_head.weight": "output.weight"}
+    for name, value in tensors.items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        value = value.numpy()
+        if name not in outer:
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            name = f"blk.{layer}.{names[part]}.weight"
+            # GGUF's rotation is of neighbours, where Hugging Face's is of halves.
+            if names[part] in ("attn_q", "attn_k"):
+                of = heads if names[part] == "attn_q" else kv
+                value = value.reshape(of, 2, dim // 2, -1).swapaxes(1, 2).reshape(value.shape)
+        writer.add_tensor(outer.get(name, name), np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama_cpp_side(folder, args):
+    """Tokens per second of llama.cpp's llama-batched-bench: as many sequences, nothing sampled."""
+    folder = args.real or folder
+    path = args.work / f"{folder.name}.gguf"
+    if not path.exists():
+        write_gguf(folder, path)
+    count, most = args.generate, args.prompt + args.new
+    command = [args.llama_cpp, "-m", path, "-npp", args.prompt, "-ntg", args.new, "-npl", count, "-c", count * most,
+               "-b", 2048, "-ub", 512, "-t", args.threads, "-tb", args.threads, "--output-format", "jsonl"]
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    found = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    return dict(generate_tokens_per_s=count * args.new / (found["t_pp"] + found["t_tg"]))
+
+
 def sppo_side(folder, args, pairs):
     device = args.sppo_device or {"cpu": "cpu", "cuda": "cuda:0"}[args.device]
     command = [args.sppo, "bench", "--model", args.real or folder, "--device", device, "--precision", args.dtype]
@@ -325,6 +386,8 @@ def arguments():
     parser.add_argument("--real", type=Path, help="a model's folder, in place of a random model of the shape")
     parser.add_argument("--vllm", nargs="?", const=sys.executable, metavar="PYTHON",
                         help="generation with vLLM, too; the Python that has it, where it is another one")
+    parser.add_argument("--llama-cpp", type=Path, metavar="LLAMA_BATCHED_BENCH",
+                        help="generation with llama.cpp, too: its program llama-batched-bench; needs gguf of PyPI")
     parser.add_argument("--trl", action="store_true", help="training with TRL's DPOTrainer, too, which must be installed")
     parser.add_argument("--sppo-only", action="store_true", help="neither PyTorch nor vLLM, and a model of zeros")
     parser.add_argument("--vllm-side", action="store_true", help=argparse.SUPPRESS)
@@ -357,6 +420,8 @@ def main():
         sys.exit("--real is for --what generate or --table, without --bytes")
     if args.trl and (args.device, args.dtype) != ("cpu", "f32"):
         sys.exit("--trl is for a CPU and f32")
+    if args.llama_cpp and ((args.device, args.dtype, args.shortest) != ("cpu", "f32", None) or not args.table and args.what != "generate"):
+        sys.exit("--llama-cpp is for --what generate or --table, on a CPU in f32, without --shortest")
     if args.table:
         if (args.device, args.sppo_device, args.dtype, args.sppo_only, args.layers, args.shortest, args.recompute) != (
                 "cpu", None, "f32", False, None, None, "none"):
@@ -386,6 +451,9 @@ def main():
     if "vllm" in best:
         a, b = (best[side]["generate_tokens_per_s"] for side in ["vllm", "sppo"])
         print(f"| generate_tokens_per_s, vLLM in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
+    if "llama_cpp" in best:
+        a, b = (best[side]["generate_tokens_per_s"] for side in ["llama_cpp", "sppo"])
+        print(f"| generate_tokens_per_s, llama.cpp in PyTorch's place | {a:.5g} | {b:.5g} | {b / a:.2f} |")
     peak = card_flops(args)
     if peak and "train_tflops_per_s" in best["sppo"]:
         a, b = (100e12 * best[side]["train_tflops_per_s"] / peak for side in ["torch", "sppo"])
@@ -410,6 +478,8 @@ def measure(args, folder, pairs):
         sides["trl"] = lambda: apart("--trl-side")
     if args.vllm and "generate" in args.what and not args.sppo_only:
         sides["vllm"] = lambda: last_json([args.vllm, *sys.argv[:1], *side_flags(args), "--vllm-side"])
+    if args.llama_cpp and args.what == "generate" and not args.sppo_only:
+        sides["llama_cpp"] = lambda: llama_cpp_side(folder, args)
     sides["sppo"] = lambda: sppo_side(folder, args, pairs)
     found = {"torch": {}, "sppo": {}} | {name: {} for name in sides}
     for number in range(args.rounds):
@@ -470,21 +540,23 @@ def write_table(args):
         compiled = best.get("compiled", {}).get(key)
         # Of whole systems.
         system = best.get("trl", best.get("vllm", {})).get(key)
+        gguf = best.get("llama_cpp", {}).get(key)
         size = "UltraFeedback-like" if lengths == "ultrafeedback" else f"{prompt} + {tail}"
         rows.append([
             {"train": "training", "generate": "generation"}[what], name or real.name, f"{count} × {size}",
             f"{ours[key]:.0f}", f"{theirs[key]:.0f}", f"{compiled:.0f}" if compiled else "",
             f"{ours[key] / max(theirs[key], compiled or 0):.2f}",
             f"{system:.0f} ({ours[key] / system:.2f})" if system else "",
+            f"{gguf:.0f} ({ours[key] / gguf:.2f})" if gguf else "",
             f"{ours['peak_memory_mib']:.0f}", f"{theirs['peak_memory_mib']:.0f}",
             f"{ours['peak_memory_mib'] / theirs['peak_memory_mib']:.2f}",
         ])
-    heads = ["what", "shape", "batch", "sppo", "PyTorch", "torch.compile", "ratio", "TRL or vLLM", "sppo MiB", "PyTorch MiB", "ratio"]
+    heads = ["what", "shape", "batch", "sppo", "PyTorch", "torch.compile", "ratio", "TRL or vLLM", "llama.cpp", "sppo MiB", "PyTorch MiB", "ratio"]
     table = ["| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows]]
     begin, end = f"<!-- bench: {processor()} -->", "<!-- end -->"
     said = (f"Tokens a second, f32, medians of {args.rounds} by turns, {args.threads} threads on {processor()}, {time.strftime('%Y-%m-%d')}, "
             f"torch {version('torch')}; the first ratio is against the faster of PyTorch's; "
-            f"TRL and vLLM with how many times as fast sppo is.")
+            f"TRL, vLLM and llama.cpp with how many times as fast sppo is.")
     text = args.table.read_text()
     if begin not in text:
         text += f"\n{begin}\n{end}\n"
