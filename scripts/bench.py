@@ -11,7 +11,8 @@ Generation: sampling at temperature 1; the PyTorch side is `generate`, static ba
 Tokens per second count real tokens of prompts and responses (training), new tokens (generation).
 TFLOP/s are model FLOPs: forward and backward pass, shared prompts once, nothing recomputed.
 --compile trains with torch.compile, too, --trl with TRL, --vllm samples with vLLM,
---llama-cpp PROGRAM computes as many tokens with llama.cpp's llama-batched-bench. --sppo-only measures nothing else, on a model of zeros: for rehearsals.
+--llama-cpp LLAMA_BATCHED_BENCH computes as many tokens with llama.cpp (needs gguf of PyPI).
+--sppo-only measures nothing else, on a model of zeros: for rehearsals.
 Needs torch and transformers but for that. Prints a Markdown table of medians, and JSON with --json.
 
     python scripts/bench.py --sppo sppo --table docs/results.md --compile --trl --vllm [--real FOLDER]
@@ -21,6 +22,7 @@ measures every cell of CELLS on a CPU and writes the table between the file's ma
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -280,58 +282,67 @@ def write_gguf(folder, path):
     import numpy as np
     import torch
     from gguf import GGUFWriter
+    from gguf_to_hf import BLOCK, WHOLE
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config, tensors = model.config, model.state_dict()
-    heads, kv = config.num_attention_heads, config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    writer = GGUFWriter(path, "llama")
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or vars(config)
+    if rope.get("rope_type", "default") != "default" or getattr(config, "rope_scaling", None):
+        sys.exit(f"{folder}: no GGUF is written of scaled rotations")
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    unfinished = path.with_suffix(".part")
+    writer = GGUFWriter(unfinished, "llama")
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(dim)
+    writer.add_value_length(dim)
     writer.add_rope_dimension_count(dim)
-    writer.add_rope_freq_base((getattr(config, "rope_parameters", None) or vars(config))["rope_theta"])
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-             "lm_head.weight": "output.weight"}
-    for name, value in tensors.items():
+    bare = lambda name: name.removesuffix(".weight")
+    whole, block = ({bare(theirs): bare(ours) for ours, theirs in names.items()} for names in (WHOLE, BLOCK))
+    for name, value in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        value = value.numpy()
-        if name not in outer:
-            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-            name = f"blk.{layer}.{names[part]}.weight"
-            # GGUF's rotation is of neighbours, where Hugging Face's is of halves.
-            if names[part] in ("attn_q", "attn_k"):
-                of = heads if names[part] == "attn_q" else kv
-                value = value.reshape(of, 2, dim // 2, -1).swapaxes(1, 2).reshape(value.shape)
-        writer.add_tensor(outer.get(name, name), np.ascontiguousarray(value))
+        value, (name, kind) = value.numpy(), name.rsplit(".", 1)
+        if name in whole:
+            name = whole[name]
+        else:
+            _, _, layer, part = name.split(".", 3)
+            part = block[part]
+            if part in heads:
+                # GGUF's rotation is of neighbours, where Hugging Face's is of halves.
+                value = value.reshape(heads[part], 2, dim // 2, -1).swapaxes(1, 2).reshape(value.shape)
+            name = f"blk.{layer}.{part}"
+        writer.add_tensor(f"{name}.{kind}", np.ascontiguousarray(value))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    unfinished.rename(path)
 
 
 def llama_cpp_side(folder, args):
-    """Tokens per second of llama.cpp's llama-batched-bench: as many sequences, nothing sampled."""
-    folder = args.real or folder
-    path = args.work / f"{folder.name}.gguf"
+    """Tokens per second of llama.cpp's llama-batched-bench: as many sequences and steps, nothing sampled."""
+    folder = (args.real or folder).resolve()
+    path = args.work / f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}.gguf"
     if not path.exists():
-        write_gguf(folder, path)
+        write = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import bench; " \
+                "bench.write_gguf(*map(pathlib.Path, sys.argv[2:]))"
+        subprocess.run([sys.executable, "-c", write, Path(__file__).resolve().parent, folder, path], check=True)
     count, most = args.generate, args.prompt + args.new
-    command = [args.llama_cpp, "-m", path, "-npp", args.prompt, "-ntg", args.new, "-npl", count, "-c", count * most,
-               "-b", 2048, "-ub", 512, "-t", args.threads, "-tb", args.threads, "--output-format", "jsonl"]
-    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    found = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    # The first token of each comes from its prompt's logits.
+    found = last_json([args.llama_cpp, "-m", path, "-npp", args.prompt, "-ntg", args.new - 1, "-npl", count,
+                       "-c", count * most, "-b", 2048, "-ub", 512, "-ctk", "f32", "-ctv", "f32",
+                       "-t", args.threads, "-tb", args.threads, "--output-format", "jsonl"])
     return dict(generate_tokens_per_s=count * args.new / (found["t_pp"] + found["t_tg"]))
 
 
@@ -386,10 +397,10 @@ def arguments():
     parser.add_argument("--real", type=Path, help="a model's folder, in place of a random model of the shape")
     parser.add_argument("--vllm", nargs="?", const=sys.executable, metavar="PYTHON",
                         help="generation with vLLM, too; the Python that has it, where it is another one")
-    parser.add_argument("--llama-cpp", type=Path, metavar="LLAMA_BATCHED_BENCH",
+    parser.add_argument("--llama-cpp", metavar="LLAMA_BATCHED_BENCH",
                         help="generation with llama.cpp, too: its program llama-batched-bench; needs gguf of PyPI")
     parser.add_argument("--trl", action="store_true", help="training with TRL's DPOTrainer, too, which must be installed")
-    parser.add_argument("--sppo-only", action="store_true", help="neither PyTorch nor vLLM, and a model of zeros")
+    parser.add_argument("--sppo-only", action="store_true", help="nobody else, and a model of zeros")
     parser.add_argument("--vllm-side", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--trl-side", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sppo-bench")
@@ -420,6 +431,8 @@ def main():
         sys.exit("--real is for --what generate or --table, without --bytes")
     if args.trl and (args.device, args.dtype) != ("cpu", "f32"):
         sys.exit("--trl is for a CPU and f32")
+    if args.llama_cpp and hides_avx512():
+        sys.exit("--llama-cpp: AVX-512 is not hidden from it")
     if args.llama_cpp and ((args.device, args.dtype, args.shortest) != ("cpu", "f32", None) or not args.table and args.what != "generate"):
         sys.exit("--llama-cpp is for --what generate or --table, on a CPU in f32, without --shortest")
     if args.table:

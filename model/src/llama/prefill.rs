@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::attention::AttentionContext;
 use super::prefix::{LayerPrefix, Prefix};
-use crate::ops::{Heads, ModelOps, PackedAttention, Rotation, Visible, columns_on_host, permuted};
+use crate::ops::{Heads, ModelOps, PackedAttention, Rotation, Visible, columns_on_host};
 use crate::packed_batch::PackedBatch;
 
 /// The next tokens of a prompt, at least one, and what was computed before them.
@@ -184,7 +184,7 @@ fn behind<B: ModelOps>(
 ) -> LayerPrefix<B> {
     let [place_of_keys, place_of_values] = Prefix::<B>::PLACES;
     let (keys, values) = match B::ON_HOST {
-        true => (permuted(keys, [1, 2, 0]), permuted(values, [1, 0, 2])),
+        true => (B::permuted(keys, [1, 2, 0]), B::permuted(values, [1, 0, 2])),
         false => (keys, values),
     };
     let mut columns = values.dims()[place_of_values];
@@ -216,7 +216,7 @@ fn attend_one<B: ModelOps>(
     let new = queries.dims()[0];
     let queries = queries.reshape([new, heads.kv, heads.group(), heads.dim]);
     let queries =
-        permuted(queries, [1, 2, 0, 3]).reshape([1, heads.kv, heads.group() * new, heads.dim]);
+        B::permuted(queries, [1, 2, 0, 3]).reshape([1, heads.kv, heads.group() * new, heads.dim]);
     let (keys, values) = match B::ON_HOST {
         true => (keys.clone(), values.clone()),
         false => (
@@ -232,7 +232,7 @@ fn attend_one<B: ModelOps>(
         &visible,
     )
     .reshape([heads.kv, heads.group(), new, heads.dim]);
-    permuted(mixed, [2, 0, 1, 3]).reshape([new, heads.queries * heads.dim])
+    B::permuted(mixed, [2, 0, 1, 3]).reshape([new, heads.queries * heads.dim])
 }
 
 /// As many as are missing along `dim`, if any.

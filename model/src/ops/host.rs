@@ -12,7 +12,7 @@ use super::device::{DeviceError, Placement};
 use super::embedding::{self, TokenIds};
 #[cfg(feature = "flex")]
 use super::linear;
-use super::memory::HostMemory;
+use super::memory::{self, HostMemory};
 use super::optimizer::{self, Optimizer, UpdateStep, Updated, Updating};
 use super::relative_attention::{self, RelativePositions};
 use super::rotary::{self, Rotation};
@@ -142,6 +142,16 @@ macro_rules! host_ops {
                 match f32(&grad) {
                     true => attention::host::backward(grad, attended, over),
                     false => attention::backward(grad, attended, over),
+                }
+            }
+
+            fn permuted<const D: usize>(
+                x: Tensor<Self, D>,
+                axes: [usize; D],
+            ) -> Tensor<Self, D> {
+                match f32(&x) {
+                    true => memory::permuted(x, axes),
+                    false => x.permute(axes),
                 }
             }
 

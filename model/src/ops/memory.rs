@@ -6,7 +6,6 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, bf16};
 
-use super::ModelOps;
 use super::device::DeviceError;
 
 /// A backend whose tensors lie in the host's memory.
@@ -74,18 +73,22 @@ pub fn to_host<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Vec<f32>, 
     data.into_vec().map_err(|e| DeviceError(format!("{e:?}")))
 }
 
-/// `x` with dimension `axes[i]` as its `i`-th. On a host it is laid out so at once, by rows where these
-/// stay whole: operations that take it would do that number by number.
-pub fn permuted<B: ModelOps, const D: usize>(x: Tensor<B, D>, axes: [usize; D]) -> Tensor<B, D> {
-    if !B::ON_HOST || x.dtype() != DType::F32 {
-        return x.permute(axes);
-    }
+/// `x` f32 with dimension `axes[i]` as its `i`-th, laid out so at once, by rows where these stay whole:
+/// backends do that number by number.
+pub(super) fn permuted<B: HostMemory, const D: usize>(
+    x: Tensor<B, D>,
+    axes: [usize; D],
+) -> Tensor<B, D> {
     let (old, device) = (x.dims(), x.device());
-    // Only another dtype fails.
-    let x = x.into_data().into_vec::<f32>().unwrap_or_default();
     let shape = axes.map(|axis| old[axis]);
+    if axes[D - 1] != D - 1 {
+        // Rows become columns; for that backends have tiles.
+        return from_host(take(x.permute(axes)), shape, &device);
+    }
+    let x = HostTensor::new(x);
+    let x = x.values();
     let strides = axes.map(|axis| old[axis + 1..].iter().product::<usize>());
-    let (row, along) = (shape[D - 1].max(1), strides[D - 1]);
+    let row = shape[D - 1].max(1);
     let mut values = Vec::with_capacity(x.len());
     for number in 0..x.len() / row {
         let (mut left, mut start) = (number, 0);
@@ -93,10 +96,7 @@ pub fn permuted<B: ModelOps, const D: usize>(x: Tensor<B, D>, axes: [usize; D]) 
             start += left % size * stride;
             left /= size;
         }
-        match along {
-            1 => values.extend_from_slice(&x[start..start + row]),
-            _ => values.extend(x[start..].iter().step_by(along).take(row)),
-        }
+        values.extend_from_slice(&x[start..start + row]);
     }
     from_host(values, shape, &device)
 }

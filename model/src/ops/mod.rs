@@ -44,7 +44,7 @@ pub use device::{DeviceError, Placement};
 pub use embedding::TokenIds;
 pub use math::GRAIN;
 pub(crate) use math::{is_finite, largest};
-pub use memory::{cast, edit_bytes, permuted, to_f32, to_host};
+pub use memory::{cast, edit_bytes, to_f32, to_host};
 pub use optimizer::{AdamW, Optimizer, RmsProp, Sgd, UpdateStep, Updated, Updating};
 pub use relative_attention::RelativePositions;
 pub use rotary::Rotation;
@@ -199,6 +199,11 @@ pub trait ModelOps: Placement {
         over: &PackedAttention<Self>,
     ) -> [Tensor<Self, 2>; 3] {
         attention::backward(grad, attended, over)
+    }
+
+    /// `x` with dimension `axes[i]` as its `i`-th, on a host laid out so at once.
+    fn permuted<const D: usize>(x: Tensor<Self, D>, axes: [usize; D]) -> Tensor<Self, D> {
+        x.permute(axes)
     }
 
     /// Attention over cached keys and values: `[batch, kv_heads, rows, head_dim]` of queries, rotated

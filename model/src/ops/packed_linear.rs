@@ -126,7 +126,10 @@ fn product<T: Stored>(
     let panels = outputs.div_ceil(LANES);
     assert!(packed.len() == panels * inputs * LANES && x.len() == rows * inputs);
     let each = (GRAIN / (rows * inputs * LANES).max(1)).clamp(1, panels.max(1));
-    let each = each.next_multiple_of(WIDE_PANELS);
+    let each = match each {
+        1 => 1,
+        _ => each.next_multiple_of(WIDE_PANELS),
+    };
     let y = Results(y.spare_capacity_mut().as_mut_ptr().cast());
     (0..panels.div_ceil(each)).into_par_iter().for_each(|part| {
         by_vectors(Panels {
@@ -235,25 +238,31 @@ impl<T: Stored> Panels<'_, T> {
         let panels: [&[[T; LANES]]; PANELS] =
             std::array::from_fn(|panel| all[panel * of_panel..][..of_panel].as_chunks().0);
         // Each block reads its part of the next panels ahead, evenly: memory is slower than a block.
-        let mut ahead = all.as_ptr_range().end.cast::<u8>();
         let line = size_of::<[T; LANES]>();
-        ahead = ahead.wrapping_add(inputs * line * place.block / place.blocks);
+        let ahead = all.as_ptr_range().end.cast::<u8>();
+        let ahead = ahead.wrapping_add(inputs * line * place.block / place.blocks);
+        // Of 2¹⁶ths of bytes.
+        let step = (line << 16) / place.blocks;
         // Not one array: compilers would not unroll a loop within a loop, and keep it in memory.
         let [mut sums, mut of_next] = [[[0f32; LANES]; COUNT]; 2];
         for at in 0..inputs {
             for panel in 0..PANELS {
-                prefetch(ahead.wrapping_add(panel * inputs * line));
+                prefetch(ahead.wrapping_add(panel * inputs * line + ((at * step) >> 16)));
             }
-            ahead = ahead.wrapping_add(line / place.blocks);
             // SAFETY: there is one of each panel for each input; WIDE is the caller's.
-            let weights = panels.map(|panel| unsafe { T::widen::<WIDE>(panel.get_unchecked(at)) });
+            let (weights, next) = unsafe {
+                (
+                    T::widen::<WIDE>(panels[0].get_unchecked(at)),
+                    T::widen::<WIDE>(panels[PANELS - 1].get_unchecked(at)),
+                )
+            };
             for row in 0..COUNT {
                 // SAFETY: each of x's rows has one for each input; WIDE is the caller's.
                 unsafe {
                     let factor = *x.get_unchecked(row * inputs + at);
-                    add_product::<FMA, WIDE>(&mut sums[row], factor, &weights[0]);
+                    add_product::<FMA, WIDE>(&mut sums[row], factor, &weights);
                     if PANELS > 1 {
-                        add_product::<FMA, WIDE>(&mut of_next[row], factor, &weights[1]);
+                        add_product::<FMA, WIDE>(&mut of_next[row], factor, &next);
                     }
                 }
             }

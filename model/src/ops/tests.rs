@@ -784,7 +784,7 @@ fn scores_that_overflow_are_not_hidden() {
 #[test]
 fn packed_linear_layers_are_linear_layers() {
     fn run<B: ModelOps>(dtype: DType) {
-        for (inputs, outputs) in [(1, 1), (5, 16), (64, 15), (33, 50), (130, 257)] {
+        for (inputs, outputs) in [(1, 1), (5, 16), (64, 15), (33, 50), (130, 257), (70, 1100)] {
             let (weight, bias) = (numbers(2, [outputs, inputs]), numbers(3, [outputs]));
             let rounded = cast(weight.f32::<Flex>(), dtype);
             let exact_weight: Vec<f64> =
@@ -820,6 +820,30 @@ fn packed_linear_layers_are_linear_layers() {
     run::<Flex>(DType::F32);
     run::<NdArray>(DType::F32);
     run::<Flex>(DType::BF16);
+}
+
+#[test]
+fn permuted_tensors_are_those_of_the_backend() {
+    fn run<B: ModelOps>() {
+        let same = |found: Tensor<B, 4>, expected: Tensor<B, 4>| {
+            assert_eq!(found.dims(), expected.dims());
+            assert_eq!(values(found), values(expected));
+        };
+        for shape in [[3, 2, 5, 4], [1, 7, 1, 16], [2, 0, 3, 4], [4, 3, 2, 0]] {
+            let x: Tensor<B, 4> = numbers(1, shape).f32();
+            for axes in [[1, 2, 0, 3], [2, 0, 1, 3], [0, 1, 2, 3], [1, 2, 3, 0]] {
+                same(B::permuted(x.clone(), axes), x.clone().permute(axes));
+                let turned = x.clone().swap_dims(0, 1);
+                same(B::permuted(turned.clone(), axes), turned.permute(axes));
+            }
+        }
+        let part: Tensor<B, 4> = numbers(1, [6, 2, 3, 4]).f32();
+        let part = part.narrow(0, 2, 3);
+        let axes = [1, 0, 2, 3];
+        same(B::permuted(part.clone(), axes), part.permute(axes));
+    }
+    run::<Flex>();
+    run::<NdArray>();
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub unsafe fn add_product<const FMA: bool, const WIDE: bool>(
 pub trait Work {
     type Output;
 
-    /// `WIDE` is with AVX-512, whose registers hold twice the rows of [`LANES`].
+    /// `WIDE` is with AVX-512, whose registers hold four times the sums.
     fn run<const FMA: bool, const WIDE: bool>(self) -> Self::Output;
 }
 

@@ -32,7 +32,8 @@ pub enum Seen {
     Turned { before: usize },
 }
 
-/// `result` + `left` · `right`, or without `ADD` the product alone; `width` numbers a row of both.
+/// `result` + `left` · `right`, or without `ADD` the product alone; `width` numbers a row of both, a
+/// multiple of [`LANES`].
 ///
 /// A row of the result has the same bits whatever other rows are computed.
 #[inline(always)]
@@ -84,20 +85,18 @@ fn rows<const FMA: bool, const WIDE: bool, const ADD: bool, const COUNT: usize>(
     let result = &mut result[first * width..end * width];
     let place = [first * down + inner.start * along, down, along];
     let mut column = 0;
-    if WIDE {
-        while column + 2 * LANES <= columns {
-            let columns =
-                sums::<FMA, WIDE, ADD, COUNT, 2>(result, left, right, width, place, column);
-            column += columns;
-        }
+    while WIDE && column + 2 * LANES <= columns {
+        sums::<FMA, WIDE, ADD, COUNT, 2>(result, left, right, width, place, column);
+        column += 2 * LANES;
     }
     while column < columns {
-        column += sums::<FMA, WIDE, ADD, COUNT, 1>(result, left, right, width, place, column);
+        sums::<FMA, WIDE, ADD, COUNT, 1>(result, left, right, width, place, column);
+        column += LANES;
     }
     COUNT
 }
 
-/// `COUNT` rows by `WIDTH` times [`LANES`] columns, with the left matrix from `at` on; how many columns.
+/// `COUNT` rows by `WIDTH` times [`LANES`] columns, with the left matrix from `at` on.
 #[inline(always)]
 fn sums<
     const FMA: bool,
@@ -112,7 +111,7 @@ fn sums<
     width: usize,
     [mut at, down, along]: [usize; 3],
     column: usize,
-) -> usize {
+) {
     // Not one array: compilers would not unroll a loop within a loop, and keep it in memory.
     let [mut sums, mut of_next] = [[[0f32; LANES]; COUNT]; 2];
     for right in right.chunks_exact(width) {
@@ -137,5 +136,4 @@ fn sums<
             }
         }
     }
-    WIDTH * LANES
 }
