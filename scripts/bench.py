@@ -287,8 +287,8 @@ def write_gguf(folder, path):
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
-    rope = getattr(config, "rope_parameters", None) or vars(config)
-    if rope.get("rope_type", "default") != "default" or getattr(config, "rope_scaling", None):
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", "default") != "default":
         sys.exit(f"{folder}: no GGUF is written of scaled rotations")
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -305,7 +305,7 @@ def write_gguf(folder, path):
     writer.add_key_length(dim)
     writer.add_value_length(dim)
     writer.add_rope_dimension_count(dim)
-    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_freq_base(rope.get("rope_theta") or config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     bare = lambda name: name.removesuffix(".weight")
     whole, block = ({bare(theirs): bare(ours) for ours, theirs in names.items()} for names in (WHOLE, BLOCK))
